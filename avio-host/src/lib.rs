@@ -1,0 +1,1 @@
+//! What the AVIO daemons share.

@@ -1,0 +1,1 @@
+//! Micro-benchmarks and side-by-side runs with peers.

@@ -1,0 +1,1 @@
+//! The `avio` command line and the traffic generator.

@@ -1,0 +1,1 @@
+//! The AVIO virtual switch.

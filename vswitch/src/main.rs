@@ -1,0 +1,2 @@
+//! `avio-vswitchd`.
+fn main() {}

@@ -1,0 +1,124 @@
+//! A piece of guest memory, and copies out of it, into it and between two of them.
+//!
+//! All access is by raw copies: the guest may write the same bytes at the same time, so no Rust reference to them is ever
+//! made, and what was copied is the only thing that anyone may reason about.
+
+#![expect(unsafe_code, reason = "raw copies from and to guest memory (DESIGN section 6)")]
+
+use std::marker::PhantomData;
+use std::ptr;
+
+/// `len` bytes of guest memory, valid for as long as the table it came from.
+#[derive(Clone, Copy)]
+pub struct GuestSlice<'m> {
+    ptr: *mut u8,
+    len: usize,
+    table: PhantomData<&'m super::MemoryTable>,
+}
+
+impl<'m> GuestSlice<'m> {
+    /// # Safety
+    /// `ptr..ptr+len` must be mapped readable and writable for `'m`.
+    #[inline]
+    pub(crate) unsafe fn new(ptr: *mut u8, len: usize) -> Self {
+        Self { ptr, len, table: PhantomData }
+    }
+
+    /// Length in bytes.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no byte.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// First byte; only ring code may look through it.
+    #[inline]
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+
+    /// The part from `offset` on, at most `len` bytes; empty when `offset` is past the end.
+    #[inline]
+    #[must_use]
+    pub fn sub(&self, offset: usize, len: usize) -> GuestSlice<'m> {
+        let offset = offset.min(self.len);
+        // SAFETY: `offset <= self.len`, and the new length stays inside the old one.
+        unsafe { GuestSlice::new(self.ptr.add(offset), len.min(self.len - offset)) }
+    }
+
+    /// Copies the first bytes out into `to`; returns how many: the shorter of the two lengths.
+    #[inline]
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        let n = self.len.min(to.len());
+        // SAFETY: `n` bytes are mapped at `self.ptr` and `to` is ours; they cannot overlap.
+        unsafe { ptr::copy_nonoverlapping(self.ptr, to.as_mut_ptr(), n) };
+        n
+    }
+
+    /// Copies the first bytes of `from` in; returns how many: the shorter of the two lengths.
+    #[inline]
+    pub fn copy_from(&self, from: &[u8]) -> usize {
+        let n = self.len.min(from.len());
+        // SAFETY: as in `copy_to`.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.ptr, n) };
+        n
+    }
+
+    /// Copies as much as fits from `from`; returns how many bytes. The two may overlap.
+    #[inline]
+    pub fn copy_from_guest(&self, from: &GuestSlice<'_>) -> usize {
+        let n = self.len.min(from.len);
+        // SAFETY: both sides are mapped for `n` bytes; `copy` allows overlap.
+        unsafe { ptr::copy(from.ptr, self.ptr, n) };
+        n
+    }
+
+    /// Asks the processor to fetch the first line for reading.
+    #[inline]
+    pub fn prefetch_read(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch has no effect on memory and never faults.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.ptr.cast())
+        };
+    }
+}
+
+impl std::fmt::Debug for GuestSlice<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GuestSlice({} bytes)", self.len)
+    }
+}
+
+/// The part of a frame behind its snapshot: still in the sender's memory, read exactly once per receiver.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tail<'a> {
+    /// Pieces in order.
+    pub slices: &'a [GuestSlice<'a>],
+    /// Bytes at the start of the pieces that do not belong to the tail (they are in the snapshot).
+    pub skip: usize,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+impl<'a> Tail<'a> {
+    /// The `len` bytes of this tail that start `offset` bytes into it; used to cut segments. Clamped to the tail.
+    #[inline]
+    #[must_use]
+    pub fn sub(&self, offset: usize, len: usize) -> Tail<'a> {
+        let offset = offset.min(self.len);
+        Tail { slices: self.slices, skip: self.skip + offset, len: len.min(self.len - offset) }
+    }
+}
+
+/// The one's-complement sum of a tail's bytes as they were copied, as if it started at an even offset: 16-bit big-endian
+/// words, folded to 16 bits, not inverted (RFC 1071).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TailSum(pub u16);

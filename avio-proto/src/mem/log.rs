@@ -3,7 +3,10 @@
 //! Owns the bitmap shared with the front-end: one bit per 4 KiB page of guest address space. Workers set bits after each
 //! write into guest memory; nothing here ever clears one, that is the front-end's.
 
-#![expect(unsafe_code, reason = "the bitmap is memory shared with another process (DESIGN section 6: guest memory)")]
+#![expect(
+    unsafe_code,
+    reason = "the bitmap is memory shared with another process (DESIGN section 6: guest memory)"
+)]
 
 use super::table::Mapping;
 use std::sync::Arc;

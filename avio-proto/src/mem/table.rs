@@ -2,7 +2,10 @@
 //!
 //! Owns the mappings (through `Arc`) and the only place where a guest address becomes a host pointer.
 
-#![expect(unsafe_code, reason = "defines the mapping contract and turns offsets into pointers (DESIGN section 6)")]
+#![expect(
+    unsafe_code,
+    reason = "defines the mapping contract and turns offsets into pointers (DESIGN section 6)"
+)]
 
 use super::{DirtyLog, GuestSlice};
 use std::sync::Arc;
@@ -43,7 +46,11 @@ pub struct Region {
 
 impl std::fmt::Debug for Region {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Region {{ guest {:#x}, user {:#x}, len {:#x} }}", self.guest_base, self.user_base, self.len)
+        write!(
+            f,
+            "Region {{ guest {:#x}, user {:#x}, len {:#x} }}",
+            self.guest_base, self.user_base, self.len
+        )
     }
 }
 

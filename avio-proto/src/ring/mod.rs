@@ -4,7 +4,10 @@
 //! ring owns its indices and its share of the memory table; it never waits, never makes a system call, and never trusts
 //! a value that it has not copied out and checked.
 
-#![expect(missing_docs, reason = "the signatures land first; documented with the implementation in the next step")]
+#![expect(
+    missing_docs,
+    reason = "the signatures land first; documented with the implementation in the next step"
+)]
 
 use crate::mem::{GuestSlice, MemoryTable, Tail, TailSum};
 use crate::virtio::net::HEADER_LEN;
@@ -102,7 +105,11 @@ impl DeviceRing {
         unimplemented!()
     }
     /// Takes up to `max_count` available chains. A malformed chain ends the batch before it; the next call returns the error.
-    pub fn take<'a>(&'a mut self, _arena: &'a mut ChainArena, _max_count: usize) -> Result<Batch<'a>, RingError> {
+    pub fn take<'a>(
+        &'a mut self,
+        _arena: &'a mut ChainArena,
+        _max_count: usize,
+    ) -> Result<Batch<'a>, RingError> {
         unimplemented!()
     }
     /// Stages all chains of the last `take` as used with 0 bytes written (transmit rings).
@@ -162,7 +169,12 @@ pub struct Delivery<'r> {
 impl Delivery<'_> {
     /// Writes one frame: the virtio-net header (its `num_buffers` is filled in here; a legacy ring takes ten bytes), the
     /// snapshot `head`, then the tail from the sender's memory: one copy.
-    pub fn push(&mut self, _header: &[u8; HEADER_LEN], _head: &[u8], _tail: Tail<'_>) -> Result<(), Undelivered> {
+    pub fn push(
+        &mut self,
+        _header: &[u8; HEADER_LEN],
+        _head: &[u8],
+        _tail: Tail<'_>,
+    ) -> Result<(), Undelivered> {
         unimplemented!()
     }
     /// Like `push`, but sums the tail while copying it, then lets `finish` patch the head (a checksum field) before it is written.

@@ -4,6 +4,8 @@
 //! session state machines, virtio structures, configuration types and control-interface types. Both daemons, the
 //! guest-in-a-process and the tools use it. It never does I/O and never starts a thread.
 
+pub mod config;
+pub mod control;
 pub mod mem;
 pub mod ring;
 pub mod virtio;

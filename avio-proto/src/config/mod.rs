@@ -1,0 +1,41 @@
+//! The configuration files as types: `vswitches.toml` and `guests/NAME.toml` (INTERFACE, "Files").
+//!
+//! Owns what a key is called, what values it takes and what it means when left out. `avio_host::config` reads files into
+//! these types and checks one against another; `tools` edits the files. Nothing here opens a file or keeps state.
+
+mod guest;
+mod keys;
+mod mac;
+mod names;
+mod vlan;
+mod vswitches;
+
+pub use guest::{
+    BackingCache, DEFAULT_MAC_LIMIT, DEFAULT_MTU, GuestFile, LunConfig, LunDevice, MAC_LIMIT_MAX, MTU_MAX,
+    MTU_MIN, NetworkAdaptor, NetworkConfig, QUEUE_PAIRS_MAX, SocketPerm, SocketRole, StorageAdaptor,
+    StorageConfig,
+};
+pub use keys::{GUEST_SECTIONS, Key, Section, TakesEffect, VSWITCHES_SECTIONS, section};
+pub use mac::{MacAddr, MacError};
+pub use names::{NAME_LEN_MAX, NameError, check_name};
+pub use vlan::{VlanError, VlanId};
+pub use vswitches::{
+    AggregateConfig, AggregateMode, Balance, DEFAULT_MAX_PORTS, LOCALNET, MAX_PORTS_MAX, PollMode,
+    SPIN_US_MAX, VswitchConfig, VswitchesFile, WORKERS_MAX, WorkersConfig,
+};
+
+/// The version of the file format that this release writes; a file without `version` has this one.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What `version` is when a file does not say.
+pub(crate) fn format_version() -> u32 {
+    FORMAT_VERSION
+}
+
+/// Serde's way to say that a switch is on when left out.
+pub(crate) fn on() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests;

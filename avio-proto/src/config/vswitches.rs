@@ -1,0 +1,165 @@
+//! `vswitches.toml`: workers, vswitches, aggregates.
+
+use serde::{Deserialize, Serialize};
+
+/// Ports of a vswitch that does not say (the original's number).
+pub const DEFAULT_MAX_PORTS: u32 = 100;
+/// Most ports of a vswitch: port numbers fit 12 bits, and a table of them stays far below a megabyte.
+pub const MAX_PORTS_MAX: u32 = 4096;
+/// Most workers of a daemon: more than any host has cores to give away, and a mask of them fits a few words.
+pub const WORKERS_MAX: usize = 128;
+/// Longest time a worker may spin before it sleeps, in microseconds (one second).
+pub const SPIN_US_MAX: u32 = 1_000_000;
+/// The vswitch that always exists, has no wire and is number 1 (SEMANTICS 1.2).
+pub const LOCALNET: &str = "localnet";
+
+/// The whole file. A missing file is an empty one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VswitchesFile {
+    /// Format version; only [`super::FORMAT_VERSION`] exists.
+    #[serde(default = "super::format_version")]
+    pub version: u32,
+    /// Threads that move frames.
+    #[serde(default)]
+    pub workers: WorkersConfig,
+    /// The vswitches, in the order of their numbers.
+    #[serde(default)]
+    pub vswitch: Vec<VswitchConfig>,
+    /// Aggregates that `uplink` may name.
+    #[serde(default)]
+    pub aggregate: Vec<AggregateConfig>,
+}
+
+impl Default for VswitchesFile {
+    fn default() -> Self {
+        VswitchesFile {
+            version: super::FORMAT_VERSION,
+            workers: WorkersConfig::default(),
+            vswitch: Vec::new(),
+            aggregate: Vec::new(),
+        }
+    }
+}
+
+/// `[workers]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkersConfig {
+    /// One worker per entry, pinned to that core. Left out: one worker, not pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<Vec<u32>>,
+    /// When workers spin and when they sleep.
+    #[serde(default)]
+    pub poll: PollMode,
+    /// How long a worker spins without work before it sleeps, in microseconds.
+    #[serde(default = "default_spin_us")]
+    pub spin_us: u32,
+}
+
+fn default_spin_us() -> u32 {
+    50
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        WorkersConfig { cores: None, poll: PollMode::default(), spin_us: default_spin_us() }
+    }
+}
+
+impl WorkersConfig {
+    /// The workers to start: the core of each, `None` for a worker that is not pinned.
+    #[must_use]
+    pub fn placement(&self) -> Vec<Option<u32>> {
+        match &self.cores {
+            Some(cores) => cores.iter().copied().map(Some).collect(),
+            None => vec![None],
+        }
+    }
+}
+
+/// How workers wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PollMode {
+    /// Never sleep.
+    Always,
+    /// Poll under load, sleep when idle.
+    #[default]
+    Adaptive,
+    /// Sleep whenever there is no work.
+    Never,
+}
+
+/// `[[vswitch]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VswitchConfig {
+    /// What guests and commands call it.
+    pub name: String,
+    /// Port numbers run from 1 to this; 1 to [`MAX_PORTS_MAX`].
+    #[serde(default = "default_max_ports")]
+    pub max_ports: u32,
+    /// A network device or aggregate; left out: a local switch without a wire.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
+    /// Whether it is booted (`avio net -b`) or halted (`avio net -h`).
+    #[serde(default = "super::on")]
+    pub enabled: bool,
+}
+
+fn default_max_ports() -> u32 {
+    DEFAULT_MAX_PORTS
+}
+
+impl VswitchConfig {
+    /// A booted local vswitch with all defaults.
+    #[must_use]
+    pub fn local(name: &str) -> Self {
+        VswitchConfig { name: name.to_owned(), max_ports: DEFAULT_MAX_PORTS, uplink: None, enabled: true }
+    }
+}
+
+/// `[[aggregate]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AggregateConfig {
+    /// What `uplink` calls it.
+    pub name: String,
+    /// How its members work together.
+    pub mode: AggregateMode,
+    /// How frames are spread over the members.
+    #[serde(default)]
+    pub balance: Balance,
+    /// Network devices, at least one.
+    pub members: Vec<String>,
+}
+
+/// How the members of an aggregate work together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum AggregateMode {
+    /// Without a protocol.
+    Manual,
+    /// IEEE 802.1AX LACP.
+    LacpAuto,
+    /// A failover group.
+    LanMonitor,
+}
+
+/// How frames are spread over the members of an aggregate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Balance {
+    /// By MAC addresses: what guests' traffic always got.
+    #[default]
+    LbMac,
+    /// By IP addresses.
+    LbIp,
+    /// By ports.
+    LbPort,
+    /// By flow.
+    LbFlow,
+    /// One member at a time.
+    LbHotStandby,
+}

@@ -1,0 +1,23 @@
+//! The control interface as types: what goes over `RUN/vswitchd.varlink`, and the JSON that `avio net --json` prints.
+//!
+//! `varlink/io.avio.vswitchd.varlink` describes the same interface for anybody else's client; a test holds the two
+//! together. `avio_host::control` serves it, `avio_tools` calls it. Nothing here touches a socket.
+
+mod discard;
+mod envelope;
+mod vswitchd;
+
+pub use discard::{Direction, DiscardReason, Discards};
+pub use envelope::{
+    Call, GET_INFO, GET_INTERFACE_DESCRIPTION, MESSAGE_LEN_MAX, Reply, SERVICE_INTERFACE,
+    SERVICE_INTERFACE_DESCRIPTION, ServiceInfo,
+};
+pub use vswitchd::{
+    ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, INTERFACE,
+    INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, PROTOCOL_VERSION, Port, PortState, RefusedParams,
+    ReloadReply, RestartParams, SOCKET_FILE_NAME, ShowParams, ShowReply, StatisticsBucket, Vswitch,
+    VswitchState, WorkerReport, WorkersReply, error, method,
+};
+
+#[cfg(test)]
+mod tests;

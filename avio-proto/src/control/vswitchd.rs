@@ -1,0 +1,358 @@
+//! `io.avio.vswitchd`: what the switch daemon tells and does. The JSON of INTERFACE, and additions.
+
+use serde::{Deserialize, Serialize};
+
+use super::Discards;
+use crate::config::{MacAddr, NetworkAdaptor, PollMode, VlanId};
+
+/// The interface's name.
+pub const INTERFACE: &str = "io.avio.vswitchd";
+/// Its description, for `GetInterfaceDescription`.
+pub const INTERFACE_DESCRIPTION: &str = include_str!("../../varlink/io.avio.vswitchd.varlink");
+/// Grows when a client that knows the previous one could be misled; additions do not count.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// The socket's name under the run directory.
+pub const SOCKET_FILE_NAME: &str = "vswitchd.varlink";
+
+/// Method names without the interface.
+pub mod method {
+    /// [`super::InfoReply`].
+    pub const INFO: &str = "Info";
+    /// [`super::ShowParams`], [`super::ShowReply`].
+    pub const SHOW: &str = "Show";
+    /// [`super::ClearStatisticsParams`]; no reply parameters.
+    pub const CLEAR_STATISTICS: &str = "ClearStatistics";
+    /// [`super::ReloadReply`]; fails with [`super::error::REFUSED`].
+    pub const RELOAD: &str = "Reload";
+    /// [`super::RestartParams`]; no reply parameters.
+    pub const RESTART: &str = "Restart";
+    /// [`super::WorkersReply`].
+    pub const WORKERS: &str = "Workers";
+    /// [`super::DiscardsReply`].
+    pub const DISCARDS: &str = "Discards";
+    /// Every method, as described.
+    pub const ALL: [&str; 7] = [INFO, SHOW, CLEAR_STATISTICS, RELOAD, RESTART, WORKERS, DISCARDS];
+}
+
+/// Error names without the interface.
+pub mod error {
+    /// [`super::NoSuchVswitchParams`].
+    pub const NO_SUCH_VSWITCH: &str = "NoSuchVswitch";
+    /// [`super::RefusedParams`].
+    pub const REFUSED: &str = "Refused";
+    /// Every error, as described.
+    pub const ALL: [&str; 2] = [NO_SUCH_VSWITCH, REFUSED];
+}
+
+/// Parameters of `Show`: one vswitch by name or by number, or all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShowParams {
+    /// By name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vswitch: Option<String>,
+    /// By number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
+}
+
+/// What `Show` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShowReply {
+    /// In the order of their numbers.
+    pub vswitches: Vec<Vswitch>,
+}
+
+/// A vswitch and its ports: the JSON of `avio net -S NAME -A --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vswitch {
+    /// Its name.
+    pub name: String,
+    /// Its number; `localnet` is 1, the others follow in the order of the file.
+    pub number: u32,
+    /// Whether it forwards.
+    pub state: VswitchState,
+    /// Largest port number.
+    pub max_ports: u32,
+    /// Ports that at least one guest reserves.
+    pub configured_ports: u32,
+    /// Network device or aggregate; `None`: a local switch.
+    pub uplink: Option<String>,
+    /// Address of the uplink (an addition to INTERFACE).
+    #[serde(default)]
+    pub uplink_mac: Option<MacAddr>,
+    /// First address of the host on the uplink (an addition to INTERFACE).
+    #[serde(default)]
+    pub uplink_ip: Option<String>,
+    /// The configured ports, by number.
+    pub ports: Vec<Port>,
+}
+
+/// State of a vswitch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VswitchState {
+    /// Forwards.
+    Up,
+    /// Halted.
+    Down,
+}
+
+/// A port that at least one guest reserves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its number on the vswitch, from 1.
+    pub number: u32,
+    /// What it does now.
+    pub state: PortState,
+    /// The guest that uses it; `None` unless `state` is `Active`.
+    pub active_vm: Option<String>,
+    /// VLAN of untagged frames.
+    pub untagged_vlanid: Option<VlanId>,
+    /// The guests whose definitions name it.
+    pub reserved_vms: Vec<String>,
+    /// Kind of interface.
+    pub adaptor: NetworkAdaptor,
+    /// Address of the active guest's interface, else of the first reservation.
+    pub mac: Option<MacAddr>,
+    /// Frames and octets.
+    pub counters: Counters,
+    /// Discarded frames by reason.
+    pub discards: Discards,
+    /// VLANs that the guest may tag itself (an addition to INTERFACE).
+    #[serde(default)]
+    pub trunk: Vec<VlanId>,
+    /// Largest payload of a frame, in bytes (an addition to INTERFACE).
+    #[serde(default)]
+    pub mtu: u16,
+    /// Queue pairs that the guest has enabled (an addition to INTERFACE).
+    #[serde(default)]
+    pub queue_pairs: u16,
+    /// Feature bits that the guest acknowledged, `0x` and hexadecimal digits; `None` if none is connected (an addition to
+    /// INTERFACE). A text because JSON readers round 64-bit numbers.
+    #[serde(default)]
+    pub features: Option<String>,
+    /// Path of its vhost-user socket (an addition to INTERFACE).
+    #[serde(default)]
+    pub socket: Option<String>,
+}
+
+/// State of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PortState {
+    /// A guest is connected.
+    Active,
+    /// Guests may connect.
+    Reserved,
+    /// The vswitch is halted.
+    Down,
+}
+
+impl PortState {
+    /// The name in tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            PortState::Active => "Active",
+            PortState::Reserved => "Reserved",
+            PortState::Down => "Down",
+        }
+    }
+}
+
+/// The eleven counters of a port (SEMANTICS 1.3). Inbound = delivered to the guest, outbound = taken from it; wire =
+/// through the uplink, local = from or to another port or the host. Octets count Ethernet frames without FCS and without
+/// the virtio-net header; an offloaded frame of 64 KiB is one frame. Outbound classes count frames that were forwarded;
+/// discarded ones are only in the discard counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Octets delivered.
+    pub inbound_octets: u64,
+    /// Unicast frames delivered from the wire.
+    pub inbound_unicast_wire: u64,
+    /// Unicast frames delivered from this vswitch.
+    pub inbound_unicast_local: u64,
+    /// Broadcast and multicast frames delivered from the wire.
+    pub inbound_nonunicast_wire: u64,
+    /// Broadcast and multicast frames delivered from this vswitch.
+    pub inbound_nonunicast_local: u64,
+    /// Frames that should have been delivered here: the sum of the inbound reasons.
+    pub inbound_discards: u64,
+    /// Octets taken and forwarded.
+    pub outbound_octets: u64,
+    /// Unicast frames taken and sent to the wire.
+    pub outbound_unicast_wire: u64,
+    /// Unicast frames taken and forwarded on this vswitch.
+    pub outbound_unicast_local: u64,
+    /// Broadcast and multicast frames taken and forwarded; they go both ways.
+    pub outbound_nonunicast: u64,
+    /// Frames taken and not forwarded: the sum of the outbound reasons.
+    pub outbound_discards: u64,
+}
+
+impl Counters {
+    /// Name in JSON and value of each, in the order of INTERFACE.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 11] {
+        [
+            ("inbound_octets", self.inbound_octets),
+            ("inbound_unicast_wire", self.inbound_unicast_wire),
+            ("inbound_unicast_local", self.inbound_unicast_local),
+            ("inbound_nonunicast_wire", self.inbound_nonunicast_wire),
+            ("inbound_nonunicast_local", self.inbound_nonunicast_local),
+            ("inbound_discards", self.inbound_discards),
+            ("outbound_octets", self.outbound_octets),
+            ("outbound_unicast_wire", self.outbound_unicast_wire),
+            ("outbound_unicast_local", self.outbound_unicast_local),
+            ("outbound_nonunicast", self.outbound_nonunicast),
+            ("outbound_discards", self.outbound_discards),
+        ]
+    }
+}
+
+/// Parameters of `ClearStatistics`: one vswitch, or all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClearStatisticsParams {
+    /// By name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vswitch: Option<String>,
+}
+
+/// What `Reload` answers when the files were accepted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReply {
+    /// What changed, a line each; empty if nothing did.
+    pub changes: Vec<String>,
+    /// What an operator should know, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// Parameters of `Restart`: takes the links of a vswitch's ports down and up again, and forgets what was learned.
+/// Booting and halting are edits of `enabled` and a `Reload`, because the files are the truth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartParams {
+    /// By name.
+    pub vswitch: String,
+}
+
+/// Parameters of the error `NoSuchVswitch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoSuchVswitchParams {
+    /// The name or number that was asked for.
+    pub vswitch: String,
+    /// The names that there are.
+    pub known: Vec<String>,
+}
+
+/// Parameters of the error `Refused`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedParams {
+    /// What, where, what would be right; a line each.
+    pub reasons: Vec<String>,
+}
+
+/// What `Info` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InfoReply {
+    /// Version of the daemon.
+    pub version: String,
+    /// [`PROTOCOL_VERSION`] of the daemon.
+    pub protocol_version: u32,
+    /// Its process id.
+    pub pid: u32,
+    /// Since it is ready, in seconds.
+    pub uptime_s: u64,
+    /// How its workers wait.
+    pub poll: PollMode,
+    /// How long they spin, in microseconds.
+    pub spin_us: u32,
+    /// The core of each worker; `None`: not pinned.
+    pub worker_cores: Vec<Option<u32>>,
+    /// Kernel facilities and whether they are used.
+    pub facilities: Vec<FacilityState>,
+}
+
+/// A kernel facility newer than the floor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FacilityState {
+    /// Its name in `AVIO_DISABLE`.
+    pub name: String,
+    /// Whether it is used.
+    pub used: bool,
+    /// Why, or why not.
+    pub detail: String,
+}
+
+/// What `Workers` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkersReply {
+    /// By index.
+    pub workers: Vec<WorkerReport>,
+}
+
+/// What one worker did since the daemon started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Its index.
+    pub index: u32,
+    /// The core that it is pinned to.
+    pub core: Option<u32>,
+    /// Sources that it polls now.
+    pub active_sources: u64,
+    /// Sources that sleep until their kick.
+    pub armed_sources: u64,
+    /// Looks at a source.
+    pub polls: u64,
+    /// Looks that found nothing.
+    pub empty_polls: u64,
+    /// Frames taken.
+    pub frames: u64,
+    /// Batches by size.
+    pub batches: Vec<StatisticsBucket>,
+    /// Time with work, in nanoseconds.
+    pub busy_ns: u64,
+    /// Time spinning without work, in nanoseconds.
+    pub spin_ns: u64,
+    /// Time asleep, in nanoseconds.
+    pub sleep_ns: u64,
+    /// Times it slept and was woken.
+    pub wakeups: u64,
+    /// Times a receive ring's lock was held by another worker.
+    pub lock_waits: u64,
+    /// Kicks of guests that it received.
+    pub kicks_received: u64,
+    /// Notifications that it sent to guests.
+    pub notifications_sent: u64,
+    /// Notifications that guests had switched off or that one was already on its way for.
+    pub notifications_suppressed: u64,
+}
+
+/// One bar of a histogram.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatisticsBucket {
+    /// Largest value that it counts.
+    pub up_to: u64,
+    /// How many.
+    pub count: u64,
+}
+
+/// What `Discards` answers: the catalogue of reasons, with the sums over all ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscardsReply {
+    /// In the order of [`super::DiscardReason::ALL`].
+    pub reasons: Vec<DiscardEntry>,
+}
+
+/// A reason and how often it applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscardEntry {
+    /// Its name.
+    pub name: String,
+    /// `inbound` or `outbound`.
+    pub direction: String,
+    /// One line.
+    pub description: String,
+    /// Frames on all ports.
+    pub count: u64,
+}

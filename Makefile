@@ -1,0 +1,50 @@
+# The targets of AVIO. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET_DIR)/release
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+UNITDIR ?= /usr/lib/systemd/system
+DAEMONS := avio-vswitchd
+PROGRAMS := avio hpvmnet avio-pktgen
+
+.PHONY: help build demo demo-vm test test-long lint test-deps install
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## release binaries in target/release
+	$(CARGO) build --release --locked -p avio-vswitch -p avio-tools
+
+demo: build ## the main job in under a minute: guests on a switch, traffic, the statistics (no root)
+	@$(RELEASE)/avio demo
+
+demo-vm: test-deps build ## two real Linux guests (User-Mode Linux and QEMU) on one switch
+	@$(CARGO) run -q --locked -p avio-tests --bin avio-demo-vm
+
+test: test-deps build ## everything CI runs; the last line counts
+	@$(CARGO) run -q --locked -p avio-tests --bin avio-test
+
+test-long: test-deps build ## the same with many more random cases and rounds
+	@$(CARGO) run -q --locked -p avio-tests --bin avio-test -- --long
+
+lint: ## formatting, clippy, documentation, house rules
+	@scripts/lint
+
+test-deps: ## what the system tests need, from Debian packages (root where something is missing)
+	@scripts/install-test-deps
+
+install: build ## into $(DESTDIR)$(PREFIX): programs, systemd unit, example configuration
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/avio/guests \
+	    $(DESTDIR)$(PREFIX)/share/doc/avio/examples/guests
+	install -m 755 $(addprefix $(RELEASE)/,$(DAEMONS) $(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin/
+	for unit in $(DAEMONS); do \
+	    sed 's|@PREFIX@|$(PREFIX)|' systemd/$$unit.service > $(DESTDIR)$(UNITDIR)/$$unit.service && \
+	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit.service || exit 1; done
+	install -m 644 examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/avio/examples/
+	install -m 644 examples/guests/*.toml $(DESTDIR)$(PREFIX)/share/doc/avio/examples/guests/
+	[ -e $(DESTDIR)$(SYSCONFDIR)/avio/vswitches.toml ] || \
+	    install -m 644 examples/vswitches.toml $(DESTDIR)$(SYSCONFDIR)/avio/vswitches.toml

@@ -53,12 +53,16 @@ fn files(endings: &[&str]) -> Vec<(String, String)> {
             let path = entry.expect("readable folder entry").path();
             let name = path.file_name().expect("entries have names").to_string_lossy().into_owned();
             if path.is_dir() {
-                if name != "target" && name != "proptest-regressions" && (!name.starts_with('.') || name == ".ci") {
+                if name != "target"
+                    && name != "proptest-regressions"
+                    && (!name.starts_with('.') || name == ".ci")
+                {
                     folders.push(path);
                 }
             } else if endings.iter().any(|e| name.ends_with(e)) {
                 let text = fs::read_to_string(&path).expect("source files are UTF-8");
-                let relative = path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
+                let relative =
+                    path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
                 found.push((relative, text));
             }
         }
@@ -131,7 +135,9 @@ fn code_only(text: &str) -> String {
 
 /// How many `#` open the raw string that starts here, if one does.
 fn raw_string_hashes(chars: &[char], i: usize) -> Option<usize> {
-    if chars.get(i) != Some(&'r') || (i > 0 && (chars[i - 1].is_alphanumeric() || chars[i - 1] == '_') && chars[i - 1] != 'b') {
+    if chars.get(i) != Some(&'r')
+        || (i > 0 && (chars[i - 1].is_alphanumeric() || chars[i - 1] == '_') && chars[i - 1] != 'b')
+    {
         return None;
     }
     let hashes = chars[i + 1..].iter().take_while(|c| **c == '#').count();
@@ -187,11 +193,15 @@ fn unsafe_only_where_it_is_allowed_and_explained() {
             continue;
         }
         if !UNSAFE_PLACES.iter().any(|(place, _)| path.starts_with(place)) {
-            offences.push(format!("{path}: `unsafe` is not allowed here (UNSAFE_PLACES in house_rules.rs lists where)"));
+            offences.push(format!(
+                "{path}: `unsafe` is not allowed here (UNSAFE_PLACES in house_rules.rs lists where)"
+            ));
         }
         let packed: String = code.split_whitespace().collect();
         if !packed.contains("#![expect(unsafe_code,reason=") {
-            offences.push(format!("{path}: has `unsafe` but no `#![expect(unsafe_code, reason = \"...\")]` at its top"));
+            offences.push(format!(
+                "{path}: has `unsafe` but no `#![expect(unsafe_code, reason = \"...\")]` at its top"
+            ));
         }
         let lines: Vec<&str> = text.lines().collect();
         for (number, line) in code.lines().enumerate() {
@@ -199,7 +209,8 @@ fn unsafe_only_where_it_is_allowed_and_explained() {
                 continue;
             }
             // `unsafe fn` and `unsafe trait` state a duty of the caller (`# Safety`), blocks and impls how it is met.
-            let duty = line.contains("unsafe fn") || line.contains("unsafe trait") || line.contains("unsafe extern");
+            let duty =
+                line.contains("unsafe fn") || line.contains("unsafe trait") || line.contains("unsafe extern");
             let mut above = lines[..number].iter().rev().take(40).take_while(|l| {
                 let l = l.trim_start();
                 // A statement may begin some lines above its block; a blank line ends the search.
@@ -207,7 +218,8 @@ fn unsafe_only_where_it_is_allowed_and_explained() {
             });
             let explained = line_has(lines[number], duty) || above.any(|l| line_has(l, duty));
             if !explained {
-                let wanted = if duty { "`# Safety` in its documentation" } else { "a `// SAFETY:` line above it" };
+                let wanted =
+                    if duty { "`# Safety` in its documentation" } else { "a `// SAFETY:` line above it" };
                 offences.push(format!("{path}:{}: needs {wanted}", number + 1));
             }
         }
@@ -224,7 +236,8 @@ fn crates_import_only_downwards() {
     let mut offences = Vec::new();
     for (path, text) in files(&["Cargo.toml"]) {
         let Some((folder, _)) = path.split_once('/') else { continue };
-        let allowed = IMPORTS.iter().find(|(name, _)| *name == folder).map_or(&[][..], |(_, allowed)| allowed);
+        let allowed =
+            IMPORTS.iter().find(|(name, _)| *name == folder).map_or(&[][..], |(_, allowed)| allowed);
         let mut section = "";
         for (number, line) in text.lines().enumerate() {
             if line.starts_with('[') {
@@ -241,7 +254,12 @@ fn crates_import_only_downwards() {
             if !fine {
                 offences.push(format!("{path}:{}: {folder} may not import {name}", number + 1));
             }
-            if section.ends_with("dependencies]") && !line.trim().is_empty() && !line.starts_with('#') && !line.contains("workspace") {
+            if section.ends_with("dependencies]")
+                && !line.trim().is_empty()
+                && !line.starts_with('#')
+                && !line.contains("workspace")
+                && !line.contains("path = ")
+            {
                 offences.push(format!("{path}:{}: dependencies come from the workspace's table", number + 1));
             }
         }
@@ -260,10 +278,15 @@ fn every_dependency_and_lint_has_its_reason() {
         } else if line.starts_with('#') {
             commented = true;
             continue;
-        } else if section == "[workspace.dependencies]" && !line.is_empty() && !line.starts_with("avio-") && !commented {
+        } else if section == "[workspace.dependencies]"
+            && !line.is_empty()
+            && !line.starts_with("avio-")
+            && !commented
+        {
             offences.push(format!("Cargo.toml:{}: what is it for? One line above it says so", number + 1));
         } else if section.starts_with("[workspace.lints") && line.contains("\"allow\"") && !commented {
-            offences.push(format!("Cargo.toml:{}: why is this lint off? One line above it says so", number + 1));
+            offences
+                .push(format!("Cargo.toml:{}: why is this lint off? One line above it says so", number + 1));
         }
         // Crates of one family may stand under one reason.
         if line.is_empty() || line.starts_with('[') {

@@ -1,1 +1,8 @@
 //! The `avio` command line and the traffic generator.
+//!
+//! Owns what operators type and read. Programs in `bin/` call [`cli`]; each subcommand is one module. Reaches daemons only
+//! through their control sockets and their configuration files, never through their memory or processes.
+
+pub mod cli;
+pub mod client;
+pub mod net;

@@ -1,2 +1,7 @@
-//! Placeholder replaced within the same change.
-fn main() {}
+//! `hpvmnet`: see `avio_tools::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    avio_tools::cli::hpvmnet()
+}

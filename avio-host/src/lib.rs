@@ -1,1 +1,13 @@
-//! What the AVIO daemons share.
+//! What the AVIO daemons share: workers and the waiter, notifications, statistics, service-manager protocol.
+//!
+//! Called by the daemon crates (`vswitch`, later `storage-target`). It knows how to run a data path, never what the
+//! data path does: no frame and no SCSI command is understood here.
+
+pub mod inject;
+pub mod notify;
+pub mod ratelimit;
+pub mod service;
+pub mod signals;
+pub mod stats;
+pub mod wait;
+pub mod worker;

@@ -8,4 +8,5 @@ pub mod config;
 pub mod control;
 pub mod mem;
 pub mod ring;
+pub mod vhost_user;
 pub mod virtio;

@@ -1,13 +1,6 @@
-//! Feature bits that belong to vhost-user itself, and protocol feature bits (specification: "Protocol features").
+//! Protocol feature bits (specification: "Protocol features").
 //!
-//! Owns the numbers; the state machines decide with them. Virtio's own feature bits are in `crate::virtio`.
-
-/// Virtio feature bit 26 (VHOST_F_LOG_ALL): log every write into guest memory.
-pub const F_LOG_ALL: u64 = 1 << 26;
-/// Virtio feature bit 30 (VHOST_USER_F_PROTOCOL_FEATURES): protocol features exist, rings start disabled.
-pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
-/// Virtio feature bit 34 (VIRTIO_F_RING_PACKED); decides how a ring's base and areas are read.
-pub const F_RING_PACKED: u64 = 1 << 34;
+//! Owns the numbers; the state machines decide with them. Virtio feature bits are in `crate::virtio::features`.
 
 /// More than one queue (GET_QUEUE_NUM).
 pub const MQ: u64 = 1 << 0;

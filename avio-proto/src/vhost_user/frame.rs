@@ -121,7 +121,10 @@ mod tests {
             let got = reader.push(&[*byte], Vec::new()).unwrap();
             assert_eq!(got.is_some(), i + 1 == sent.len());
             if let Some(message) = got {
-                assert_eq!((message.request, message.payload), (Request::SET_FEATURES, 7u64.to_ne_bytes().to_vec()));
+                assert_eq!(
+                    (message.request, message.payload),
+                    (Request::SET_FEATURES, 7u64.to_ne_bytes().to_vec())
+                );
             }
         }
         assert!(reader.at_border());

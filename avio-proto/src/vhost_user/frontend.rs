@@ -11,6 +11,7 @@ mod tests;
 use super::features;
 use super::message::{FLAG_NEED_REPLY, Message, Outgoing, Request};
 use super::payload::{Config, InflightArea, LogArea, MemoryRegion, VringAddr, VringFd, VringState};
+use crate::virtio::features::VHOST_USER_PROTOCOL_FEATURES;
 use replies::Expected;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -18,11 +19,11 @@ use std::os::fd::OwnedFd;
 /// What the guest would like; the session's features are those of it that the back-end offers.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// Virtio feature bits, without those of `vhost_user::features`.
+    /// Virtio feature bits, without those that only vhost-user uses.
     pub features: u64,
     /// Protocol feature bits; those outside [`features::IMPLEMENTED`] are ignored.
     pub protocol_features: u64,
-    /// Send the final SET_FEATURES without F_PROTOCOL_FEATURES as User-Mode Linux does: rings then start enabled.
+    /// Send the final SET_FEATURES without VHOST_USER_PROTOCOL_FEATURES as User-Mode Linux does: rings then start enabled.
     pub rings_start_enabled: bool,
 }
 
@@ -58,7 +59,7 @@ pub enum Event {
 /// Outcome of the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
-    /// Virtio features of the session (without F_PROTOCOL_FEATURES).
+    /// Virtio features of the session (without VHOST_USER_PROTOCOL_FEATURES).
     pub features: u64,
     /// Protocol features of the session.
     pub protocol_features: u64,
@@ -158,11 +159,11 @@ impl Frontend {
     }
 
     /// Acks virtio features anew, as at the start of a second driver or for F_LOG_ALL. `features` is sent as it is, except
-    /// that F_PROTOCOL_FEATURES is added unless [`Wanted::rings_start_enabled`].
+    /// that VHOST_USER_PROTOCOL_FEATURES is added unless [`Wanted::rings_start_enabled`].
     pub fn set_features(&mut self, features: u64) {
         let mut acked = features;
-        if self.offered & features::F_PROTOCOL_FEATURES != 0 && !self.wanted.rings_start_enabled {
-            acked |= features::F_PROTOCOL_FEATURES;
+        if self.offered & VHOST_USER_PROTOCOL_FEATURES != 0 && !self.wanted.rings_start_enabled {
+            acked |= VHOST_USER_PROTOCOL_FEATURES;
         }
         self.negotiated.features = features;
         self.tell(Request::SET_FEATURES, &acked.to_ne_bytes(), Vec::new());

@@ -344,8 +344,14 @@ mod tests {
         bytes.extend([0x22, 0, 0, 0, 0, 0, 0, 0]); // used
         bytes.extend([0x33, 0, 0, 0, 0, 0, 0, 0]); // available
         bytes.extend([0x44, 0, 0, 0, 0, 0, 0, 0x80]); // log
-        let addr =
-            VringAddr { index: 3, flags: VRING_F_LOG, desc: 0x11, used: 0x22, avail: 0x33, log: 0x8000_0000_0000_0044 };
+        let addr = VringAddr {
+            index: 3,
+            flags: VRING_F_LOG,
+            desc: 0x11,
+            used: 0x22,
+            avail: 0x33,
+            log: 0x8000_0000_0000_0044,
+        };
         assert_eq!(VringAddr::decode(&bytes), Ok(addr));
         assert_eq!(addr.encode(), bytes);
         assert_eq!(VringAddr::decode(&bytes[..39]), Err(Short { got: 39, want: 40 }));

@@ -6,6 +6,7 @@ use super::{Event, Frontend, FrontendError};
 use crate::vhost_user::features;
 use crate::vhost_user::message::{Message, Request};
 use crate::vhost_user::payload::{Config, InflightArea, VringState, decode_u64};
+use crate::virtio::features::VHOST_USER_PROTOCOL_FEATURES;
 
 /// A reply that is still to come.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +75,7 @@ impl Frontend {
 
     fn offered(&mut self, offered: u64) {
         self.offered = offered;
-        if offered & features::F_PROTOCOL_FEATURES == 0 {
+        if offered & VHOST_USER_PROTOCOL_FEATURES == 0 {
             self.finish();
         } else {
             self.ask(Request::GET_PROTOCOL_FEATURES, &[], Vec::new());

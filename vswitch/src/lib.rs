@@ -1,1 +1,4 @@
 //! The AVIO virtual switch.
+
+pub mod offload;
+pub mod packet;

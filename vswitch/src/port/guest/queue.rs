@@ -1,0 +1,114 @@
+//! The rings of a guest port as workers hold them.
+//!
+//! A transmit ring ([`TxQueue`]) belongs to one worker. A receive ring ([`RxQueue`]) is shared by all: each worker locks
+//! it for one delivery with `try_lock`, never waits for it, and never holds two.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use avio_proto::ring::{DeviceRing, RingError};
+use avio_proto::virtio::net::header_len;
+
+use crate::table::PortIndex;
+
+/// Most queue pairs of a port; the configuration allows no more.
+pub const PAIRS_MAX: usize = avio_proto::config::QUEUE_PAIRS_MAX as usize;
+
+/// The guest's interrupt for one ring.
+#[derive(Debug)]
+pub struct Notifier(Option<OwnedFd>);
+
+impl Notifier {
+    /// Writes to `call` (vhost-user SET_VRING_CALL); `None`: the guest polls.
+    #[must_use]
+    pub fn new(call: Option<OwnedFd>) -> Self {
+        Self(call)
+    }
+
+    /// Interrupts the guest; returns whether there was somebody to interrupt. One system call, never blocks: a full
+    /// eventfd counter means that the guest has been notified already.
+    pub fn notify(&self) -> bool {
+        let Some(call) = &self.0 else { return false };
+        let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+        true
+    }
+}
+
+/// A guest's transmit ring with what forwarding needs to know about it. Made by control, owned by one worker.
+#[derive(Debug)]
+pub struct TxQueue {
+    pub(crate) ring: DeviceRing,
+    pub(crate) port: PortIndex,
+    pub(crate) pair: u16,
+    pub(crate) features: u64,
+    pub(crate) header_len: usize,
+    pub(crate) kick: Option<OwnedFd>,
+    pub(crate) notifier: Notifier,
+}
+
+impl TxQueue {
+    /// `features`: the acked virtio bits. `kick` is what the worker waits for; without one the ring is polled for ever.
+    #[must_use]
+    pub fn new(
+        ring: DeviceRing,
+        port: PortIndex,
+        pair: u16,
+        features: u64,
+        kick: Option<OwnedFd>,
+        call: Option<OwnedFd>,
+    ) -> Self {
+        Self { ring, port, pair, features, header_len: header_len(features), kick, notifier: Notifier::new(call) }
+    }
+}
+
+/// The answer to stopping a transmit ring.
+#[derive(Debug)]
+pub struct TxStopped {
+    /// Its port.
+    pub port: PortIndex,
+    /// Its pair number.
+    pub pair: u16,
+    /// What GET_VRING_BASE answers; `None`: the worker has no such ring (it never started, or its kick was refused).
+    pub base: Option<u32>,
+}
+
+/// What the lock of a receive ring protects.
+#[derive(Debug)]
+pub struct RxRing {
+    pub(crate) ring: DeviceRing,
+    /// Set while indices are being published: a panic in between leaves the ring half-published, and it must stop.
+    pub(crate) publishing: bool,
+    /// Why nothing is delivered any more.
+    pub(crate) broken: Option<RingError>,
+}
+
+/// A guest's receive ring, shared by all workers through the table.
+#[derive(Debug)]
+pub struct RxQueue {
+    pub(crate) ring: Mutex<RxRing>,
+    pub(crate) features: u64,
+    pub(crate) notifier: Notifier,
+}
+
+impl RxQueue {
+    /// `features`: the acked virtio bits. Switches the driver's kicks off: nobody waits for receive buffers.
+    #[must_use]
+    pub fn new(mut ring: DeviceRing, features: u64, call: Option<OwnedFd>) -> Arc<Self> {
+        ring.disable_notifications();
+        Arc::new(Self {
+            ring: Mutex::new(RxRing { ring, publishing: false, broken: None }),
+            features,
+            notifier: Notifier::new(call),
+        })
+    }
+
+    /// What GET_VRING_BASE answers. Control thread, only after every worker has passed a table without this ring: no
+    /// worker can hold the lock then.
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        match self.ring.lock() {
+            Ok(ring) => ring.ring.base(),
+            Err(poisoned) => poisoned.into_inner().ring.base(),
+        }
+    }
+}

@@ -9,7 +9,7 @@
 mod queue;
 mod stats;
 
-pub use queue::{Notifier, PAIRS_MAX, RxQueue, RxRing, TxQueue, TxStopped};
+pub use queue::{Notifier, PAIRS_MAX, RxQueue, TxQueue, TxStopped};
 pub use stats::{PortCell, PortStats, Snapshot};
 
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 //! A transmit ring ([`TxQueue`]) belongs to one worker. A receive ring ([`RxQueue`]) is shared by all: each worker locks
 //! it for one delivery with `try_lock`, never waits for it, and never holds two.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
@@ -35,7 +36,6 @@ impl Notifier {
 }
 
 /// A guest's transmit ring with what forwarding needs to know about it. Made by control, owned by one worker.
-#[derive(Debug)]
 pub struct TxQueue {
     pub(crate) ring: DeviceRing,
     pub(crate) port: PortIndex,
@@ -73,8 +73,7 @@ pub struct TxStopped {
 }
 
 /// What the lock of a receive ring protects.
-#[derive(Debug)]
-pub struct RxRing {
+pub(crate) struct RxRing {
     pub(crate) ring: DeviceRing,
     /// Set while indices are being published: a panic in between leaves the ring half-published, and it must stop.
     pub(crate) publishing: bool,
@@ -83,7 +82,6 @@ pub struct RxRing {
 }
 
 /// A guest's receive ring, shared by all workers through the table.
-#[derive(Debug)]
 pub struct RxQueue {
     pub(crate) ring: Mutex<RxRing>,
     pub(crate) features: u64,
@@ -110,5 +108,17 @@ impl RxQueue {
             Ok(ring) => ring.ring.base(),
             Err(poisoned) => poisoned.into_inner().ring.base(),
         }
+    }
+}
+
+impl fmt::Debug for TxQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TxQueue(port {}, pair {})", self.port.0, self.pair)
+    }
+}
+
+impl fmt::Debug for RxQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RxQueue(features {:#x})", self.features)
     }
 }

@@ -130,7 +130,11 @@ impl TableBuilder {
             frame_len_max: usize::from(spec.mtu) + ETHERNET_HEADER_LEN,
             enabled,
             // 1,024 bytes are 8,192 bits; at 1 Mbit/s they take 8,192,000 ns.
-            ns_per_kib: if spec.rate_mbps == 0 { 0 } else { 8_192_000 / u64::from(spec.rate_mbps).min(8_192_000) },
+            ns_per_kib: if spec.rate_mbps == 0 {
+                0
+            } else {
+                8_192_000 / u64::from(spec.rate_mbps).min(8_192_000)
+            },
             ns_per_storm_frame: if spec.storm_pps == 0 {
                 0
             } else {
@@ -180,9 +184,12 @@ impl TableBuilder {
     pub fn build(self) -> Table {
         let mut entries = self.learned;
         let learned: BTreeSet<u64> = entries.iter().map(|entry| entry.key).collect();
-        entries.extend(self.addresses.into_iter().filter(|(key, _)| !learned.contains(key)).map(|(key, port)| {
-            NewEntry { key, port, origin: Origin::Static, seen_s: 0 }
-        }));
+        entries.extend(
+            self.addresses
+                .into_iter()
+                .filter(|(key, _)| !learned.contains(key))
+                .map(|(key, port)| NewEntry { key, port, origin: Origin::Static, seen_s: 0 }),
+        );
         let protected: Vec<u64> = self.protected.into_iter().collect();
         Table {
             ports: self.ports.into_boxed_slice(),
@@ -247,7 +254,8 @@ mod tests {
         add(&mut b, 0, 0, spec("a", mac(1))).unwrap();
         add(&mut b, 1, 1, spec("b", mac(1))).unwrap();
         add(&mut b, 2, 0, PortSpec { vlan: VlanId::new(7), ..spec("c", mac(1)) }).unwrap();
-        let refused = add(&mut b, 3, 0, PortSpec { trunk: vec![VlanId::new(7).unwrap()], ..spec("d", mac(1)) });
+        let refused =
+            add(&mut b, 3, 0, PortSpec { trunk: vec![VlanId::new(7).unwrap()], ..spec("d", mac(1)) });
         let BuildError::DuplicateMac { second, .. } = refused.unwrap_err() else { panic!("another error") };
         assert_eq!(second, "d");
         assert_eq!(add(&mut b, 2, 0, spec("e", mac(9))), Err(BuildError::IndexTaken(2)));

@@ -47,16 +47,26 @@ impl Learner {
     /// A worker saw `mac` as a source on `port` (an [`Event::Learn`](crate::forward::Event)). Whether it is taken
     /// up depends on the port's `mac_limit` and on [`LEARNED_MAX`]; an address that moved to another port of the same
     /// vswitch is forgotten where it was. `table` is the current one.
-    pub fn learn(&mut self, table: &Table, port: PortIndex, vlan: Option<VlanId>, mac: MacAddr, now: Instant) {
+    pub fn learn(
+        &mut self,
+        table: &Table,
+        port: PortIndex,
+        vlan: Option<VlanId>,
+        mac: MacAddr,
+        now: Instant,
+    ) {
         let Some(here) = table.port(port) else { return };
-        if !here.spec.trusted || mac.is_multicast() || mac.is_zero() || table.macs.is_protected(mac.to_u64()) {
+        if !here.spec.trusted || mac.is_multicast() || mac.is_zero() || table.macs.is_protected(mac.to_u64())
+        {
             return;
         }
         let Some(domain) = table.domain_of(here, vlan) else { return };
         let before: Vec<_> = self
             .entries
             .keys()
-            .filter(|(p, v, m)| *m == mac && table.port(*p).and_then(|p| table.domain_of(p, *v)) == Some(domain))
+            .filter(|(p, v, m)| {
+                *m == mac && table.port(*p).and_then(|p| table.domain_of(p, *v)) == Some(domain)
+            })
             .copied()
             .collect();
         if before.contains(&(port, vlan, mac)) {

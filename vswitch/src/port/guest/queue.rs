@@ -57,7 +57,15 @@ impl TxQueue {
         kick: Option<OwnedFd>,
         call: Option<OwnedFd>,
     ) -> Self {
-        Self { ring, port, pair, features, header_len: header_len(features), kick, notifier: Notifier::new(call) }
+        Self {
+            ring,
+            port,
+            pair,
+            features,
+            header_len: header_len(features),
+            kick,
+            notifier: Notifier::new(call),
+        }
     }
 }
 

@@ -77,7 +77,8 @@ impl PortStats {
             sum.notifications = sum.notifications.wrapping_add(cell.notifications.get());
             let c = &mut sum.counters;
             c.outbound_octets = c.outbound_octets.wrapping_add(cell.outbound_octets.get());
-            c.outbound_unicast_local = c.outbound_unicast_local.wrapping_add(cell.outbound_unicast_local.get());
+            c.outbound_unicast_local =
+                c.outbound_unicast_local.wrapping_add(cell.outbound_unicast_local.get());
             c.outbound_nonunicast = c.outbound_nonunicast.wrapping_add(cell.outbound_nonunicast.get());
             c.inbound_octets = c.inbound_octets.wrapping_add(cell.inbound_octets.get());
             c.inbound_unicast_local = c.inbound_unicast_local.wrapping_add(cell.inbound_unicast_local.get());

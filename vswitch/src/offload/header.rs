@@ -11,6 +11,7 @@
 
 use super::checksum::{self, Completion};
 use crate::packet::{Ethernet, Fragment, Ip, IpVersion, ParseError, protocol};
+use avio_proto::control::DiscardReason;
 use avio_proto::virtio::features::{NET_CSUM, NET_HOST_ECN, NET_HOST_TSO4, NET_HOST_TSO6, NET_HOST_USO};
 use avio_proto::virtio::net::{F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NetHeader};
 
@@ -67,6 +68,18 @@ pub enum BadHeader {
     /// A needed header byte lies behind the snapshot. Has its own counter: it is a limit of ours, not the guest's fault.
     #[error("headers longer than AVIO looks at")]
     HeaderTooLong,
+}
+
+impl BadHeader {
+    /// The counter that the refused frame adds to.
+    #[inline]
+    #[must_use]
+    pub fn reason(self) -> DiscardReason {
+        match self {
+            Self::HeaderTooLong => DiscardReason::HeaderTooLong,
+            _ => DiscardReason::BadHeader,
+        }
+    }
 }
 
 impl From<ParseError> for BadHeader {
@@ -302,7 +315,7 @@ fn partial_checksum(header: &NetHeader, ip: &Ip) -> Result<Validated, BadHeader>
     Ok(Validated {
         kind: Kind::Partial,
         version: ip.version,
-        // With a routing header the pseudo header has the final destination, which is not in the IP header.
+        // With a routing header or source route the pseudo header has the final destination, which is not in the IP header.
         transport: transport.filter(|_| !ip.has_routing),
         ecn: false,
         l3_offset: narrow(ip.l3_offset)?,

@@ -81,7 +81,8 @@ pub struct Ip {
     pub protocol: u8,
     /// Whole packet or which fragment.
     pub fragment: Fragment,
-    /// An IPv6 routing header was seen: the destination in the IP header is not the one that transport checksums cover.
+    /// An IPv6 routing header or an IPv4 source route was seen: the destination in the IP header need not be the one that
+    /// transport checksums cover.
     pub has_routing: bool,
 }
 
@@ -122,7 +123,7 @@ impl Ip {
             end: l3_offset + total_len,
             protocol: h[9],
             fragment,
-            has_routing: false,
+            has_routing: has_source_route(&head[l3_offset + IPV4_MIN_LEN..l4_offset]),
         })
     }
 
@@ -246,6 +247,19 @@ impl Ip {
                 (Ipv6Addr::from(*source).into(), Ipv6Addr::from(*destination).into())
             }
         })
+    }
+}
+
+/// Whether IPv4 options (at most 40 bytes) hold a source route (RFC 791 §3.1, types 131 and 137) or cannot be read to their end.
+fn has_source_route(mut options: &[u8]) -> bool {
+    loop {
+        options = match *options {
+            [] | [0, ..] => return false,
+            [1, ref rest @ ..] => rest,
+            [131 | 137, ..] => return true,
+            [_, len, ..] if len >= 2 && usize::from(len) <= options.len() => &options[usize::from(len)..],
+            _ => return true,
+        };
     }
 }
 

@@ -12,6 +12,8 @@ mod ethernet;
 mod flow;
 mod ip;
 pub mod neighbour;
+#[cfg(test)]
+mod tests;
 pub mod vlan;
 
 pub use ethernet::{ETHERNET_LEN, Ethernet, TAG_LEN, ethertype, is_tag_type};

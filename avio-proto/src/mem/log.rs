@@ -10,7 +10,7 @@
 
 use super::table::Mapping;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 /// Bytes of guest memory that one bit stands for (VHOST_LOG_PAGE).
 const PAGE_LEN: u64 = 4096;
@@ -35,6 +35,9 @@ impl DirtyLog {
         if len == 0 {
             return;
         }
+        // The bytes must be visible before the bit is looked at: the front-end clears a bit first and copies the page then,
+        // so a bit that is seen set after this fence belongs to a copy that has not begun.
+        fence(Ordering::SeqCst);
         let first = addr / PAGE_LEN;
         let last = addr.saturating_add(len - 1) / PAGE_LEN;
         let pages = (self.mapping.len() as u64).saturating_mul(8);

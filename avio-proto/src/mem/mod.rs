@@ -4,10 +4,13 @@
 //! in an `Arc`, so a mapping lives as long as anything can still reach it. Nothing here hands out a reference into guest
 //! memory: the guest writes it at any moment, so bytes are copied out and in, never borrowed.
 
+mod copy;
 mod log;
 mod slice;
 mod table;
 
+pub(crate) use copy::{add_carry, fold};
 pub use log::DirtyLog;
+pub(crate) use slice::prefetch;
 pub use slice::{GuestSlice, Tail, TailSum};
 pub use table::{Mapping, MemoryTable, REGIONS_MAX, Region, RegionHint, TableError};

@@ -5,8 +5,8 @@
 
 #![expect(unsafe_code, reason = "raw copies from and to guest memory (DESIGN section 6)")]
 
+use super::copy;
 use std::marker::PhantomData;
-use std::ptr;
 
 /// `len` bytes of guest memory, valid for as long as the table it came from.
 #[derive(Clone, Copy)]
@@ -23,6 +23,10 @@ impl<'m> GuestSlice<'m> {
     pub(crate) unsafe fn new(ptr: *mut u8, len: usize) -> Self {
         Self { ptr, len, table: PhantomData }
     }
+
+    /// A slice of no bytes, to fill arrays with.
+    pub(crate) const NONE: GuestSlice<'static> =
+        GuestSlice { ptr: std::ptr::dangling_mut(), len: 0, table: PhantomData };
 
     /// Length in bytes.
     #[inline]
@@ -58,7 +62,7 @@ impl<'m> GuestSlice<'m> {
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
         let n = self.len.min(to.len());
         // SAFETY: `n` bytes are mapped at `self.ptr` and `to` is ours; they cannot overlap.
-        unsafe { ptr::copy_nonoverlapping(self.ptr, to.as_mut_ptr(), n) };
+        unsafe { copy::copy(self.ptr, to.as_mut_ptr(), n) };
         n
     }
 
@@ -67,7 +71,7 @@ impl<'m> GuestSlice<'m> {
     pub fn copy_from(&self, from: &[u8]) -> usize {
         let n = self.len.min(from.len());
         // SAFETY: as in `copy_to`.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.ptr, n) };
+        unsafe { copy::copy(from.as_ptr(), self.ptr, n) };
         n
     }
 
@@ -76,19 +80,45 @@ impl<'m> GuestSlice<'m> {
     pub fn copy_from_guest(&self, from: &GuestSlice<'_>) -> usize {
         let n = self.len.min(from.len);
         // SAFETY: both sides are mapped for `n` bytes; `copy` allows overlap.
-        unsafe { ptr::copy(from.ptr, self.ptr, n) };
+        unsafe { copy::copy(from.ptr, self.ptr, n) };
         n
+    }
+
+    /// Copies as much as fits from `from` and returns the one's-complement sum of what was copied, in the machine's byte
+    /// order, as if it began at an even offset.
+    #[inline]
+    pub(crate) fn copy_summed_from(&self, from: &GuestSlice<'_>) -> u16 {
+        let n = self.len.min(from.len);
+        // SAFETY: both sides are mapped for `n` bytes.
+        unsafe { copy::copy_summed(from.ptr, self.ptr, n) }
     }
 
     /// Asks the processor to fetch the first line for reading.
     #[inline]
     pub fn prefetch_read(&self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch has no effect on memory and never faults.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.ptr.cast())
-        };
+        prefetch(self.ptr);
     }
+
+    /// The same bytes with the lifetime forgotten.
+    ///
+    /// # Safety
+    /// The caller must hand the result on only under a lifetime for which the table is kept alive.
+    #[inline]
+    pub(crate) unsafe fn detach(self) -> GuestSlice<'static> {
+        GuestSlice { ptr: self.ptr, len: self.len, table: PhantomData }
+    }
+}
+
+/// Asks the processor to fetch the line at `ptr`; any address will do.
+#[inline(always)]
+pub(crate) fn prefetch(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect on memory and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ptr.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
 }
 
 impl std::fmt::Debug for GuestSlice<'_> {

@@ -154,6 +154,23 @@ impl MemoryTable {
         }
     }
 
+    /// Marks the first `len` bytes of `slice` as written, if the guest is being migrated. The slice must come from this
+    /// table; it is found by where it is mapped, so that data paths need not carry guest addresses along.
+    #[inline]
+    pub fn log_slice(&self, slice: &GuestSlice<'_>, len: usize) {
+        if let Some(log) = &self.log {
+            self.log_mapped(log, slice.as_ptr() as u64, len.min(slice.len()));
+        }
+    }
+
+    #[cold]
+    fn log_mapped(&self, log: &DirtyLog, at: u64, len: usize) {
+        let found = self.guest.iter().find(|e| at.wrapping_sub(e.host as u64) < e.len);
+        if let Some(entry) = found {
+            log.mark(entry.base + (at - entry.host as u64), len as u64);
+        }
+    }
+
     /// `len` bytes at guest address `addr` as one piece; `None` unless one region holds all of them.
     #[inline]
     #[must_use]
@@ -193,6 +210,7 @@ impl MemoryTable {
             .map(|r| r.guest_base + (addr - r.user_base))
     }
 
+    #[inline]
     fn find(entries: &[Entry], addr: u64) -> Option<usize> {
         let i = entries.partition_point(|e| e.base <= addr).checked_sub(1)?;
         (addr - entries[i].base < entries[i].len).then_some(i)

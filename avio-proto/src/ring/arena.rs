@@ -1,0 +1,291 @@
+//! Where the chains of one batch are put: translated, checked, in the order in which they were made available.
+//!
+//! A worker owns one arena and lends it to each source ring in turn; a receive ring has a small one of its own for the
+//! buffers of the frame being written. Nothing here reads guest memory except to prefetch it.
+
+#![expect(unsafe_code, reason = "keeps slices between two calls without their lifetime (DESIGN section 6)")]
+
+use super::RingError;
+use crate::mem::{GuestSlice, MemoryTable, RegionHint};
+
+/// Most chains in one batch. DESIGN section 3 works in batches of up to 64: enough to spread the cost of one publication,
+/// few enough to stay in the first-level cache and to keep the wait of the next ring short.
+pub const CHAINS_MAX: usize = 64;
+
+/// Most pieces of guest memory in one batch. A chain of 1,024 descriptors (the longest that QEMU's devices take, so the
+/// longest that drivers are used to) fits twice over even if half of its buffers straddle two regions. When the next chain does
+/// not fit behind others, the batch ends before it; a chain that alone does not fit is refused as too long.
+pub const SEGMENTS_MAX: usize = 2048;
+
+/// Most pieces that one frame may take in a receive ring. 64 KiB in buffers of 128 bytes, below which no driver goes.
+const DELIVERY_SEGMENTS_MAX: usize = 512;
+
+/// Most descriptors in one indirect table. The standard allows as many as the ring has entries, Linux makes more when
+/// the ring is small, and QEMU's devices take up to 1,024 whatever the ring's size: so do we.
+pub(super) const INDIRECT_MAX: usize = 1024;
+
+/// Names a taken chain until it is completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChainId {
+    /// Head descriptor (split) or buffer ID (packed).
+    pub(super) id: u16,
+    /// Entries it takes in the ring: 1 in a split ring's available ring, its descriptors in a packed one.
+    pub(super) slots: u16,
+}
+
+impl ChainId {
+    /// The number under which the driver knows the chain: head descriptor index (split, below the ring size) or buffer
+    /// ID (packed, any value the driver chose).
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        self.id
+    }
+}
+
+/// One chain: what the device may read, then what it may write. Descriptors of length 0 leave no slice; a buffer that
+/// spans neighbouring regions leaves several.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain<'a> {
+    /// For [`super::DeviceRing::complete`].
+    pub id: ChainId,
+    /// Written by the driver, in order.
+    pub readable: &'a [GuestSlice<'a>],
+    /// To be written by the device, in order.
+    pub writable: &'a [GuestSlice<'a>],
+    /// Sum of the readable lengths in bytes.
+    pub readable_len: usize,
+    /// Sum of the writable lengths in bytes.
+    pub writable_len: usize,
+}
+
+/// Why a walk ended before its chain did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// No room for another piece.
+    Full,
+    /// The driver broke a rule.
+    Bad(RingError),
+}
+
+/// What a chain amounts to; its pieces lie in [`Segments`] from `first` on, readable ones before writable ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shape {
+    pub first: usize,
+    pub readable_count: usize,
+    pub writable_count: usize,
+    pub readable_len: usize,
+    pub writable_len: usize,
+}
+
+/// A bounded list of translated pieces of guest memory.
+pub(super) struct Segments {
+    slots: Box<[GuestSlice<'static>]>,
+    count: usize,
+}
+
+// SAFETY: the slices are only handed out under a lifetime for which their table is held; until then they are just
+// addresses, which any thread may keep.
+unsafe impl Send for Segments {}
+// SAFETY: as above.
+unsafe impl Sync for Segments {}
+
+impl Segments {
+    fn new(count_max: usize) -> Self {
+        Self { slots: vec![GuestSlice::NONE; count_max].into_boxed_slice(), count: 0 }
+    }
+
+    /// The list that a receive ring needs for one frame.
+    pub fn for_delivery() -> Self {
+        Self::new(DELIVERY_SEGMENTS_MAX)
+    }
+
+    #[inline]
+    pub fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Forgets the pieces behind the first `count`.
+    #[inline]
+    pub fn truncate(&mut self, count: usize) {
+        self.count = count;
+    }
+
+    /// Pieces `from..to`.
+    #[inline]
+    pub fn get(&self, from: usize, count: usize) -> &[GuestSlice<'_>] {
+        &self.slots[from..from + count]
+    }
+
+    /// Starts a chain behind what is there.
+    #[inline]
+    pub fn begin(&self) -> Shape {
+        Shape { first: self.count, ..Shape::default() }
+    }
+
+    /// Translates one buffer and appends it to the chain `shape`. `index` names the descriptor in errors.
+    #[inline(always)]
+    pub fn push(
+        &mut self,
+        shape: &mut Shape,
+        memory: &MemoryTable,
+        hint: &mut RegionHint,
+        buffer: Buffer,
+    ) -> Result<(), Stop> {
+        let len = buffer.len as usize;
+        if buffer.writable {
+            shape.writable_len += len;
+        } else {
+            // Readable buffers come first (virtio 1.3 §2.7.4.2 and §2.8.17).
+            if shape.writable_len != 0 {
+                return Err(Stop::Bad(RingError::BadDescriptor(buffer.index)));
+            }
+            shape.readable_len += len;
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let piece = memory.prefix(hint, buffer.addr, len).ok_or(Stop::Bad(RingError::BadBuffer))?;
+        let slot = self.slots.get_mut(self.count).ok_or(Stop::Full)?;
+        // SAFETY: `get` ties the slice to the arena's borrow, and every caller keeps the table alive that long: a batch
+        // borrows its ring, which holds it in an `Arc`; a delivery does the same.
+        *slot = unsafe { piece.detach() };
+        self.count += 1;
+        let mut pieces = 1;
+        if piece.len() != len {
+            pieces += self.push_rest(memory, hint, buffer, piece.len())?;
+        }
+        if buffer.writable {
+            shape.writable_count += pieces;
+        } else {
+            shape.readable_count += pieces;
+        }
+        Ok(())
+    }
+
+    /// The part of a buffer that lies in the regions behind its first one; returns how many pieces that took.
+    #[cold]
+    fn push_rest(
+        &mut self,
+        memory: &MemoryTable,
+        hint: &mut RegionHint,
+        buffer: Buffer,
+        mut done: usize,
+    ) -> Result<usize, Stop> {
+        let mut pieces = 0;
+        while done < buffer.len as usize {
+            let addr = buffer.addr.checked_add(done as u64).ok_or(Stop::Bad(RingError::BadBuffer))?;
+            let piece = memory
+                .prefix(hint, addr, buffer.len as usize - done)
+                .ok_or(Stop::Bad(RingError::BadBuffer))?;
+            let slot = self.slots.get_mut(self.count).ok_or(Stop::Full)?;
+            // SAFETY: as in `push`.
+            *slot = unsafe { piece.detach() };
+            self.count += 1;
+            done += piece.len();
+            pieces += 1;
+        }
+        Ok(pieces)
+    }
+}
+
+/// One buffer as a descriptor names it.
+#[derive(Clone, Copy)]
+pub(super) struct Buffer {
+    pub addr: u64,
+    pub len: u32,
+    pub writable: bool,
+    /// Ring descriptor to blame when it is bad.
+    pub index: u16,
+}
+
+/// Scratch space of one worker for the chains of one batch; allocated once.
+pub struct ChainArena {
+    pub(super) segments: Segments,
+    chains: Box<[(ChainId, Shape)]>,
+    count: usize,
+}
+
+impl Default for ChainArena {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ChainArena {
+    /// An empty arena with room for [`CHAINS_MAX`] chains and [`SEGMENTS_MAX`] pieces (about 37 KiB).
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            segments: Segments::new(SEGMENTS_MAX),
+            chains: vec![(ChainId::default(), Shape::default()); CHAINS_MAX].into_boxed_slice(),
+            count: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        self.segments.clear();
+        self.count = 0;
+    }
+
+    /// Adds a chain whose pieces are in `segments` already. Callers stay below [`CHAINS_MAX`].
+    #[inline]
+    pub(super) fn add(&mut self, id: ChainId, shape: Shape) {
+        self.chains[self.count] = (id, shape);
+        self.count += 1;
+    }
+
+    #[inline]
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+}
+
+/// Chains taken from a source ring in one go, in the order in which they were made available.
+pub struct Batch<'a> {
+    arena: &'a ChainArena,
+}
+
+impl<'a> Batch<'a> {
+    #[inline]
+    pub(super) fn new(arena: &'a ChainArena) -> Self {
+        Self { arena }
+    }
+
+    /// How many chains; at most [`CHAINS_MAX`].
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.arena.count
+    }
+
+    /// Whether nothing was available.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `i`th chain.
+    ///
+    /// # Panics
+    /// If `i >= len()`.
+    #[inline]
+    #[must_use]
+    pub fn chain(&self, i: usize) -> Chain<'a> {
+        let (id, shape) = self.arena.chains[..self.arena.count][i];
+        let all = self.arena.segments.get(shape.first, shape.readable_count + shape.writable_count);
+        let (readable, writable) = all.split_at(shape.readable_count);
+        Chain { id, readable, writable, readable_len: shape.readable_len, writable_len: shape.writable_len }
+    }
+
+    /// All chains in order.
+    pub fn iter(&self) -> impl Iterator<Item = Chain<'a>> + use<'a, '_> {
+        (0..self.len()).map(|i| self.chain(i))
+    }
+}

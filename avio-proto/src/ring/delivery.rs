@@ -1,0 +1,299 @@
+//! Writing frames into a receive ring: reserve, copy once, publish at once.
+//!
+//! The switch's workers call it under the receive ring's lock. Frames come as a validated header, a snapshot of their
+//! first bytes and a tail that still lies in the sender's memory. Never publishes half a frame; never reads back what it
+//! wrote.
+
+use super::arena::Stop;
+use super::device::{DeviceRing, Layout};
+use super::queue::{Core, Queue, Staged};
+use super::{RingError, packed};
+use crate::mem::{GuestSlice, Tail, TailSum, add_carry, fold};
+use crate::virtio::net::{HEADER_LEN, NUM_BUFFERS_OFFSET};
+
+/// Why a frame was not delivered. The ring is as if the frame had never been tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undelivered {
+    /// The driver has made too few buffers available.
+    NoBuffer,
+    /// Without merged buffers: the next buffer is too short for this frame. With them: it takes more than 512 pieces.
+    TooLong,
+    /// The ring is broken; `DeviceRing::take` semantics: stop it. What was pushed before can still be committed.
+    Broken(RingError),
+}
+
+/// Frames being written into one receive ring: reserved, copied, then published at once by `commit`. Dropping it
+/// without `commit` makes all its buffers available again; the driver sees nothing.
+pub struct Delivery<'r> {
+    ring: &'r mut DeviceRing,
+    start: Start,
+}
+
+/// What a rollback restores.
+struct Start {
+    staged: (usize, usize),
+    position: Position,
+    committed: bool,
+}
+
+enum Position {
+    Split(u16),
+    Packed(packed::position::Position),
+}
+
+impl<'r> Delivery<'r> {
+    #[inline]
+    pub(super) fn new(ring: &'r mut DeviceRing) -> Self {
+        let position = match &ring.layout {
+            Layout::Split(queue) => Position::Split(queue.position()),
+            Layout::Packed(queue) => Position::Packed(queue.position()),
+        };
+        let start = Start { staged: ring.core.staged_mark(), position, committed: false };
+        Self { ring, start }
+    }
+
+    /// Writes one frame: the virtio-net header (its `num_buffers` is filled in here; a legacy ring takes ten bytes), the
+    /// snapshot `head`, then the tail from the sender's memory: one copy.
+    ///
+    /// # Errors
+    /// [`Undelivered`]; the frame then leaves no trace that the driver can see.
+    #[inline]
+    pub fn push(
+        &mut self,
+        header: &[u8; HEADER_LEN],
+        head: &[u8],
+        tail: Tail<'_>,
+    ) -> Result<(), Undelivered> {
+        let need = self.ring.core.header_len + head.len() + tail.len;
+        let buffers = self.reserve(need)?;
+        let core = &self.ring.core;
+        let frame = core.frame.get(0, core.frame.count());
+        if tail.len > 0 {
+            copy_tail(frame, core.header_len + head.len(), tail);
+        }
+        write_front(core, frame, header, head, buffers);
+        self.log(need);
+        Ok(())
+    }
+
+    /// Like `push`, but sums the tail while copying it, then lets `finish` patch the head (a checksum field) before it is
+    /// written. The sum is over the bytes as delivered.
+    ///
+    /// # Errors
+    /// As `push`; `finish` is not called then.
+    #[inline]
+    pub fn push_summed(
+        &mut self,
+        header: &[u8; HEADER_LEN],
+        head: &mut [u8],
+        tail: Tail<'_>,
+        finish: impl FnOnce(&mut [u8], TailSum),
+    ) -> Result<(), Undelivered> {
+        let need = self.ring.core.header_len + head.len() + tail.len;
+        let buffers = self.reserve(need)?;
+        let core = &self.ring.core;
+        let frame = core.frame.get(0, core.frame.count());
+        let sum = copy_tail_summed(frame, core.header_len + head.len(), tail);
+        finish(head, sum);
+        write_front(core, frame, header, head, buffers);
+        self.log(need);
+        Ok(())
+    }
+
+    /// Frames that surely still fit if each takes one buffer: a lower bound from what was last seen of the ring, without
+    /// looking at it again. Packed rings do not know and answer 0.
+    #[inline]
+    #[must_use]
+    pub fn free_hint(&self) -> usize {
+        match &self.ring.layout {
+            Layout::Split(queue) => queue.available_seen(),
+            Layout::Packed(_) => 0,
+        }
+    }
+
+    /// Publishes all pushed frames with one index store; true = notify the driver.
+    #[inline]
+    pub fn commit(mut self) -> bool {
+        self.start.committed = true;
+        self.ring.publish()
+    }
+
+    #[inline(always)]
+    fn reserve(&mut self, need: usize) -> Result<u16, Undelivered> {
+        let DeviceRing { core, layout } = &mut *self.ring;
+        match layout {
+            Layout::Split(queue) => reserve(core, queue, need),
+            Layout::Packed(queue) => reserve(core, queue, need),
+        }
+    }
+
+    /// Marks the frame just written in the dirty log. After the writes: a page that is marked early may be copied early.
+    #[inline]
+    fn log(&self, need: usize) {
+        let core = &self.ring.core;
+        if core.memory.log().is_none() {
+            return;
+        }
+        let mut left = need;
+        for piece in core.frame.get(0, core.frame.count()) {
+            let len = left.min(piece.len());
+            core.memory.log_slice(piece, len);
+            left -= len;
+        }
+    }
+}
+
+impl Drop for Delivery<'_> {
+    fn drop(&mut self) {
+        if self.start.committed {
+            return;
+        }
+        self.ring.core.unstage(self.start.staged);
+        match (&mut self.ring.layout, &self.start.position) {
+            (Layout::Split(queue), Position::Split(at)) => queue.rewind(*at),
+            (Layout::Packed(queue), Position::Packed(at)) => queue.rewind(*at),
+            // A ring does not change its layout while it is borrowed.
+            _ => {}
+        }
+    }
+}
+
+/// Takes chains until `need` bytes fit and stages them as used; returns how many. Leaves all as it was on error.
+#[inline(always)]
+fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16, Undelivered> {
+    if let Some(error) = core.broken {
+        return Err(Undelivered::Broken(error));
+    }
+    let position = queue.position();
+    let staged = core.staged_mark();
+    core.frame.clear();
+    let mut room = 0;
+    let mut buffers = 0;
+    let failure = loop {
+        match queue.next(&core.memory, &mut core.hint, &mut core.frame) {
+            Ok(Some((id, shape))) => {
+                // A receive buffer is there to be written, and the first one holds the whole header (§5.1.6.3.1).
+                let least = if buffers == 0 { core.header_len } else { 1 };
+                if shape.readable_len != 0 || shape.writable_len < least {
+                    let error = RingError::BadDescriptor(id.number());
+                    core.broken = Some(error);
+                    break Undelivered::Broken(error);
+                }
+                let used = shape.writable_len.min(need - room);
+                room += used;
+                buffers += 1;
+                core.pending_count += 1;
+                core.stage(Staged { id: id.id, slots: id.slots, len: used as u32 }, 1);
+                if room == need {
+                    queue.prefetch_next(&core.memory, &mut core.hint);
+                    return Ok(buffers);
+                }
+                if !core.mergeable {
+                    break Undelivered::TooLong;
+                }
+            }
+            Ok(None) => break Undelivered::NoBuffer,
+            Err(Stop::Full) => break Undelivered::TooLong,
+            Err(Stop::Bad(error)) => {
+                core.broken = Some(error);
+                break Undelivered::Broken(error);
+            }
+        }
+    };
+    core.unstage(staged);
+    queue.rewind(position);
+    Err(failure)
+}
+
+/// Writes the snapshot and, last of all, the header: `num_buffers` then describes buffers that are filled, and the stores to
+/// the first lines stand together.
+#[inline(always)]
+fn write_front(core: &Core, frame: &[GuestSlice<'_>], header: &[u8; HEADER_LEN], head: &[u8], buffers: u16) {
+    let mut header = *header;
+    header[NUM_BUFFERS_OFFSET..].copy_from_slice(&buffers.to_le_bytes());
+    let header = &header[..core.header_len];
+    match frame.first() {
+        Some(first) if first.len() >= header.len() + head.len() => {
+            first.sub(header.len(), head.len()).copy_from(head);
+            first.copy_from(header);
+        }
+        _ => {
+            scatter(frame, header.len(), head);
+            scatter(frame, 0, header);
+        }
+    }
+}
+
+/// Copies `bytes` to `offset` bytes into the pieces.
+#[cold]
+fn scatter(frame: &[GuestSlice<'_>], mut offset: usize, mut bytes: &[u8]) {
+    for piece in frame {
+        if offset >= piece.len() {
+            offset -= piece.len();
+            continue;
+        }
+        let count = piece.sub(offset, bytes.len()).copy_from(bytes);
+        bytes = &bytes[count..];
+        offset = 0;
+        if bytes.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Walks tail and frame side by side and hands each pair of pieces, which are equally long, to `copy`.
+#[inline(always)]
+fn pairs(
+    frame: &[GuestSlice<'_>],
+    mut offset: usize,
+    tail: Tail<'_>,
+    mut copy: impl FnMut(GuestSlice<'_>, GuestSlice<'_>),
+) {
+    let mut to = frame.iter().copied();
+    let mut room = GuestSlice::NONE;
+    let mut skip = tail.skip;
+    let mut left = tail.len;
+    for source in tail.slices {
+        if skip >= source.len() {
+            skip -= source.len();
+            continue;
+        }
+        let mut source = source.sub(skip, left);
+        skip = 0;
+        left -= source.len();
+        while !source.is_empty() {
+            while room.is_empty() {
+                let Some(next) = to.next() else { return };
+                room = next.sub(offset, usize::MAX);
+                offset = offset.saturating_sub(next.len());
+            }
+            let count = room.len().min(source.len());
+            copy(room.sub(0, count), source.sub(0, count));
+            room = room.sub(count, usize::MAX);
+            source = source.sub(count, usize::MAX);
+        }
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+#[inline]
+fn copy_tail(frame: &[GuestSlice<'_>], offset: usize, tail: Tail<'_>) {
+    pairs(frame, offset, tail, |to, from| {
+        to.copy_from_guest(&from);
+    });
+}
+
+#[inline]
+fn copy_tail_summed(frame: &[GuestSlice<'_>], offset: usize, tail: Tail<'_>) -> TailSum {
+    let mut sum = 0;
+    let mut odd = false;
+    pairs(frame, offset, tail, |to, from| {
+        let part = to.copy_summed_from(&from);
+        // A piece that begins at an odd offset has its bytes in the other halves of their words (RFC 1071 section 2(B)).
+        sum = add_carry(sum, u64::from(if odd { part.swap_bytes() } else { part }));
+        odd ^= from.len() % 2 != 0;
+    });
+    TailSum(u16::from_be(fold(sum)))
+}

@@ -1,0 +1,140 @@
+//! Descriptors as bytes: fields, flags, and indirect tables.
+//!
+//! Both layouts have the address in the first eight bytes and the length in the next four; they differ in the last two
+//! fields. Owns no ring state.
+
+use super::RingError;
+use super::arena::{Buffer, INDIRECT_MAX, Segments, Shape, Stop};
+use crate::mem::{GuestSlice, MemoryTable, RegionHint};
+
+/// Bytes of one descriptor in either layout.
+pub(super) const DESCRIPTOR_LEN: usize = 16;
+/// The chain goes on (virtio 1.3 §2.7.5, §2.8.1).
+pub(super) const F_NEXT: u16 = 1;
+/// The buffer is for the device to write.
+pub(super) const F_WRITE: u16 = 2;
+/// The buffer is a table of descriptors.
+pub(super) const F_INDIRECT: u16 = 4;
+
+/// A descriptor, copied out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Descriptor {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    /// Split: index of the next descriptor. Packed: buffer ID.
+    pub other: u16,
+}
+
+impl Descriptor {
+    /// From the two words of a split descriptor: address; length, flags, next.
+    #[inline(always)]
+    pub fn split((low, high): (u64, u64)) -> Self {
+        Self { addr: low, len: high as u32, flags: (high >> 32) as u16, other: (high >> 48) as u16 }
+    }
+
+    /// From the two words of a packed descriptor: address; length, buffer ID, flags.
+    #[inline(always)]
+    pub fn packed((low, high): (u64, u64)) -> Self {
+        Self { addr: low, len: high as u32, other: (high >> 32) as u16, flags: (high >> 48) as u16 }
+    }
+
+    /// The buffer it names, blamed on ring descriptor `index`.
+    #[inline(always)]
+    pub fn buffer(&self, index: u16) -> Buffer {
+        Buffer { addr: self.addr, len: self.len, writable: self.flags & F_WRITE != 0, index }
+    }
+}
+
+/// Walks an indirect table of a split ring: its descriptors are chained by `next` (§2.7.5.3).
+pub(super) fn walk_split_table(
+    table: Descriptor,
+    index: u16,
+    memory: &MemoryTable,
+    hint: &mut RegionHint,
+    out: &mut Segments,
+    shape: &mut Shape,
+) -> Result<(), Stop> {
+    let table = Table::new(table, index, memory, hint)?;
+    let mut at = 0;
+    // A table with a loop in it runs into this bound: no valid chain is longer than its table.
+    for _ in 0..table.count.min(INDIRECT_MAX) {
+        let descriptor = Descriptor::split(table.read(at, memory, hint)?);
+        if descriptor.flags & F_INDIRECT != 0 {
+            return Err(Stop::Bad(RingError::BadDescriptor(index)));
+        }
+        out.push(shape, memory, hint, descriptor.buffer(index))?;
+        if descriptor.flags & F_NEXT == 0 {
+            return Ok(());
+        }
+        at = usize::from(descriptor.other);
+        if at >= table.count {
+            return Err(Stop::Bad(RingError::BadDescriptor(index)));
+        }
+    }
+    Err(Stop::Bad(RingError::ChainTooLong))
+}
+
+/// Walks an indirect table of a packed ring: all of its descriptors in order, NEXT has no meaning (§2.8.8).
+pub(super) fn walk_packed_table(
+    table: Descriptor,
+    index: u16,
+    memory: &MemoryTable,
+    hint: &mut RegionHint,
+    out: &mut Segments,
+    shape: &mut Shape,
+) -> Result<(), Stop> {
+    let table = Table::new(table, index, memory, hint)?;
+    if table.count > INDIRECT_MAX {
+        return Err(Stop::Bad(RingError::ChainTooLong));
+    }
+    for at in 0..table.count {
+        let descriptor = Descriptor::packed(table.read(at, memory, hint)?);
+        if descriptor.flags & F_INDIRECT != 0 {
+            return Err(Stop::Bad(RingError::BadDescriptor(index)));
+        }
+        out.push(shape, memory, hint, descriptor.buffer(index))?;
+    }
+    Ok(())
+}
+
+/// An indirect table in guest memory. Each descriptor is copied out once, when the walk gets to it.
+struct Table<'m> {
+    addr: u64,
+    count: usize,
+    index: u16,
+    /// As much of it as lies in its first region: nearly always all.
+    start: GuestSlice<'m>,
+}
+
+impl<'m> Table<'m> {
+    fn new(
+        table: Descriptor,
+        index: u16,
+        memory: &'m MemoryTable,
+        hint: &mut RegionHint,
+    ) -> Result<Self, Stop> {
+        let len = table.len as usize;
+        // INDIRECT and NEXT exclude each other (§2.7.5.3.1, §2.8.20); WRITE is to be ignored here (§2.7.5.3.2).
+        if len == 0 || len % DESCRIPTOR_LEN != 0 || table.flags & F_NEXT != 0 {
+            return Err(Stop::Bad(RingError::BadDescriptor(index)));
+        }
+        let start = memory.prefix(hint, table.addr, len).ok_or(Stop::Bad(RingError::BadBuffer))?;
+        Ok(Self { addr: table.addr, count: len / DESCRIPTOR_LEN, index, start })
+    }
+
+    fn read(&self, at: usize, memory: &MemoryTable, hint: &mut RegionHint) -> Result<(u64, u64), Stop> {
+        let offset = at * DESCRIPTOR_LEN;
+        let mut bytes = [0u8; DESCRIPTOR_LEN];
+        if self.start.sub(offset, DESCRIPTOR_LEN).copy_to(&mut bytes) != DESCRIPTOR_LEN {
+            // Behind the end of the first region. A table is 16-aligned in any driver, so no descriptor straddles two.
+            let addr = self.addr.checked_add(offset as u64).ok_or(Stop::Bad(RingError::BadBuffer))?;
+            let piece = memory
+                .slice(hint, addr, DESCRIPTOR_LEN)
+                .ok_or(Stop::Bad(RingError::BadDescriptor(self.index)))?;
+            piece.copy_to(&mut bytes);
+        }
+        let word = u128::from_le_bytes(bytes);
+        Ok((word as u64, (word >> 64) as u64))
+    }
+}

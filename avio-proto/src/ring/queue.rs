@@ -1,0 +1,199 @@
+//! What split and packed rings have in common on the device side: the parts that a ring needs whatever its layout, and
+//! the trait that the two layouts fill in.
+//!
+//! `DeviceRing` picks the layout once per call and runs the loops of this file monomorphised for it.
+
+use super::arena::{Batch, ChainArena, ChainId, Segments, Shape, Stop};
+use super::{CHAINS_MAX, RingError, RingSetup};
+use crate::mem::{MemoryTable, RegionHint};
+use crate::virtio::features::{IN_ORDER, NET_MRG_RXBUF};
+use crate::virtio::net::header_len;
+use std::sync::Arc;
+
+/// A used element that waits for publication.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Staged {
+    pub id: u16,
+    /// How far it moves the used position: 1 or, in order, the chains of a batch (split); descriptors (packed).
+    pub slots: u16,
+    /// Bytes written by the device.
+    pub len: u32,
+}
+
+/// One ring layout, device side.
+pub(super) trait Queue {
+    /// Where the next available chain is looked for; what a rollback restores.
+    type Position: Copy;
+
+    fn position(&self) -> Self::Position;
+    fn rewind(&mut self, to: Self::Position);
+    /// Looks for available chains with one acquiring load where the layout has an index; returns at most `max_count`, and no
+    /// fewer than are there. Starts fetching what the walk will read.
+    fn refresh(&mut self, memory: &MemoryTable, max_count: usize) -> Result<usize, RingError>;
+    /// Takes the next available chain and appends its pieces to `out`; leaves the position alone unless it returns one.
+    fn next(
+        &mut self,
+        memory: &MemoryTable,
+        hint: &mut RegionHint,
+        out: &mut Segments,
+    ) -> Result<Option<(ChainId, Shape)>, Stop>;
+    /// Fetches the first bytes of the buffer that the next `next` will return, for writing. May do nothing.
+    fn prefetch_next(&self, memory: &MemoryTable, hint: &mut RegionHint);
+    /// Publishes used elements at once; true = the driver wants a notification.
+    fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool;
+    fn has_work(&self) -> bool;
+    fn enable_notifications(&mut self, memory: &MemoryTable) -> bool;
+    fn disable_notifications(&mut self, memory: &MemoryTable);
+    fn base(&self) -> u32;
+}
+
+/// The layout-independent part of a device ring.
+pub(super) struct Core {
+    /// Keeps everything mapped that the ring's areas and segments point at.
+    pub memory: Arc<MemoryTable>,
+    pub hint: RegionHint,
+    /// Set once the driver broke a rule; from then on nothing is taken.
+    pub broken: Option<RingError>,
+    pub in_order: bool,
+    pub mergeable: bool,
+    /// Bytes of the virtio-net header in front of each frame.
+    pub header_len: usize,
+    /// Pieces of the frame being delivered.
+    pub frame: Segments,
+    /// One place per ring entry: a ring never has more chains out than that.
+    staged: Box<[Staged]>,
+    staged_count: usize,
+    /// Chains of the last `take`.
+    taken: [ChainId; CHAINS_MAX],
+    taken_count: usize,
+    /// Chains taken or reserved and not yet published as used.
+    pub pending_count: usize,
+    /// Chains that the staged elements stand for.
+    staged_chains: usize,
+}
+
+impl Core {
+    pub fn new(memory: Arc<MemoryTable>, setup: &RingSetup) -> Self {
+        Self {
+            memory,
+            hint: RegionHint::default(),
+            broken: None,
+            in_order: setup.features & IN_ORDER != 0,
+            mergeable: setup.features & NET_MRG_RXBUF != 0,
+            header_len: header_len(setup.features),
+            frame: Segments::for_delivery(),
+            staged: vec![Staged::default(); usize::from(setup.size)].into_boxed_slice(),
+            staged_count: 0,
+            taken: [ChainId::default(); CHAINS_MAX],
+            taken_count: 0,
+            pending_count: 0,
+            staged_chains: 0,
+        }
+    }
+
+    /// Stages one element that stands for `chains` chains.
+    #[inline]
+    pub fn stage(&mut self, element: Staged, chains: usize) {
+        // A driver cannot make it overflow, only a caller that completes a chain twice: that one is not published.
+        debug_assert!(self.staged_count < self.staged.len(), "a chain was completed twice");
+        if let Some(place) = self.staged.get_mut(self.staged_count) {
+            *place = element;
+            self.staged_count += 1;
+            self.staged_chains += chains;
+        }
+    }
+
+    /// What is staged now, for [`Core::unstage`].
+    #[inline]
+    pub fn staged_mark(&self) -> (usize, usize) {
+        (self.staged_count, self.staged_chains)
+    }
+
+    /// Drops what was staged after `mark`; its chains are no longer pending.
+    #[inline]
+    pub fn unstage(&mut self, mark: (usize, usize)) {
+        self.pending_count = self.pending_count.saturating_sub(self.staged_chains - mark.1);
+        (self.staged_count, self.staged_chains) = mark;
+    }
+
+    pub fn take<'a>(
+        &'a mut self,
+        queue: &mut impl Queue,
+        arena: &'a mut ChainArena,
+        max_count: usize,
+    ) -> Result<Batch<'a>, RingError> {
+        arena.clear();
+        self.taken_count = 0;
+        if let Some(error) = self.broken {
+            return Err(error);
+        }
+        let count =
+            queue.refresh(&self.memory, max_count.min(CHAINS_MAX)).map_err(|error| self.fail(error))?;
+        for _ in 0..count {
+            let filled = arena.segments.count();
+            match queue.next(&self.memory, &mut self.hint, &mut arena.segments) {
+                Ok(Some((id, shape))) => {
+                    for piece in arena.segments.get(shape.first, (arena.segments.count() - filled).min(1)) {
+                        piece.prefetch_read();
+                        // A 64-byte frame behind its header reaches into the second line.
+                        piece.sub(64, 1).prefetch_read();
+                    }
+                    self.taken[arena.count()] = id;
+                    arena.add(id, shape);
+                }
+                Ok(None) => break,
+                Err(stop) => {
+                    arena.segments.truncate(filled);
+                    match stop {
+                        Stop::Full if arena.count() > 0 => {}
+                        Stop::Full => return Err(self.fail(RingError::ChainTooLong)),
+                        Stop::Bad(error) if arena.count() == 0 => return Err(self.fail(error)),
+                        Stop::Bad(error) => self.broken = Some(error),
+                    }
+                    break;
+                }
+            }
+        }
+        self.taken_count = arena.count();
+        self.pending_count += arena.count();
+        Ok(Batch::new(arena))
+    }
+
+    fn fail(&mut self, error: RingError) -> RingError {
+        self.broken = Some(error);
+        error
+    }
+
+    pub fn complete_taken(&mut self) {
+        let taken = self.taken;
+        let taken = &taken[..std::mem::take(&mut self.taken_count)];
+        let Some(last) = taken.last() else { return };
+        if self.in_order {
+            // One element with the last chain's number stands for the batch; the device then skips forward by the batch
+            // (virtio 1.3 §2.7.9, §2.8.9).
+            let slots = taken.iter().map(|chain| chain.slots).sum();
+            self.stage(Staged { id: last.id, slots, len: 0 }, taken.len());
+            return;
+        }
+        for chain in taken {
+            self.stage(Staged { id: chain.id, slots: chain.slots, len: 0 }, 1);
+        }
+    }
+
+    #[inline]
+    pub fn complete(&mut self, chain: ChainId, written: u32) {
+        self.stage(Staged { id: chain.id, slots: chain.slots, len: written }, 1);
+    }
+
+    #[inline]
+    pub fn publish(&mut self, queue: &mut impl Queue) -> bool {
+        if self.staged_count == 0 {
+            return false;
+        }
+        let notify = queue.publish(&self.memory, &self.staged[..self.staged_count]);
+        self.pending_count = self.pending_count.saturating_sub(self.staged_chains);
+        self.staged_count = 0;
+        self.staged_chains = 0;
+        notify
+    }
+}

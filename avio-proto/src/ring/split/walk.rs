@@ -1,0 +1,62 @@
+//! From a head descriptor of a split ring to translated buffers (virtio 1.3 §2.7.5).
+
+use super::SplitQueue;
+use crate::mem::{MemoryTable, RegionHint};
+use crate::ring::RingError;
+use crate::ring::arena::{Segments, Shape, Stop};
+use crate::ring::descriptor::{Descriptor, F_INDIRECT, F_NEXT, walk_split_table};
+
+impl SplitQueue {
+    /// Appends the chain that starts at descriptor `head` to `out`. Each descriptor is copied out once and only the copy
+    /// is looked at.
+    #[inline(always)]
+    pub(super) fn walk(
+        &self,
+        memory: &MemoryTable,
+        hint: &mut RegionHint,
+        head: u16,
+        out: &mut Segments,
+    ) -> Result<Shape, Stop> {
+        if head >= self.size {
+            return Err(Stop::Bad(RingError::BadDescriptor(head)));
+        }
+        let descriptor = self.descriptor(head);
+        let mut shape = out.begin();
+        if descriptor.flags & (F_NEXT | F_INDIRECT) == 0 {
+            out.push(&mut shape, memory, hint, descriptor.buffer(head))?;
+        } else {
+            self.walk_chain(memory, hint, head, descriptor, out, &mut shape)?;
+        }
+        Ok(shape)
+    }
+
+    /// The walk of a chain that has more than one buffer.
+    fn walk_chain(
+        &self,
+        memory: &MemoryTable,
+        hint: &mut RegionHint,
+        head: u16,
+        mut descriptor: Descriptor,
+        out: &mut Segments,
+        shape: &mut Shape,
+    ) -> Result<(), Stop> {
+        let mut index = head;
+        // A chain with a loop in it runs into this bound: no chain has more descriptors than the ring (§2.7.5.1).
+        for _ in 0..self.size {
+            if descriptor.flags & F_INDIRECT != 0 {
+                // Ends the chain; it may follow plain descriptors (§2.7.5.3.2).
+                return walk_split_table(descriptor, index, memory, hint, out, shape);
+            }
+            out.push(shape, memory, hint, descriptor.buffer(index))?;
+            if descriptor.flags & F_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.other;
+            if index >= self.size {
+                return Err(Stop::Bad(RingError::BadDescriptor(index)));
+            }
+            descriptor = self.descriptor(index);
+        }
+        Err(Stop::Bad(RingError::ChainTooLong))
+    }
+}

@@ -1,12 +1,14 @@
-//! What the AVIO daemons share: workers and the waiter, notifications, statistics, service-manager protocol.
+//! What the AVIO daemons share: vhost-user sessions, workers and the waiter, notifications, statistics, service-manager protocol.
 //!
 //! Called by the daemon crates (`vswitch`, later `storage-target`). It knows how to run a data path, never what the
 //! data path does: no frame and no SCSI command is understood here.
 
+pub mod helper;
 pub mod inject;
 pub mod notify;
 pub mod ratelimit;
 pub mod service;
+pub mod session;
 pub mod signals;
 pub mod stats;
 pub mod wait;

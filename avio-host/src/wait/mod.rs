@@ -9,7 +9,7 @@ mod eventfd;
 mod handoff;
 mod idle;
 mod sources;
-mod sync;
+pub(crate) mod sync;
 mod wake_cost;
 
 pub use eventfd::EventFd;

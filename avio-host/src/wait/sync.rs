@@ -1,6 +1,6 @@
 //! The atomics of the waiting protocols: std's in the product, loom's in the model (`--cfg loom`).
 //!
-//! Used by `arm` and `handoff` only, so that what the model proves is the code that runs.
+//! Used by `arm`, `handoff` and the control waker only, so that what the model proves is the code that runs.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};

@@ -6,9 +6,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::wait::EventFd;
+use crate::wait::sync::{AtomicBool, Ordering};
 
 /// Wakes the control thread. Clones wake the same thread.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl AsRawFd for ControlWaker {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::time::Duration;

@@ -32,6 +32,15 @@ pub fn signal_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Checks a descriptor that a front-end sent to kick a ring with. Only an eventfd: it is listened to by its edges and never
+/// read, which a pipe that fills up would not bear.
+pub fn kick_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if is_eventfd(&fd) {
+        return Ok(fd);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "not an eventfd"))
+}
+
 fn is_eventfd(fd: &OwnedFd) -> bool {
     use std::os::fd::AsRawFd;
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
@@ -116,5 +125,8 @@ mod tests {
         }
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
         assert!(signal_fd(epoll).is_err());
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        assert!(kick_fd(reader).is_err());
+        assert!(kick_fd(EventFd::new().unwrap().try_clone().unwrap()).is_ok());
     }
 }

@@ -4,19 +4,9 @@
 
 use std::time::Duration;
 
-use crate::wait::wake_cost;
+use avio_proto::config::PollMode;
 
-/// `poll` of the `[workers]` table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PollMode {
-    /// Every source is polled for ever; the worker never sleeps and its core is 100 % busy.
-    Always,
-    /// Polled under load, armed when empty for long enough that polling no longer pays.
-    #[default]
-    Adaptive,
-    /// Armed as soon as empty.
-    Never,
-}
+use crate::wait::wake_cost;
 
 /// Share of the newest gap in the running mean: 1/8, so that some ten packets of a new load change the decision.
 const MEAN_SHIFT: u32 = 3;
@@ -33,7 +23,8 @@ pub struct IdlePolicy {
 }
 
 impl IdlePolicy {
-    /// Policy for `mode` with at most `spin_us` microseconds of spinning per source. Measures the wake-up cost when it is
+    /// Policy for `mode` (always: every source is polled for ever and the worker never sleeps; adaptive; never: a source is
+    /// armed as soon as empty) with at most `spin_us` microseconds of spinning per source. Measures the wake-up cost when it is
     /// the first of the process (about a millisecond).
     pub fn new(mode: PollMode, spin_us: u32) -> Self {
         Self::with_wake_cost(mode, spin_us, wake_cost())

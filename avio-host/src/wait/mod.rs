@@ -14,7 +14,7 @@ mod wake_cost;
 
 pub use eventfd::EventFd;
 pub use handoff::{Announced, Handoff};
-pub use idle::{IdlePolicy, PollMode};
+pub use idle::IdlePolicy;
 pub use sources::{SourceError, Sources, Token};
 pub use wake_cost::wake_cost;
 

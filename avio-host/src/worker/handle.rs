@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use avio_proto::config::PollMode;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::stats::WorkerStats;
-use crate::wait::{EventFd, Handoff, IdlePolicy, PollMode, Sources};
+use crate::wait::{EventFd, Handoff, IdlePolicy, Sources};
 use crate::worker::turn::Turns;
 use crate::worker::{ControlWaker, Engine};
 

@@ -199,7 +199,8 @@ fn loom_what_a_barrier_has_passed_is_no_longer_used() {
         let ring = Arc::new(UnsafeCell::new(()));
         let withdrawn = Arc::new(AtomicBool::new(false));
         let worker = {
-            let (handoff, ring, withdrawn) = (Arc::clone(&handoff), Arc::clone(&ring), Arc::clone(&withdrawn));
+            let (handoff, ring, withdrawn) =
+                (Arc::clone(&handoff), Arc::clone(&ring), Arc::clone(&withdrawn));
             thread::spawn(move || {
                 let mut seen = 0;
                 for _ in 0..2 {

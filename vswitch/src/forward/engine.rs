@@ -1,13 +1,20 @@
-//! The forwarding engine of one worker.
+//! The forwarding engine of one worker: its transmit rings, the table it uses, and what the worker loop asks of it.
+//!
+//! What happens to the frames of a batch is in `batch`; this file takes commands, finds the ring, and deals with rings that
+//! break.
 
 use std::sync::Arc;
 
+use avio_host::stats::WorkerStats;
 use avio_host::wait::{Sources, Token};
 use avio_host::worker::{self, ControlWaker, Polled};
+use avio_proto::ring::ChainArena;
 use crossbeam_channel::Sender;
 
-use super::Events;
-use crate::port::guest::{TxQueue, TxStopped};
+use super::batch::Shared;
+use super::scratch::Scratch;
+use super::{Event, Events};
+use crate::port::guest::{LastDestination, TxQueue, TxStopped};
 use crate::table::{PortIndex, Table};
 
 /// What control asks of an engine.
@@ -34,36 +41,128 @@ pub struct Engine {
     events: Events,
     control: ControlWaker,
     table: Arc<Table>,
+    /// By token.
+    queues: Vec<Option<(Token, Box<TxQueue>)>>,
+    arena: ChainArena,
+    scratch: Scratch,
+    stats: Arc<WorkerStats>,
 }
 
 impl Engine {
     /// The engine of worker number `worker` (its cell in every port's numbers), with an empty table and no rings.
     #[must_use]
     pub fn new(worker: usize, events: Events, control: ControlWaker) -> Self {
-        Self { worker, events, control, table: Arc::new(Table::empty()) }
+        Self {
+            worker,
+            events,
+            control,
+            table: Arc::new(Table::empty()),
+            queues: Vec::new(),
+            arena: ChainArena::new(),
+            scratch: Scratch::new(),
+            stats: Arc::default(),
+        }
+    }
+
+    fn start(&mut self, sources: &mut Sources, mut queue: Box<TxQueue>) {
+        let (port, pair) = (queue.port, queue.pair);
+        match sources.add(queue.kick.take()) {
+            Ok(token) => {
+                if self.queues.len() <= token.index() {
+                    self.queues.resize_with(token.index() + 1, || None);
+                }
+                self.queues[token.index()] = Some((token, queue));
+            }
+            Err(error) => {
+                tracing::error!("transmit ring {pair} of port index {} not started: {error}", port.0);
+                self.events.send(Event::TxBroken { port, pair, error: None });
+            }
+        }
+    }
+
+    fn stop(&mut self, sources: &mut Sources, port: PortIndex, pair: u16) -> TxStopped {
+        let mut base = None;
+        for place in &mut self.queues {
+            if let Some((token, queue)) = place.take_if(|(_, queue)| queue.port == port && queue.pair == pair) {
+                sources.remove(token);
+                base = Some(queue.ring.base());
+            }
+        }
+        TxStopped { port, pair, base }
+    }
+
+    fn queue(&mut self, token: Token) -> Option<&mut TxQueue> {
+        match self.queues.get_mut(token.index())? {
+            Some((of, queue)) if *of == token => Some(queue),
+            _ => None,
+        }
     }
 }
 
 impl worker::Engine for Engine {
     type Command = Command;
 
-    fn command(&mut self, _sources: &mut Sources, _command: Command) {
-        unimplemented!()
+    fn started(&mut self, sources: &mut Sources) {
+        self.stats = Arc::clone(sources.stats());
     }
 
-    fn poll(&mut self, _token: Token, _budget: usize) -> Polled {
-        unimplemented!()
+    fn command(&mut self, sources: &mut Sources, command: Command) {
+        match command {
+            Command::Publish(table) => {
+                self.scratch.fit(table.rx_slots);
+                self.table = table;
+                for (_, queue) in self.queues.iter_mut().flatten() {
+                    queue.last = LastDestination::NOTHING;
+                }
+            }
+            Command::StartTx(queue) => self.start(sources, queue),
+            Command::StopTx { port, pair, answer } => {
+                let stopped = self.stop(sources, port, pair);
+                let _ = answer.try_send(stopped);
+                self.control.wake();
+            }
+        }
     }
 
-    fn arm(&mut self, _token: Token) -> bool {
-        unimplemented!()
+    fn poll(&mut self, token: Token, budget: usize) -> Polled {
+        let Some(Some((of, queue))) = self.queues.get_mut(token.index()) else { return Polled::Idle };
+        if *of != token || queue.broken {
+            return Polled::Broken;
+        }
+        let shared = Shared {
+            table: &self.table,
+            worker: self.worker,
+            events: &self.events,
+            stats: &self.stats,
+            scratch: &mut self.scratch,
+        };
+        match shared.forward(queue, &mut self.arena, budget) {
+            Ok((0, _)) => Polled::Idle,
+            Ok((items, more)) => Polled::Worked { items, more },
+            Err(error) => {
+                queue.broken = true;
+                let (port, pair) = (queue.port, queue.pair);
+                self.events.send(Event::TxBroken { port, pair, error: Some(error) });
+                Polled::Broken
+            }
+        }
     }
 
-    fn disarm(&mut self, _token: Token) {
-        unimplemented!()
+    fn arm(&mut self, token: Token) -> bool {
+        self.queue(token).is_some_and(|queue| queue.ring.enable_notifications())
     }
 
-    fn source_panicked(&mut self, _token: Token) {
-        unimplemented!()
+    fn disarm(&mut self, token: Token) {
+        if let Some(queue) = self.queue(token) {
+            queue.ring.disable_notifications();
+        }
+    }
+
+    fn source_panicked(&mut self, token: Token) {
+        if let Some(queue) = self.queue(token) {
+            queue.broken = true;
+            let (port, pair) = (queue.port, queue.pair);
+            self.events.send(Event::TxBroken { port, pair, error: None });
+        }
     }
 }

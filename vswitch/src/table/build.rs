@@ -4,7 +4,6 @@
 //! written out, receive rings are counted, limits become times.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use avio_proto::config::{MacAddr, VlanId};
 
 use super::mac::{DOMAINS_MAX, MacTable, NewEntry, Origin, key};
 use super::{
-    Domain, DomainIndex, EnabledPair, Learner, PORTS_MAX, Port, PortIndex, PortSpec, PortState, Table,
+    Domain, DomainIndex, EnabledPair, LEARNED_MAX, Learner, PORTS_MAX, Port, PortIndex, PortSpec, PortState, Table,
 };
 use crate::port::PortKind;
 use crate::port::guest::PAIRS_MAX;
@@ -140,6 +139,7 @@ impl TableBuilder {
             } else {
                 (1_000_000_000 / u64::from(spec.storm_pps)).max(1)
             },
+            is_full: false,
             spec,
             state,
             kind,
@@ -176,6 +176,12 @@ impl TableBuilder {
                 });
             }
         }
+        let all_full = learner.len() >= LEARNED_MAX;
+        for (at, port) in self.ports.iter_mut().enumerate() {
+            if let Some(port) = port {
+                port.is_full = all_full || learner.count_of(PortIndex(at as u32)) >= port.spec.mac_limit;
+            }
+        }
         self
     }
 
@@ -191,13 +197,14 @@ impl TableBuilder {
                 .map(|(key, port)| NewEntry { key, port, origin: Origin::Static, seen_s: 0 }),
         );
         let protected: Vec<u64> = self.protected.into_iter().collect();
+        let has_pairs = self.ports.iter().flatten().any(|port| port.enabled.len() > 1);
         Table {
             ports: self.ports.into_boxed_slice(),
             domains: self.domains.into_boxed_slice(),
             macs: MacTable::new(&entries, &protected),
             rx_slots: self.rx_slots,
             epoch: self.epoch,
-            flow_seed: RandomState::new().hash_one(self.epoch) | 1,
+            has_pairs,
         }
     }
 

@@ -72,7 +72,7 @@ impl Learner {
         if before.contains(&(port, vlan, mac)) {
             return;
         }
-        let held = self.counts.get(&port).copied().unwrap_or(0);
+        let held = self.count_of(port);
         if held >= here.spec.mac_limit || self.entries.len() >= LEARNED_MAX {
             return;
         }
@@ -127,6 +127,11 @@ impl Learner {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Number of addresses learned on `port`.
+    pub(crate) fn count_of(&self, port: PortIndex) -> u32 {
+        self.counts.get(&port).copied().unwrap_or(0)
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Learned> {

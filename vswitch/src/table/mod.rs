@@ -81,9 +81,27 @@ pub struct Port {
     pub(crate) ns_per_kib: u64,
     /// `storm_pps` as nanoseconds per frame; 0: no limit.
     pub(crate) ns_per_storm_frame: u64,
+    /// No further address can be learned here.
+    pub(crate) is_full: bool,
 }
 
 impl Port {
+    /// Which of its pairs a flow belongs to when the guest has sent nothing of it.
+    #[inline]
+    pub(crate) fn pair_by_hash(&self, hash: u32) -> Option<&EnabledPair> {
+        // The product's upper half is the hash scaled to the number of pairs: no division.
+        self.enabled.get((u64::from(hash) * self.enabled.len() as u64 >> 32) as usize)
+    }
+
+    /// Which of its pairs a flow goes to: where the guest last sent it from, while that pair is enabled (virtio 1.3
+    /// §5.1.6.5.5, automatic receive steering).
+    pub(crate) fn pair_for(&self, hash: u32) -> Option<&EnabledPair> {
+        let steered = self.state.pair_of_flow(hash);
+        steered
+            .and_then(|pair| self.enabled.iter().find(|enabled| enabled.pair == pair))
+            .or_else(|| self.pair_by_hash(hash))
+    }
+
     /// Domain of frames that the guest tags with `vid`, if its trunk has it.
     #[inline]
     pub(crate) fn trunk_domain(&self, vid: u16) -> Option<DomainIndex> {
@@ -102,8 +120,8 @@ pub struct Table {
     pub(crate) rx_slots: u32,
     /// Coarse times count from here.
     epoch: Instant,
-    /// Keys the flow hash, so that a guest cannot choose who shares its queue.
-    pub(crate) flow_seed: u64,
+    /// Some port has several pairs, so frames for whole domains need a flow hash.
+    pub(crate) has_pairs: bool,
 }
 
 impl Table {

@@ -6,8 +6,9 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use avio_proto::ring::{DeviceRing, RingError};
+use avio_proto::ring::DeviceRing;
 use avio_proto::virtio::net::header_len;
 
 use crate::table::PortIndex;
@@ -44,6 +45,36 @@ pub struct TxQueue {
     pub(crate) header_len: usize,
     pub(crate) kick: Option<OwnedFd>,
     pub(crate) notifier: Notifier,
+    /// Set by its worker: it is not polled any more.
+    pub(crate) broken: bool,
+    /// Where the last frame went: most follow it.
+    pub(crate) last: LastDestination,
+    /// Octets written per frame of late, a guess for how many frames are worth one batch.
+    pub(crate) cost_len: u64,
+    /// When something was last reported to control on behalf of this ring, and how often in that second.
+    pub(crate) reports: Reports,
+}
+
+/// A one-entry cache of the address table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LastDestination {
+    pub key: u64,
+    pub port: PortIndex,
+}
+
+impl LastDestination {
+    /// No address has this key.
+    pub(crate) const NOTHING: Self = Self { key: u64::MAX, port: PortIndex(0) };
+}
+
+/// How much one ring may report to control: the guest decides how often there is something.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reports {
+    pub window: Option<Instant>,
+    pub learned_count: u32,
+    pub refused_count: u32,
+    /// The source that was reported last.
+    pub learned_key: u64,
 }
 
 impl TxQueue {
@@ -85,8 +116,8 @@ pub(crate) struct RxRing {
     pub(crate) ring: DeviceRing,
     /// Set while indices are being published: a panic in between leaves the ring half-published, and it must stop.
     pub(crate) publishing: bool,
-    /// Why nothing is delivered any more.
-    pub(crate) broken: Option<RingError>,
+    /// Nothing is delivered any more.
+    pub(crate) broken: bool,
 }
 
 /// A guest's receive ring, shared by all workers through the table.
@@ -102,7 +133,7 @@ impl RxQueue {
     pub fn new(mut ring: DeviceRing, features: u64, call: Option<OwnedFd>) -> Arc<Self> {
         ring.disable_notifications();
         Arc::new(Self {
-            ring: Mutex::new(RxRing { ring, publishing: false, broken: None }),
+            ring: Mutex::new(RxRing { ring, publishing: false, broken: false }),
             features,
             notifier: Notifier::new(call),
         })

@@ -1,0 +1,512 @@
+//! One batch of one transmit ring, from taking its chains to giving them back.
+//!
+//! Called by the engine; the order of steps is that of DESIGN section 3. Nothing here outlives the batch but what the queue
+//! remembers. The numbers of the sending port are added once at the end, so a batch that panics counts for nothing there.
+
+use std::time::Instant;
+
+use avio_host::inject;
+use avio_host::stats::WorkerStats;
+use avio_proto::config::{MacAddr, VlanId};
+use avio_proto::control::DiscardReason;
+use avio_proto::ring::{Batch, ChainArena, RingError};
+
+use super::deliver::Courier;
+use super::guard::{GROUP_BIT, Passed, inspect, is_common, is_link_local};
+use super::scratch::{BATCH_MAX, Egress, FRAME_AT, Frame, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch};
+use super::{Event, Events, Refusal};
+use crate::offload::Validated;
+use crate::packet::{ETHERNET_LEN, Ethernet, TAG_LEN, flow_hash, vlan};
+use crate::port::guest::{LastDestination, Reports, TxQueue};
+use crate::table::{DomainIndex, MacNumber, Port, PortIndex, Table, key};
+
+/// Octets that a batch may write (300 us at 1 GB/s, the worst that was seen between cores; 20 us near): the cap in time. Time
+/// itself would have to be read per frame, which costs as much as a frame.
+const BATCH_COST_MAX: u64 = 256 * 1024;
+/// Octets that one delivered frame costs beside its bytes: 50 ns of ring work at 4 GB/s.
+const FRAME_COST: u64 = 200;
+/// How many chains ahead the first line of a frame is fetched: 4 x 15 ns covers a line from another core's cache, near.
+const PREFETCH: usize = 4;
+/// Depth of the `rate_mbps` bucket.
+const RATE_BURST_NS: u64 = 10_000_000;
+/// Depth of the `storm_pps` bucket: bursts of ARP after a link flap are short.
+const STORM_BURST_NS: u64 = 100_000_000;
+/// Learning reports per ring and second; more stay unlearned until the next second.
+const LEARNED_PER_S: u32 = 256;
+
+/// What one batch needs of the engine.
+pub(super) struct Shared<'a> {
+    pub table: &'a Table,
+    pub worker: usize,
+    pub events: &'a Events,
+    pub stats: &'a WorkerStats,
+    pub scratch: &'a mut Scratch,
+}
+
+/// The sender's side of the batch, counted locally and added up once.
+struct Tally {
+    octets: u64,
+    unicast: u64,
+    group_addressed: u64,
+    discards: [u8; DiscardReason::COUNT],
+    any_discard: bool,
+    /// The clock, read once and only if something needs it.
+    now: Option<Instant>,
+}
+
+impl Tally {
+    #[cold]
+    fn discard(&mut self, reason: DiscardReason) {
+        self.discards[reason.index()] += 1;
+        self.any_discard = true;
+    }
+
+    fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+}
+
+/// What a frame's sender is, as the steps below pass it on.
+struct Source<'a> {
+    index: PortIndex,
+    pair: u16,
+    port: &'a Port,
+    features: u64,
+    header_len: usize,
+}
+
+impl Shared<'_> {
+    /// Forwards up to `budget` frames. Returns how many were taken and whether there may be more at once.
+    pub(super) fn forward(
+        self,
+        queue: &mut TxQueue,
+        arena: &mut ChainArena,
+        budget: usize,
+    ) -> Result<(usize, bool), RingError> {
+        let Some(port) = self.table.port(queue.port) else { return Ok((0, false)) };
+        let cell = port.state.stats.cell(self.worker);
+        let worth = BATCH_COST_MAX / queue.cost_len.max(1);
+        let max = BATCH_MAX.min(budget).min(worth as usize).max(1);
+        inject::point("forward::take");
+        let batch = match queue.ring.take(arena, max) {
+            Ok(batch) => batch,
+            Err(error) => {
+                cell.taken.add(1);
+                cell.discard(DiscardReason::MalformedChain, 1);
+                return Err(error);
+            }
+        };
+        let count = batch.len();
+        if count == 0 {
+            return Ok((0, false));
+        }
+        let source = Source {
+            index: queue.port,
+            pair: queue.pair,
+            port,
+            features: queue.features,
+            header_len: queue.header_len,
+        };
+        let mut run = Run {
+            table: self.table,
+            worker: self.worker,
+            events: self.events,
+            scratch: self.scratch,
+            source,
+            last: queue.last,
+            reports: queue.reports,
+            tally: Tally {
+                octets: 0,
+                unicast: 0,
+                group_addressed: 0,
+                discards: [0; DiscardReason::COUNT],
+                any_discard: false,
+                now: None,
+            },
+        };
+        run.scratch.begin();
+        run.sort(&batch);
+        let copied_len = run.deliver(&batch, self.stats);
+        let Run { last, reports, tally, .. } = run;
+        queue.last = last;
+        queue.reports = reports;
+        let cost_len = (copied_len + count as u64 * FRAME_COST) / count as u64;
+        queue.cost_len = (queue.cost_len * 3 + cost_len) / 4;
+
+        inject::point("forward::complete");
+        queue.ring.complete_taken();
+        let notify = queue.ring.publish();
+        cell.taken.add(count as u64);
+        cell.outbound_octets.add(tally.octets);
+        cell.outbound_unicast_local.add(tally.unicast);
+        if tally.group_addressed > 0 {
+            cell.outbound_nonunicast.add(tally.group_addressed);
+        }
+        if tally.any_discard {
+            for reason in DiscardReason::ALL {
+                cell.discard(reason, u64::from(tally.discards[reason.index()]));
+            }
+        }
+        if notify && queue.notifier.notify() {
+            cell.notifications.add(1);
+        }
+        Ok((count, count == max))
+    }
+}
+
+/// One batch under way.
+struct Run<'a> {
+    table: &'a Table,
+    worker: usize,
+    events: &'a Events,
+    scratch: &'a mut Scratch,
+    source: Source<'a>,
+    last: LastDestination,
+    reports: Reports,
+    tally: Tally,
+}
+
+impl Run<'_> {
+    /// Snapshot, guard and look-up: every frame ends up in a group or in the tally of discards.
+    #[inline]
+    fn sort(&mut self, batch: &Batch<'_>) {
+        let count = batch.len();
+        let Source { port, header_len, .. } = self.source;
+        let limit = if port.spec.ips.is_empty() { SNAPSHOT_LEN } else { SNAPSHOT_LEN_IPS };
+        let records_flows = port.enabled.len() > 1;
+        // Group of the last frame's destination.
+        let mut group_of: Option<(u64, u8)> = None;
+        for i in 0..PREFETCH.min(count) {
+            prefetch(batch, i);
+        }
+        for i in 0..count {
+            if i + PREFETCH < count {
+                prefetch(batch, i + PREFETCH);
+            }
+            inject::point("forward::frame");
+            let chain = batch.chain(i);
+            if chain.readable_len < header_len + ETHERNET_LEN {
+                self.tally.discard(DiscardReason::TooShort);
+                continue;
+            }
+            let len = chain.readable_len - header_len;
+            let head_len = len.min(limit);
+            let snap = &mut self.scratch.snaps[i];
+            snap.fill(&chain, header_len, head_len);
+            let (destination, source, kind) = snap.l2();
+            let is_plain = port.plain
+                && source == port.mac
+                && snap.asks_nothing(header_len)
+                && is_common(kind)
+                && len <= port.frame_len_max;
+            if is_plain {
+                self.scratch.frames[i] = Frame {
+                    len: len as u32,
+                    skip: (header_len + head_len) as u16,
+                    head_len: head_len as u16,
+                    start: FRAME_AT as u8,
+                    next: NONE,
+                    plain: true,
+                    group_addressed: false,
+                    domain: port.domain,
+                    hash: 0,
+                };
+            } else if let Err(reason) = self.inspect(i, len, head_len) {
+                self.refuse(reason, source, kind);
+                continue;
+            }
+            let domain = self.scratch.frames[i].domain;
+            if destination & GROUP_BIT != 0 {
+                self.to_group(i, destination, domain, len);
+                continue;
+            }
+            if records_flows {
+                let hash = self.hash(i);
+                port.state.saw_flow(hash, self.source.pair);
+            }
+            let key = key(domain, destination);
+            let group = match group_of {
+                Some((of, group)) if of == key => group,
+                _ => match self.resolve(i, key, &mut group_of) {
+                    Some(group) => group,
+                    None => continue,
+                },
+            };
+            self.tally.unicast += 1;
+            self.tally.octets += len as u64;
+            self.scratch.append(group, i);
+        }
+    }
+
+    /// A frame that is not settled by the short check. On success everything but its destination is known.
+    #[inline(never)]
+    fn inspect(&mut self, i: usize, len: usize, head_len: usize) -> Result<(), DiscardReason> {
+        let Source { port, header_len, features, .. } = self.source;
+        let snap = &mut self.scratch.snaps[i];
+        let header = snap.header(header_len);
+        let passed = inspect(self.table, port, features, &header, snap.head(FRAME_AT, head_len), len)?;
+        let mut frame = Frame {
+            len: len as u32,
+            skip: (header_len + head_len) as u16,
+            head_len: head_len as u16,
+            start: FRAME_AT as u8,
+            next: NONE,
+            plain: passed.offload.is_plain(),
+            group_addressed: false,
+            domain: passed.domain,
+            hash: 0,
+        };
+        let mut offload = passed.offload;
+        if passed.vid.is_some()
+            && let Some(start) = vlan::strip_tag(snap.bytes_mut(), FRAME_AT)
+        {
+            frame.start = start as u8;
+            frame.head_len -= TAG_LEN as u16;
+            frame.len -= TAG_LEN as u32;
+            offload = offload.tag_stripped();
+        }
+        self.scratch.offloads[i] = offload;
+        self.scratch.frames[i] = frame;
+        if port.spec.trusted {
+            self.learn(&passed)?;
+        }
+        if port.ns_per_kib > 0 {
+            let now = self.table.ns(self.tally.now());
+            let cost_ns = len as u64 * port.ns_per_kib / 1024;
+            if !port.state.rate.take(now, cost_ns, RATE_BURST_NS) {
+                return Err(DiscardReason::RateLimited);
+            }
+        }
+        Ok(())
+    }
+
+    /// The source of a frame on a trusted port: known here, to be learned, or refused because the port has enough.
+    fn learn(&mut self, passed: &Passed) -> Result<(), DiscardReason> {
+        let source = super::guard::mac(passed.l2.source);
+        let Source { port, index, .. } = self.source;
+        if source == port.mac {
+            return Ok(());
+        }
+        let key = key(passed.domain, source);
+        let now = self.tally.now();
+        if let Some(found) = self.table.macs.find(key)
+            && found.port() == index
+        {
+            found.touch(self.table.coarse_s(now));
+            return Ok(());
+        }
+        if port.is_full {
+            return Err(DiscardReason::MacLimit);
+        }
+        self.new_window(now);
+        if self.reports.learned_key != key && self.reports.learned_count < LEARNED_PER_S {
+            self.reports.learned_key = key;
+            self.reports.learned_count += 1;
+            let vlan = passed.vid.and_then(VlanId::new);
+            self.events.send(Event::Learn { port: index, vlan, mac: MacAddr(passed.l2.source) });
+        }
+        Ok(())
+    }
+
+    /// Counts a refused frame, and tells control about one a second.
+    #[cold]
+    fn refuse(&mut self, reason: DiscardReason, source: MacNumber, ethertype: u16) {
+        self.tally.discard(reason);
+        if matches!(reason, DiscardReason::RateLimited | DiscardReason::MacLimit) {
+            return;
+        }
+        let now = self.tally.now();
+        self.new_window(now);
+        if self.reports.refused_count == 0 {
+            let [_, _, a, b, c, d, e, f] = source.to_be_bytes();
+            let spec = std::sync::Arc::clone(&self.source.port.spec);
+            let source = MacAddr([a, b, c, d, e, f]);
+            self.events.send(Event::Refused(Refusal { spec, reason, source, ethertype }));
+        }
+        self.reports.refused_count = self.reports.refused_count.saturating_add(1);
+    }
+
+    /// Starts the next second of reports.
+    fn new_window(&mut self, now: Instant) {
+        let over = self.reports.window.is_none_or(|start| now.saturating_duration_since(start).as_secs() >= 1);
+        if over {
+            self.reports = Reports { window: Some(now), ..Reports::default() };
+        }
+    }
+
+    /// A broadcast or multicast frame.
+    fn to_group(&mut self, i: usize, destination: MacNumber, domain: DomainIndex, len: usize) {
+        if is_link_local(destination) {
+            let (_, source, kind) = self.scratch.snaps[i].l2();
+            self.refuse(DiscardReason::LinkLocalDestination, source, kind);
+            return;
+        }
+        if self.is_storm() {
+            self.tally.discard(DiscardReason::Storm);
+            return;
+        }
+        if self.table.has_pairs {
+            self.hash(i);
+        }
+        self.scratch.frames[i].group_addressed = true;
+        let group = self.scratch.group_of_members(Egress::Members(domain));
+        self.tally.group_addressed += 1;
+        self.tally.octets += len as u64;
+        self.scratch.append(group, i);
+    }
+
+    /// Whether a frame for many exceeds `storm_pps`.
+    fn is_storm(&mut self) -> bool {
+        let port = self.source.port;
+        port.ns_per_storm_frame > 0 && {
+            let now = self.table.ns(self.tally.now());
+            !port.state.storm.take(now, port.ns_per_storm_frame, STORM_BURST_NS)
+        }
+    }
+
+    /// The group of a unicast destination. `None`: the frame has been dealt with.
+    fn resolve(&mut self, i: usize, key: u64, group_of: &mut Option<(u64, u8)>) -> Option<u8> {
+        let index = if self.last.key == key {
+            self.last.port
+        } else {
+            let Some(found) = self.table.macs.find(key) else { return self.unknown(i) };
+            self.last = LastDestination { key, port: found.port() };
+            found.port()
+        };
+        let table = self.table;
+        let Some(port) = table.port(index).filter(|_| index != self.source.index) else {
+            // Its own address: a switch does not send a frame back to where it came from (IEEE 802.1Q clause 8.6.1).
+            self.tally.discard(DiscardReason::NoDestination);
+            return None;
+        };
+        if port.spec.isolated && self.source.port.spec.isolated {
+            self.tally.discard(DiscardReason::Isolated);
+            return None;
+        }
+        match &*port.enabled {
+            [] => {
+                let cell = port.state.stats.cell(self.worker);
+                cell.offered.add(1);
+                cell.discard(DiscardReason::ReceiverDown, 1);
+                self.tally.unicast += 1;
+                self.tally.octets += u64::from(self.scratch.frames[i].len);
+                None
+            }
+            [only] => {
+                let group = self.scratch.group_of_ring(only.slot, index, only.pair);
+                *group_of = Some((key, group));
+                Some(group)
+            }
+            _ => {
+                let hash = self.hash(i);
+                let to = port.pair_for(hash)?;
+                Some(self.scratch.group_of_ring(to.slot, index, to.pair))
+            }
+        }
+    }
+
+    /// A unicast frame that nobody has: to the ports that asked for such frames, if there are any.
+    #[cold]
+    fn unknown(&mut self, i: usize) -> Option<u8> {
+        let domain = self.scratch.frames[i].domain;
+        let wanted = self.table.domains[usize::from(domain.0)].flood.iter().any(|&to| self.may_flood(to));
+        if !wanted {
+            self.tally.discard(DiscardReason::NoDestination);
+            return None;
+        }
+        if self.is_storm() {
+            self.tally.discard(DiscardReason::Storm);
+            return None;
+        }
+        if self.table.has_pairs {
+            self.hash(i);
+        }
+        Some(self.scratch.group_of_members(Egress::Flood(domain)))
+    }
+
+    /// Whether a frame of this batch for a whole domain goes to the member `to`.
+    fn may_flood(&self, to: PortIndex) -> bool {
+        to != self.source.index
+            && self
+                .table
+                .port(to)
+                .is_some_and(|port| !(port.spec.isolated && self.source.port.spec.isolated))
+    }
+
+    /// The flow hash of frame `i`, which is remembered.
+    fn hash(&mut self, i: usize) -> u32 {
+        let frame = &mut self.scratch.frames[i];
+        let head = self.scratch.snaps[i].head(usize::from(frame.start), usize::from(frame.head_len));
+        if let Some(l2) = Ethernet::parse(head) {
+            frame.hash = flow_hash(head, frame.len as usize, &l2);
+        }
+        frame.hash
+    }
+
+    /// Delivers all groups; returns how many octets were written.
+    #[inline]
+    fn deliver(&mut self, batch: &Batch<'_>, stats: &WorkerStats) -> u64 {
+        // The list is taken out while it is worked on and put back, with its memory, at the end.
+        let mut jobs = std::mem::take(&mut self.scratch.jobs);
+        for group in self.scratch.groups() {
+            if let Egress::Pair(port, pair) = group.egress {
+                jobs.push(Job { port, pair, first: group.first, by_flow: false });
+            }
+        }
+        let mut copied_len = self.run_jobs(batch, stats, &mut jobs);
+        for at in 0..self.scratch.groups().len() {
+            let group = self.scratch.groups()[at];
+            let domains = &self.table.domains;
+            let members = match group.egress {
+                Egress::Pair(..) => continue,
+                Egress::Members(domain) => &domains[usize::from(domain.0)].members,
+                Egress::Flood(domain) => &domains[usize::from(domain.0)].flood,
+            };
+            for &to in members {
+                let Some(port) = self.table.port(to).filter(|_| self.may_flood(to)) else { continue };
+                let by_flow = port.enabled.len() > 1;
+                jobs.extend(port.enabled.iter().map(|enabled| Job {
+                    port: to,
+                    pair: enabled.pair,
+                    first: group.first,
+                    by_flow,
+                }));
+            }
+            copied_len += self.run_jobs(batch, stats, &mut jobs);
+        }
+        self.scratch.jobs = jobs;
+        copied_len
+    }
+
+    fn run_jobs(&mut self, batch: &Batch<'_>, stats: &WorkerStats, jobs: &mut Vec<Job>) -> u64 {
+        if jobs.is_empty() {
+            return 0;
+        }
+        let scratch = &mut *self.scratch;
+        let mut courier = Courier {
+            table: self.table,
+            worker: self.worker,
+            batch,
+            snaps: &scratch.snaps,
+            frames: &scratch.frames,
+            offloads: &scratch.offloads,
+            edit: &mut scratch.edit,
+            segment: &mut scratch.segment,
+            events: self.events,
+            stats,
+            copied_len: 0,
+        };
+        courier.run(jobs);
+        courier.copied_len
+    }
+}
+
+#[inline]
+fn prefetch(batch: &Batch<'_>, i: usize) {
+    if let Some(first) = batch.chain(i).readable.first() {
+        first.prefetch_read();
+    }
+}
+
+#[cfg(test)]
+const _: () = assert!(BATCH_MAX <= u8::MAX as usize, "the tally counts a batch in bytes");

@@ -1,0 +1,307 @@
+//! Delivery: one list of frames into one receive ring, under that ring's lock and with one publication.
+//!
+//! The engine calls [`Courier::run`] with the jobs of a batch. A ring that another worker holds is left for later, the other
+//! jobs go first; no two locks are ever held together. What cannot be delivered is counted at the receiver, and one frame
+//! that does not fit never blocks another.
+
+use std::sync::{MutexGuard, TryLockError};
+
+use avio_host::inject;
+use avio_host::stats::WorkerStats;
+use avio_proto::control::DiscardReason;
+use avio_proto::mem::Tail;
+use avio_proto::ring::{Batch, Delivery, RingError, Undelivered};
+use avio_proto::virtio::net::HEADER_LEN;
+
+use super::scratch::{Frame, Job, NONE, Snap};
+use super::{Event, Events};
+use crate::offload::{Completion, HEAD_CAPACITY, Mode, Segmenter, Validated};
+use crate::packet::{TAG_LEN, vlan};
+use crate::port::PortKind;
+use crate::port::guest::{RxQueue, RxRing};
+use crate::table::{Port, Table};
+
+/// Looks at a taken lock before the next job is tried: a holder needs 2 us at most for 64 small frames, and other jobs are
+/// better than waiting.
+const SPINS_MAX: u32 = 64;
+/// Rounds over all remaining jobs before the processor is given up: the holder may be waiting for this very core.
+const ROUNDS_MAX: u32 = 256;
+/// The header of a frame that is complete as it is.
+const PLAIN_HEADER: [u8; HEADER_LEN] = [0; HEADER_LEN];
+
+/// What deliveries of one batch need; nothing here outlives the batch.
+pub(super) struct Courier<'a> {
+    pub table: &'a Table,
+    pub worker: usize,
+    pub batch: &'a Batch<'a>,
+    pub snaps: &'a [Snap],
+    pub frames: &'a [Frame],
+    pub offloads: &'a [Validated],
+    pub edit: &'a mut [u8; HEAD_CAPACITY],
+    pub segment: &'a mut [u8; HEAD_CAPACITY],
+    pub events: &'a Events,
+    pub stats: &'a WorkerStats,
+    /// Octets written into receive rings: what the batch cost.
+    pub copied_len: u64,
+}
+
+/// What one job came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    offered: u64,
+    unicast: u64,
+    group_addressed: u64,
+    octets: u64,
+    no_buffer: u64,
+    receiver_mtu: u64,
+}
+
+impl Courier<'_> {
+    /// Does all jobs.
+    pub(super) fn run(&mut self, jobs: &mut Vec<Job>) {
+        let mut rounds = 0;
+        loop {
+            jobs.retain(|job| !self.deliver(job));
+            if jobs.is_empty() {
+                return;
+            }
+            rounds += 1;
+            if rounds % ROUNDS_MAX == 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// One job; `false`: the ring is locked by another worker, nothing was done.
+    fn deliver(&mut self, job: &Job) -> bool {
+        let Some(port) = self.table.port(job.port) else { return true };
+        let PortKind::Guest(guest) = &port.kind;
+        let Some(Some(rx)) = guest.rx.get(usize::from(job.pair)) else { return true };
+        let Some(mut ring) = lock(rx, self.stats) else { return false };
+        inject::point("forward::deliver");
+        let mut out = Outcome::default();
+        let mut notify = false;
+        if !ring.broken {
+            let RxRing { ring: device, publishing, broken } = &mut *ring;
+            let mut delivery = device.deliver();
+            match self.push_all(&mut delivery, job, port, rx.features, &mut out) {
+                Ok(()) if out.unicast + out.group_addressed > 0 => {
+                    *publishing = true;
+                    inject::point("forward::commit");
+                    notify = delivery.commit();
+                    *publishing = false;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    drop(delivery);
+                    *broken = true;
+                    self.events.send(Event::RxBroken { port: job.port, pair: job.pair, error: Some(error) });
+                }
+            }
+        }
+        let is_broken = ring.broken;
+        drop(ring);
+        if is_broken {
+            self.refuse_all(job, port);
+            return true;
+        }
+        let cell = port.state.stats.cell(self.worker);
+        cell.offered.add(out.offered);
+        cell.inbound_octets.add(out.octets);
+        if out.unicast > 0 {
+            cell.inbound_unicast_local.add(out.unicast);
+        }
+        if out.group_addressed > 0 {
+            cell.inbound_nonunicast_local.add(out.group_addressed);
+        }
+        if out.no_buffer + out.receiver_mtu > 0 {
+            cell.discard(DiscardReason::NoBuffer, out.no_buffer);
+            cell.discard(DiscardReason::ReceiverMtu, out.receiver_mtu);
+        }
+        self.copied_len += out.octets;
+        if notify && rx.notifier.notify() {
+            cell.notifications.add(1);
+        }
+        true
+    }
+
+    /// Counts the frames of a job as offered to a ring that takes none.
+    #[cold]
+    fn refuse_all(&self, job: &Job, port: &Port) {
+        let mut count = 0;
+        let mut at = job.first;
+        while at != NONE {
+            let frame = &self.frames[usize::from(at)];
+            count += u64::from(is_for(job, port, frame));
+            at = frame.next;
+        }
+        let cell = port.state.stats.cell(self.worker);
+        cell.offered.add(count);
+        cell.discard(DiscardReason::ReceiverDown, count);
+    }
+
+    /// Writes the frames of a job. An error means that the ring is broken; nothing of this job is then published.
+    #[inline]
+    fn push_all(
+        &mut self,
+        delivery: &mut Delivery<'_>,
+        job: &Job,
+        port: &Port,
+        features: u64,
+        out: &mut Outcome,
+    ) -> Result<(), RingError> {
+        let mut at = job.first;
+        while at != NONE {
+            let i = usize::from(at);
+            let frame = &self.frames[i];
+            at = frame.next;
+            if job.by_flow && !is_for(job, port, frame) {
+                continue;
+            }
+            inject::point("forward::push");
+            if frame.plain && frame.domain == port.domain {
+                if frame.len as usize > port.frame_len_max {
+                    out.offered += 1;
+                    out.receiver_mtu += 1;
+                    continue;
+                }
+                let head = self.snaps[i].head(usize::from(frame.start), usize::from(frame.head_len));
+                let pushed = delivery.push(&PLAIN_HEADER, head, self.tail(i, frame));
+                out.count(pushed, frame.len, frame.group_addressed)?;
+            } else {
+                self.push_changed(delivery, port, features, i, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What follows the snapshot of frame `i`.
+    #[inline]
+    fn tail(&self, i: usize, frame: &Frame) -> Tail<'_> {
+        let len = frame.len as usize - usize::from(frame.head_len);
+        if len == 0 {
+            return Tail::default();
+        }
+        Tail { slices: self.batch.chain(i).readable, skip: usize::from(frame.skip), len }
+    }
+
+    /// A frame that this receiver gets with a tag, or with an offload still to be done.
+    fn push_changed(
+        &mut self,
+        delivery: &mut Delivery<'_>,
+        port: &Port,
+        features: u64,
+        i: usize,
+        out: &mut Outcome,
+    ) -> Result<(), RingError> {
+        let frame = self.frames[i];
+        let mut offload = if frame.plain { Validated::PLAIN } else { self.offloads[i] };
+        if offload.wire_len(frame.len as usize) > port.frame_len_max {
+            out.offered += 1;
+            out.receiver_mtu += 1;
+            return Ok(());
+        }
+        // The head as this receiver sees it, in a buffer with room for a tag in front.
+        let mut head_len = usize::from(frame.head_len);
+        let mut len = frame.len;
+        let mut start = TAG_LEN;
+        self.edit[TAG_LEN..TAG_LEN + head_len]
+            .copy_from_slice(self.snaps[i].head(usize::from(frame.start), head_len));
+        if frame.domain != port.domain {
+            let vid = self.table.domains[usize::from(frame.domain.0)].vid;
+            if let Some(tagged) = vlan::insert_tag(&mut self.edit[..], start, vid) {
+                start = tagged;
+                head_len += TAG_LEN;
+                len += TAG_LEN as u32;
+                offload = offload.tag_inserted();
+            }
+        }
+        let tail_len = frame.len as usize - usize::from(frame.head_len);
+        let slices = if tail_len == 0 { &[][..] } else { self.batch.chain(i).readable };
+        let tail = Tail { slices, skip: usize::from(frame.skip), len: tail_len };
+        let head = &mut self.edit[start..start + head_len];
+        let mode = offload.mode_for(features);
+        let header = offload.header_for(mode).to_bytes();
+        let grouped = frame.group_addressed;
+        match mode {
+            Mode::PassThrough => out.count(delivery.push(&header, head, tail), len, grouped),
+            Mode::CompleteChecksum => {
+                let completion = offload.completion(head);
+                out.count(summed(delivery, &header, head, tail, completion), len, grouped)
+            }
+            Mode::SegmentPartial | Mode::SegmentComplete => {
+                let mut segments = Segmenter::new(&offload, head, len as usize, mode);
+                while let Some(segment) = segments.next_into(self.segment) {
+                    let head = &mut self.segment[..segment.head_len];
+                    let tail = tail.sub(segment.tail_offset, segment.tail_len);
+                    let header = segment.header.to_bytes();
+                    let pushed = match segment.completion {
+                        Some(completion) => summed(delivery, &header, head, tail, completion),
+                        None => delivery.push(&header, head, tail),
+                    };
+                    out.count(pushed, (segment.head_len + segment.tail_len) as u32, grouped)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Outcome {
+    /// Counts one frame on this port.
+    #[inline]
+    fn count(&mut self, pushed: Result<(), Undelivered>, len: u32, grouped: bool) -> Result<(), RingError> {
+        self.offered += 1;
+        match pushed {
+            Ok(()) => {
+                self.octets += u64::from(len);
+                self.group_addressed += u64::from(grouped);
+                self.unicast += u64::from(!grouped);
+            }
+            // The buffers that the guest offers are too few, or too short: either way it has none for this frame.
+            Err(Undelivered::NoBuffer | Undelivered::TooLong) => self.no_buffer += 1,
+            Err(Undelivered::Broken(error)) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+fn summed(
+    delivery: &mut Delivery<'_>,
+    header: &[u8; HEADER_LEN],
+    head: &mut [u8],
+    tail: Tail<'_>,
+    completion: Completion,
+) -> Result<(), Undelivered> {
+    delivery.push_summed(header, head, tail, |head, sum| completion.apply(head, sum))
+}
+
+/// Whether a frame of a list for a whole port goes to the pair of this job.
+fn is_for(job: &Job, port: &Port, frame: &Frame) -> bool {
+    !job.by_flow || port.pair_by_hash(frame.hash).is_some_and(|enabled| enabled.pair == job.pair)
+}
+
+/// The ring, unless another worker keeps it. A lock that a panic left behind is taken over: the delivery was rolled back when
+/// the panic passed through it, unless it was being published.
+fn lock<'r>(rx: &'r RxQueue, stats: &WorkerStats) -> Option<MutexGuard<'r, RxRing>> {
+    let mut spins = 0;
+    loop {
+        match rx.ring.try_lock() {
+            Ok(ring) => return Some(ring),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                let mut ring = poisoned.into_inner();
+                ring.broken |= ring.publishing;
+                rx.ring.clear_poison();
+                return Some(ring);
+            }
+            Err(TryLockError::WouldBlock) if spins == SPINS_MAX => return None,
+            Err(TryLockError::WouldBlock) => {
+                if spins == 0 {
+                    stats.lock_waits.add(1);
+                }
+                spins += 1;
+                std::hint::spin_loop();
+            }
+        }
+    }
+}

@@ -13,9 +13,10 @@ use avio_proto::ring::{Batch, ChainArena, RingError};
 
 use super::deliver::Courier;
 use super::guard::{GROUP_BIT, Passed, inspect, is_common, is_link_local};
-use super::scratch::{BATCH_MAX, Egress, FRAME_AT, Frame, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch};
+use super::scratch::{
+    BATCH_MAX, Egress, FRAME_AT, Frame, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch,
+};
 use super::{Event, Events, Refusal};
-use crate::offload::Validated;
 use crate::packet::{ETHERNET_LEN, Ethernet, TAG_LEN, flow_hash, vlan};
 use crate::port::guest::{LastDestination, Reports, TxQueue};
 use crate::table::{DomainIndex, MacNumber, Port, PortIndex, Table, key};
@@ -217,7 +218,7 @@ impl Run<'_> {
             }
             let domain = self.scratch.frames[i].domain;
             if destination & GROUP_BIT != 0 {
-                self.to_group(i, destination, domain, len);
+                self.send_to_group(i, destination, domain, len);
                 continue;
             }
             if records_flows {
@@ -328,14 +329,15 @@ impl Run<'_> {
 
     /// Starts the next second of reports.
     fn new_window(&mut self, now: Instant) {
-        let over = self.reports.window.is_none_or(|start| now.saturating_duration_since(start).as_secs() >= 1);
+        let over =
+            self.reports.window.is_none_or(|start| now.saturating_duration_since(start).as_secs() >= 1);
         if over {
             self.reports = Reports { window: Some(now), ..Reports::default() };
         }
     }
 
     /// A broadcast or multicast frame.
-    fn to_group(&mut self, i: usize, destination: MacNumber, domain: DomainIndex, len: usize) {
+    fn send_to_group(&mut self, i: usize, destination: MacNumber, domain: DomainIndex, len: usize) {
         if is_link_local(destination) {
             let (_, source, kind) = self.scratch.snaps[i].l2();
             self.refuse(DiscardReason::LinkLocalDestination, source, kind);
@@ -427,10 +429,7 @@ impl Run<'_> {
     /// Whether a frame of this batch for a whole domain goes to the member `to`.
     fn may_flood(&self, to: PortIndex) -> bool {
         to != self.source.index
-            && self
-                .table
-                .port(to)
-                .is_some_and(|port| !(port.spec.isolated && self.source.port.spec.isolated))
+            && self.table.port(to).is_some_and(|port| !(port.spec.isolated && self.source.port.spec.isolated))
     }
 
     /// The flow hash of frame `i`, which is remembered.
@@ -508,5 +507,4 @@ fn prefetch(batch: &Batch<'_>, i: usize) {
     }
 }
 
-#[cfg(test)]
 const _: () = assert!(BATCH_MAX <= u8::MAX as usize, "the tally counts a batch in bytes");

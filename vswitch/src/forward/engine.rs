@@ -83,7 +83,8 @@ impl Engine {
     fn stop(&mut self, sources: &mut Sources, port: PortIndex, pair: u16) -> TxStopped {
         let mut base = None;
         for place in &mut self.queues {
-            if let Some((token, queue)) = place.take_if(|(_, queue)| queue.port == port && queue.pair == pair) {
+            if let Some((token, queue)) = place.take_if(|(_, queue)| queue.port == port && queue.pair == pair)
+            {
                 sources.remove(token);
                 base = Some(queue.ring.base());
             }

@@ -131,7 +131,9 @@ fn check_addresses(port: &Port, head: &[u8], len: usize, l2: &Ethernet) -> Resul
             if arp.sender_mac == l2.source && ip_is_own { Ok(()) } else { Err(DiscardReason::ArpGuard) }
         }
         // IP in SNAP would pass by the rules above, and there are stacks that take it.
-        kind if kind < ETHERTYPE_MIN && head.get(l2.header_len()..).is_some_and(|llc| llc.starts_with(&SNAP)) => {
+        kind if kind < ETHERTYPE_MIN
+            && head.get(l2.header_len()..).is_some_and(|llc| llc.starts_with(&SNAP)) =>
+        {
             Err(DiscardReason::IpGuard)
         }
         _ => Ok(()),

@@ -51,7 +51,8 @@ impl Snap {
     /// Destination, source and type of the frame.
     #[inline]
     pub(super) fn l2(&self) -> (MacNumber, MacNumber, u16) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = *self.0[FRAME_AT..].first_chunk::<14>().unwrap_or(&[0; 14]);
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n] =
+            *self.0[FRAME_AT..].first_chunk::<14>().unwrap_or(&[0; 14]);
         (
             u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 16,
             u64::from_be_bytes([e, f, g, h, i, j, k, l]) & MAC_MASK,

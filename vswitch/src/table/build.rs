@@ -11,7 +11,8 @@ use avio_proto::config::{MacAddr, VlanId};
 
 use super::mac::{DOMAINS_MAX, MacTable, NewEntry, Origin, key};
 use super::{
-    Domain, DomainIndex, EnabledPair, LEARNED_MAX, Learner, PORTS_MAX, Port, PortIndex, PortSpec, PortState, Table,
+    Domain, DomainIndex, EnabledPair, LEARNED_MAX, Learner, PORTS_MAX, Port, PortIndex, PortSpec, PortState,
+    Table,
 };
 use crate::port::PortKind;
 use crate::port::guest::PAIRS_MAX;

@@ -19,7 +19,6 @@ pub use spec::PortSpec;
 pub use state::PortState;
 
 pub(crate) use mac::{Found, MacNumber, key};
-pub(crate) use state::Bucket;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -90,7 +89,7 @@ impl Port {
     #[inline]
     pub(crate) fn pair_by_hash(&self, hash: u32) -> Option<&EnabledPair> {
         // The product's upper half is the hash scaled to the number of pairs: no division.
-        self.enabled.get((u64::from(hash) * self.enabled.len() as u64 >> 32) as usize)
+        self.enabled.get(((u64::from(hash) * self.enabled.len() as u64) >> 32) as usize)
     }
 
     /// Which of its pairs a flow goes to: where the guest last sent it from, while that pair is enabled (virtio 1.3

@@ -96,6 +96,10 @@ impl TxQueue {
             header_len: header_len(features),
             kick,
             notifier: Notifier::new(call),
+            broken: false,
+            last: LastDestination::NOTHING,
+            cost_len: 0,
+            reports: Reports::default(),
         }
     }
 }

@@ -23,6 +23,8 @@ pub mod checksum;
 mod delivery;
 mod header;
 mod segment;
+#[cfg(test)]
+mod tests;
 
 pub use checksum::Completion;
 pub use delivery::Mode;

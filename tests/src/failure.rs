@@ -1,0 +1,49 @@
+//! Why a system test failed, in one sentence. Made by everything in this crate; printed by the case runner. It is not meant
+//! to be matched on.
+
+use std::fmt;
+
+/// A reason in words. Any error converts into it, so `?` works on everything.
+pub struct Failure(String);
+
+/// What fallible functions of this crate return.
+pub type Result<T = ()> = std::result::Result<T, Failure>;
+
+impl Failure {
+    /// A failure that says `reason`.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Failure(reason.into())
+    }
+
+    /// The same failure, telling first what was being done.
+    #[must_use]
+    pub fn while_doing(self, what: &str) -> Self {
+        Failure(format!("{what}: {}", self.0))
+    }
+}
+
+/// Fails with `reason` unless `holds`.
+///
+/// # Errors
+/// The reason, as a [`Failure`].
+pub fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Result {
+    if holds { Ok(()) } else { Err(Failure(reason())) }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure(error.to_string())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

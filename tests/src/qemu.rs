@@ -1,0 +1,135 @@
+//! QEMU guests without hardware virtualization: Debian's cloud kernel, an initramfs of ours, vhost-user network devices with
+//! shared memory. Needs `scripts/install-test-deps`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::console::{Console, command};
+use crate::linux_guest::LinuxGuest;
+use crate::{Failure, Result, guest_image, scratch};
+
+/// What a network device of Debian's cloud kernel needs, in load order. 8021q and what it needs come last.
+const MODULES: &[&str] = &[
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "llc",
+    "stp",
+    "garp",
+    "mrp",
+    "8021q",
+];
+
+/// How long an emulated guest may take to boot beside another and a busy switch, in seconds.
+const BOOT_S: u64 = 40;
+
+/// A guest to be started.
+pub struct Qemu<'a> {
+    /// Names its transcript.
+    pub name: &'a str,
+    /// The switch's socket of its port.
+    pub socket: &'a Path,
+    /// The MAC address that the VMM tells the guest.
+    pub mac: &'a str,
+    /// QEMU listens on the socket and the switch connects.
+    pub server: bool,
+    /// Queue pairs, and as many virtual CPUs.
+    pub queue_pairs: u16,
+    /// Further properties of the device, such as `packed=on` or `host_mtu=9000`.
+    pub device: &'a str,
+}
+
+/// Where `scripts/install-test-deps` unpacks what it does not install.
+pub fn cache() -> PathBuf {
+    env::var_os("AVIO_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/avio-tests"), PathBuf::from)
+}
+
+impl<'a> Qemu<'a> {
+    /// A guest with one queue pair that connects to `socket`.
+    pub fn new(name: &'a str, socket: &'a Path, mac: &'a str) -> Qemu<'a> {
+        Qemu { name, socket, mac, server: false, queue_pairs: 1, device: "" }
+    }
+
+    /// Boots the guest.
+    ///
+    /// # Errors
+    /// When something is missing or it does not boot in time.
+    pub fn start(&self) -> Result<LinuxGuest> {
+        self.launch()?.wait()
+    }
+
+    /// Starts the guest without waiting for it, so that several can boot at the same time.
+    ///
+    /// # Errors
+    /// When something is missing.
+    pub fn launch(&self) -> Result<Booting> {
+        let kernel = cache().join("kernel");
+        let image = fs::read_dir(kernel.join("boot"))
+            .map_err(|e| {
+                Failure::from(e).while_doing(&format!("{} (scripts/install-test-deps)", kernel.display()))
+            })?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz-")))
+            .ok_or_else(|| Failure::new("the unpacked kernel package has no kernel"))?;
+        let initramfs = scratch::folder().join("qemu.cpio");
+        if !initramfs.exists() {
+            guest_image::write(
+                &initramfs,
+                &guest_image::find_modules(&kernel.join("lib/modules"), MODULES)?,
+            )?;
+        }
+        let queues = self.queue_pairs;
+        let server = if self.server { ",server=on,wait=off" } else { ",reconnect=1" };
+        let extra = if self.device.is_empty() { String::new() } else { format!(",{}", self.device) };
+        // No MSI-X: QEMU 7.2 without KVM dies on the first interrupt of a vhost-user device that has it (its table of
+        // kernel interrupts is never made). Interrupts then come over the device's one line, for all queues.
+        let multi = if queues > 1 { ",mq=on,vectors=0" } else { ",vectors=0" };
+        let mut command = command("qemu-system-x86_64");
+        command
+            .args([
+                "-machine",
+                "q35,accel=tcg,memory-backend=m",
+                "-cpu",
+                "max",
+                "-display",
+                "none",
+                "-nodefaults",
+            ])
+            .args(["-object", "memory-backend-memfd,id=m,share=on,size=320M", "-m", "320M"])
+            .args(["-smp", &queues.to_string(), "-no-reboot", "-serial", "stdio", "-monitor", "none"])
+            .arg("-kernel")
+            .arg(image)
+            .arg("-initrd")
+            .arg(initramfs)
+            .args(["-append", "console=ttyS0 quiet loglevel=1 net.ifnames=0 panic=-1 mitigations=off"])
+            .args(["-chardev", &format!("socket,id=c0,path={}{server}", self.socket.display())])
+            .args(["-netdev", &format!("vhost-user,id=n0,chardev=c0,queues={queues}")])
+            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={}{multi}{extra}", self.mac)]);
+        Ok(Booting { console: Console::spawn(self.name, &mut command)?, seconds: BOOT_S })
+    }
+}
+
+/// A guest on its way up.
+pub struct Booting {
+    /// The process.
+    pub console: Console,
+    /// How long it may take, in seconds.
+    pub seconds: u64,
+}
+
+impl Booting {
+    /// Waits until it takes commands.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait(self) -> Result<LinuxGuest> {
+        LinuxGuest::boot(self.console, self.seconds)
+    }
+}

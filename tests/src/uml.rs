@@ -1,0 +1,50 @@
+//! User-Mode Linux guests: a Linux kernel as a process with a vhost-user front-end of its own. It connects once, at start,
+//! and never again. Needs `scripts/install-test-deps`.
+
+use std::path::Path;
+
+use crate::console::{Console, command};
+use crate::linux_guest::LinuxGuest;
+use crate::qemu::Booting;
+use crate::{Result, guest_image, scratch};
+
+/// How long it may take to boot, in seconds: 1.4 when nothing else runs.
+const BOOT_S: u64 = 20;
+
+/// What a network device needs, in load order.
+const MODULES: &[&str] = &["failover", "net_failover", "virtio_net"];
+
+/// The virtio device id of a network device (virtio 1.3 section 5).
+const VIRTIO_ID_NET: u8 = 1;
+
+/// Boots a guest whose `eth0` is the port behind `socket`.
+///
+/// # Errors
+/// When something is missing or it does not boot in time.
+pub fn start(name: &str, socket: &Path) -> Result<LinuxGuest> {
+    launch(name, socket)?.wait()
+}
+
+/// Starts the guest without waiting for it, so that several can boot at the same time.
+///
+/// # Errors
+/// When something is missing.
+pub fn launch(name: &str, socket: &Path) -> Result<Booting> {
+    let initramfs = scratch::folder().join("uml.cpio");
+    if !initramfs.exists() {
+        guest_image::write(
+            &initramfs,
+            &guest_image::find_modules(Path::new("/usr/lib/uml/modules"), MODULES)?,
+        )?;
+    }
+    let mut command = command("linux.uml");
+    command
+        // Its memory is a file there, and the switch maps it.
+        .env("TMPDIR", "/dev/shm")
+        .args(["mem=192M", "con=null", "con0=fd:0,fd:1", "ssl=null", "quiet", "loglevel=1", "panic=-1"])
+        .arg(format!("initrd={}", initramfs.display()))
+        .arg(format!("umid={}-{}", std::process::id(), name))
+        .arg(format!("uml_dir={}", scratch::folder().display()))
+        .arg(format!("virtio_uml.device={}:{VIRTIO_ID_NET}", socket.display()));
+    Ok(Booting { console: Console::spawn(name, &mut command)?, seconds: BOOT_S })
+}

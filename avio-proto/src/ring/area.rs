@@ -44,6 +44,12 @@ impl Area {
         Ok(Self { ptr: slice.as_ptr(), len: slice.len() })
     }
 
+    /// Sets all bytes to 0. For a driver that makes a new ring.
+    pub fn clear(&self) {
+        // SAFETY: the whole area is mapped and writable.
+        unsafe { self.ptr.write_bytes(0, self.len) };
+    }
+
     /// The 16-bit word at byte `offset`.
     ///
     /// # Safety

@@ -9,6 +9,7 @@ mod arena;
 mod delivery;
 mod descriptor;
 mod device;
+mod driver;
 mod packed;
 mod queue;
 mod split;
@@ -16,6 +17,7 @@ mod split;
 pub use arena::{Batch, CHAINS_MAX, Chain, ChainArena, ChainId, SEGMENTS_MAX};
 pub use delivery::{Delivery, Undelivered};
 pub use device::DeviceRing;
+pub use driver::{DriverLayout, DriverRing, GuestBuffer, Used};
 
 /// Everything needed to start a ring, as vhost-user's SET_VRING_* messages gave it.
 #[derive(Clone, Debug)]

@@ -20,6 +20,11 @@ pub const DEFAULT_MAC_LIMIT: u32 = 16;
 /// Largest `mac_limit`: bounds what one port can take of the table.
 pub const MAC_LIMIT_MAX: u32 = 8192;
 
+/// Most addresses in `ips`: the guard compares each frame with all of them.
+pub const IPS_MAX: usize = 64;
+/// Longest path of a Unix socket, in bytes (sun_path without its NUL, unix(7)).
+pub const SOCKET_PATH_LEN_MAX: usize = 107;
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,23 +1,32 @@
 //! The configuration files as types: `vswitches.toml` and `guests/NAME.toml` (INTERFACE, "Files").
 //!
-//! Owns what a key is called, what values it takes and what it means when left out. `avio_host::config` reads files into
-//! these types and checks one against another; `tools` edits the files. Nothing here opens a file or keeps state.
+//! Owns what a key is called, what values it takes, what it means when left out, and which files make sense together
+//! ([`Config::from_files`]). `avio_host::config` reads the files for the daemons; `tools` edits them and checks its edit
+//! before anything is replaced. Nothing here opens a file or keeps state.
 
+mod check;
+mod errors;
 mod guest;
 mod keys;
+mod loaded;
 mod mac;
 mod names;
+mod parse;
+mod source;
 mod vlan;
 mod vswitches;
 
+pub use errors::{ConfigError, ConfigErrors, nearest};
 pub use guest::{
-    BackingCache, DEFAULT_MAC_LIMIT, DEFAULT_MTU, GuestFile, LunConfig, LunDevice, MAC_LIMIT_MAX, MTU_MAX,
-    MTU_MIN, NetworkAdaptor, NetworkConfig, QUEUE_PAIRS_MAX, SocketPerm, SocketRole, StorageAdaptor,
-    StorageConfig,
+    BackingCache, DEFAULT_MAC_LIMIT, DEFAULT_MTU, GuestFile, IPS_MAX, LunConfig, LunDevice, MAC_LIMIT_MAX,
+    MTU_MAX, MTU_MIN, NetworkAdaptor, NetworkConfig, QUEUE_PAIRS_MAX, SOCKET_PATH_LEN_MAX, SocketPerm,
+    SocketRole, StorageAdaptor, StorageConfig,
 };
 pub use keys::{GUEST_SECTIONS, Key, Section, TakesEffect, VSWITCHES_SECTIONS, section};
+pub use loaded::{Capabilities, Config, Guest, NumberedVswitch, Surroundings};
 pub use mac::{MacAddr, MacError};
 pub use names::{NAME_LEN_MAX, NameError, check_name};
+pub use source::{Files, SourceFile};
 pub use vlan::{VlanError, VlanId};
 pub use vswitches::{
     AggregateConfig, AggregateMode, Balance, DEFAULT_MAX_PORTS, LOCALNET, MAX_PORTS_MAX, PollMode,
@@ -37,5 +46,7 @@ pub(crate) fn on() -> bool {
     true
 }
 
+#[cfg(test)]
+mod check_tests;
 #[cfg(test)]
 mod tests;

@@ -90,7 +90,8 @@ mod tests {
         let mut facilities = Facilities::parse(KNOWN, " xdp_zero_copy ,").unwrap();
         assert!(!facilities.probe("xdp_zero_copy", || panic!("is not to be probed")));
         assert!(facilities.probe("uring_recvsend_bundle", || Ok("Linux 6.10".into())));
-        let states: Vec<_> = facilities.states().iter().map(|state| (state.used, state.detail.as_str())).collect();
+        let states: Vec<_> =
+            facilities.states().iter().map(|state| (state.used, state.detail.as_str())).collect();
         assert_eq!(states, [(false, "switched off by AVIO_DISABLE"), (true, "Linux 6.10")]);
     }
 

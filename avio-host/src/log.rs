@@ -132,6 +132,9 @@ mod tests {
             tracing::info!("ready");
             tracing::warn!(port = 1, "spoofed");
         });
-        assert_eq!(String::from_utf8(sink.0.lock().unwrap().clone()).unwrap(), "<6>ready\n<4>spoofed port=1\n");
+        assert_eq!(
+            String::from_utf8(sink.0.lock().unwrap().clone()).unwrap(),
+            "<6>ready\n<4>spoofed port=1\n"
+        );
     }
 }

@@ -11,7 +11,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-pub use avio_proto::config::{Capabilities, Config, ConfigError, ConfigErrors, Guest, NumberedVswitch, Surroundings};
+pub use avio_proto::config::{
+    Capabilities, Config, ConfigError, ConfigErrors, Guest, NumberedVswitch, Surroundings,
+};
 use avio_proto::config::{Files, SourceFile};
 pub use host::surroundings;
 pub use report::{check, key_table};

@@ -38,7 +38,8 @@ pub fn key_table() -> String {
 
 fn sections(text: &mut String, file: &str, sections: &[Section]) {
     for section in sections {
-        let title = if section.path.is_empty() { file.to_owned() } else { format!("{file} [{}]", section.path) };
+        let title =
+            if section.path.is_empty() { file.to_owned() } else { format!("{file} [{}]", section.path) };
         let _ = writeln!(text, "{title}");
         for key in section.keys {
             let line = match key.note {

@@ -59,7 +59,10 @@ fn what_cannot_be_read_is_an_error() {
     let dir = Dir::new("unreadable");
     fs::create_dir(dir.0.join("guests/guest1.toml")).unwrap();
     fs::write(dir.0.join("vswitches.toml"), b"a = 1\n\xff").unwrap();
-    assert_eq!(dir.errors(), "vswitches.toml:2: is not UTF-8 text\nguests/guest1.toml: is not a regular file");
+    assert_eq!(
+        dir.errors(),
+        "vswitches.toml:2: is not UTF-8 text\nguests/guest1.toml: is not a regular file"
+    );
     let missing = load(&dir.0.join("nowhere"), &Surroundings::default()).unwrap_err().to_string();
     assert!(
         missing.ends_with(
@@ -75,15 +78,22 @@ fn what_cannot_be_read_is_an_error() {
 fn an_address_of_this_host_is_refused() {
     let dir = Dir::new("hostmac");
     let net = dir.0.join("net");
-    for (name, address) in [("lo", "00:00:00:00:00:00\n"), ("eth7", "52:54:00:12:34:56\n"), ("ib0", "80:00:02\n")] {
+    for (name, address) in
+        [("lo", "00:00:00:00:00:00\n"), ("eth7", "52:54:00:12:34:56\n"), ("ib0", "80:00:02\n")]
+    {
         fs::create_dir_all(net.join(name)).unwrap();
         fs::write(net.join(name).join("address"), address).unwrap();
     }
     let host_macs = host::host_macs(&net);
     assert_eq!(host_macs, [("eth7".to_owned(), "52:54:00:12:34:56".parse().unwrap())]);
-    dir.write("guests/g.toml", "[[network]]\ndevice=1\nvswitch='localnet'\nport=1\nmac='52-54-00-12-34-56'\n");
+    dir.write(
+        "guests/g.toml",
+        "[[network]]\ndevice=1\nvswitch='localnet'\nport=1\nmac='52-54-00-12-34-56'\n",
+    );
     let error = load(&dir.0, &Surroundings { host_macs, ..Surroundings::default() }).unwrap_err().to_string();
-    assert!(error.ends_with("g.toml:5: mac: 52:54:00:12:34:56 belongs to this host's eth7; give the guest another one"));
+    assert!(error.ends_with(
+        "g.toml:5: mac: 52:54:00:12:34:56 belongs to this host's eth7; give the guest another one"
+    ));
 }
 
 #[test]
@@ -112,5 +122,8 @@ vswitches.toml [vswitch]
   max_ports      live               never below a port that a guest reserves
 ";
     assert!(text.starts_with(wanted), "{text}");
-    assert!(text.contains("\n  mac            on reconnect       the guest read it at its start\n"), "{text}");
+    assert!(
+        text.contains("\n  mac            on reconnect       the guest read it at its start\n"),
+        "{text}"
+    );
 }

@@ -162,7 +162,10 @@ fn lines_for_a_wrong_guest() {
         ("mtu = 70000", "mtu: invalid value: integer `70000`, expected a whole number from 0 to 65535"),
         ("queue_pairs = 0", "queue_pairs: 0 is out of range; give 1 to 16"),
         ("mac_limit = 0", "mac_limit: 0 is out of range; give 1 to 8192"),
-        ("adaptor = 'e1000'", "adaptor: unknown variant `e1000`, expected one of `avio_lan`, `aviolan`, `lan`"),
+        (
+            "adaptor = 'e1000'",
+            "adaptor: unknown variant `e1000`, expected one of `avio_lan`, `aviolan`, `lan`",
+        ),
         ("socket = 'rel.sock'", "socket: `rel.sock` is not an absolute path"),
         (
             "socket_role = 'client'",

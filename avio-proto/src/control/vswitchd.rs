@@ -312,12 +312,14 @@ pub struct WorkerReport {
     pub batches: Vec<StatisticsBucket>,
     /// Time with work, in nanoseconds.
     pub busy_ns: u64,
-    /// Time spinning without work, in nanoseconds.
-    pub spin_ns: u64,
-    /// Time asleep, in nanoseconds.
+    /// Time asleep, in nanoseconds; what is neither was spent looking.
     pub sleep_ns: u64,
-    /// Times it slept and was woken.
+    /// Times it slept.
+    pub sleeps: u64,
+    /// Times that it slept and a kick or a command woke it.
     pub wakeups: u64,
+    /// Looks for kicks without sleeping.
+    pub looks: u64,
     /// Times a receive ring's lock was held by another worker.
     pub lock_waits: u64,
     /// Kicks of guests that it received.
@@ -326,6 +328,10 @@ pub struct WorkerReport {
     pub notifications_sent: u64,
     /// Notifications that guests had switched off or that one was already on its way for.
     pub notifications_suppressed: u64,
+    /// Batches that panicked; each stopped one ring.
+    pub panics: u64,
+    /// Rings stopped for what the guest wrote into them.
+    pub broken_rings: u64,
 }
 
 /// One bar of a histogram.

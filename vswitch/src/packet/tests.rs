@@ -265,6 +265,10 @@ fn discovery_that_could_fool_a_guard_is_malformed() {
     assert_eq!(discovery(&long).unwrap().source_mac, Some(A));
     let truncated = ipv6(58, &[135, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(discovery(&truncated), Err(ParseError::Malformed));
+    // A first fragment that ends before the message, then padding that looks like an echo request.
+    let mut padded = ipv6(44, &[58, 0, 0, 1, 0, 0, 0, 9]);
+    padded.extend([128; 24]);
+    assert_eq!(discovery(&padded), Err(ParseError::Malformed));
 }
 
 #[test]

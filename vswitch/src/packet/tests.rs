@@ -251,6 +251,7 @@ fn discovery_that_could_fool_a_guard_is_malformed() {
     assert!(bad(&SOURCE_OPTION).is_ok());
     assert_eq!(bad(&[SOURCE_OPTION, SOURCE_OPTION].concat()), Err(ParseError::Malformed), "two");
     assert_eq!(bad(&[1, 0, 0, 0, 0, 0, 0, 0]), Err(ParseError::Malformed), "length 0");
+    assert_eq!(bad(&[14, 0, 0, 0, 0, 0, 0, 0]), Err(ParseError::Malformed), "would never end");
     assert_eq!(bad(&[1, 2, 0, 0, 0, 0, 0, 0]), Err(ParseError::Malformed), "behind the end");
     assert_eq!(bad(&[[1, 2].as_slice(), &[0; 14]].concat()), Err(ParseError::Malformed), "16 bytes");
     // Behind a fragment header, as the first part of several or as the only one.

@@ -2,6 +2,7 @@
 //!
 //! Showing asks the daemon. Changing edits the files, which are the truth, and tells the daemon to reload.
 
+mod edit;
 mod machine;
 mod options;
 mod show;
@@ -16,6 +17,18 @@ use crate::cli::{Failure, Global};
 /// # Errors
 /// [`Failure`]: one line for the user and the exit status.
 pub fn run(program: &str, global: &Global, args: NetArgs) -> Result<(), Failure> {
-    let _ = program;
-    show::run(global, &args)
+    let action = args.create
+        || args.delete
+        || args.boot
+        || args.halt
+        || args.restart
+        || args.change
+        || args.set_port.is_some();
+    if args.uplink.is_some() && !(args.create || args.change) {
+        return Err(Failure::Usage("-n goes with -c or -C".into()));
+    }
+    if action { edit::run(program, global, &args) } else { show::run(global, &args) }
 }
+
+#[cfg(test)]
+mod tests;

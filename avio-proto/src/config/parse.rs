@@ -121,12 +121,11 @@ fn in_plain_words(message: &str) -> String {
         }
     }
     let mut quoted = words.split('`').skip(1).step_by(2);
-    if words.starts_with("unknown variant") {
-        if let Some(given) = quoted.next() {
-            if let Some(near) = nearest(given, quoted) {
-                words = format!("{words}; did you mean `{near}`?");
-            }
-        }
+    if words.starts_with("unknown variant")
+        && let Some(given) = quoted.next()
+        && let Some(near) = nearest(given, quoted)
+    {
+        words = format!("{words}; did you mean `{near}`?");
     }
     words
 }

@@ -6,4 +6,5 @@
 pub mod cli;
 pub mod client;
 pub mod net;
+pub mod pktgen;
 pub mod staged;

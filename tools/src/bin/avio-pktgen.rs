@@ -1,2 +1,7 @@
-//! Placeholder replaced within the same change.
-fn main() {}
+//! `avio-pktgen`: see `avio_tools::pktgen`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    avio_tools::pktgen::main()
+}

@@ -95,6 +95,11 @@ impl Stream {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn socket_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     pub(super) fn queue(&mut self, message: Outgoing) {
         self.unsent.push_back(message);
     }
@@ -129,8 +134,8 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> rus
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); CONTROL_LEN];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !borrowed.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&borrowed));
+    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(rustix::io::Errno::TOOMANYREFS);
     }
     sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
 }

@@ -79,7 +79,7 @@ impl Vring {
     /// Where the device goes on. Front-ends leave out parts of a packed ring's base:
     /// User-Mode Linux sends 0, without wrap counters; DPDK sends only the available half. This daemon finishes what it
     /// took before it stops, so the used half then equals the available half.
-    fn base_for_start(&self, features: u64) -> u32 {
+    pub(super) fn base_for_start(&self, features: u64) -> u32 {
         let packed = features & RING_PACKED != 0;
         match self.base {
             Base::Given(base) if !packed => base & 0xffff,

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use rustix::process::Signal;
@@ -166,6 +167,31 @@ impl Daemon {
         ensure(output.status.success(), || format!("avio net -S {name} -A --json: {said}"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         serde_json::from_str(&text).map_err(|e| Failure::new(format!("avio net --json: {e} in {text}")))
+    }
+
+    /// The vswitch `name` once `settled` holds for it: numbers follow the traffic at a little distance.
+    ///
+    /// # Errors
+    /// When it does not hold within `seconds`; the reason shows the last numbers.
+    pub fn vswitch_when(&self, name: &str, seconds: u64, settled: impl Fn(&Vswitch) -> bool) -> Result<Vswitch> {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            let vswitch = self.vswitch(name)?;
+            if settled(&vswitch) {
+                return Ok(vswitch);
+            }
+            ensure(Instant::now() < deadline, || format!("still after {seconds} s: {:#?}", vswitch.ports))?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until port `number` of the one vswitch `vs` has a guest's driver.
+    ///
+    /// # Errors
+    /// When none comes within 10 seconds.
+    pub fn wait_active(&self, number: u32) -> Result {
+        let is_active = |v: &Vswitch| v.port(number).is_ok_and(|port| port.state == "Active");
+        self.vswitch_when("vs", 10, is_active).map(drop)
     }
 
     /// CPU time that the daemon has used, in milliseconds, all threads together.

@@ -173,7 +173,12 @@ impl Daemon {
     ///
     /// # Errors
     /// When it does not hold within `seconds`; the reason shows the last numbers.
-    pub fn vswitch_when(&self, name: &str, seconds: u64, settled: impl Fn(&Vswitch) -> bool) -> Result<Vswitch> {
+    pub fn vswitch_when(
+        &self,
+        name: &str,
+        seconds: u64,
+        settled: impl Fn(&Vswitch) -> bool,
+    ) -> Result<Vswitch> {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
             let vswitch = self.vswitch(name)?;

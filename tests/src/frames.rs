@@ -12,7 +12,8 @@ pub const EXPERIMENT: u16 = 0x88b5;
 /// # Panics
 /// When the text is no MAC address: a mistake in the test.
 pub fn mac(text: &str) -> [u8; 6] {
-    let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16).expect("hexadecimal MAC address")).collect();
+    let bytes: Vec<u8> =
+        text.split(':').map(|b| u8::from_str_radix(b, 16).expect("hexadecimal MAC address")).collect();
     bytes.try_into().expect("six bytes")
 }
 

@@ -94,7 +94,11 @@ impl Pair {
         for direction in ["", "-R"] {
             let options = format!("{options} {direction}");
             let measured = self.one.iperf("192.0.2.2", IPERF_S, &options)?;
-            println!("iperf3 {options}: {:.0} Mbit/s, {} retransmits", measured.bits_per_second / 1e6, measured.retransmits);
+            println!(
+                "iperf3 {options}: {:.0} Mbit/s, {} retransmits",
+                measured.bits_per_second / 1e6,
+                measured.retransmits
+            );
             ensure(measured.bits_per_second > SLOWEST_BPS, || format!("iperf3 {options}: {measured:?}"))?;
         }
         Ok(())
@@ -105,7 +109,14 @@ impl Pair {
         self.daemon.ensure_healthy()?;
         let vswitch = self.daemon.vswitch("vs")?;
         for port in &vswitch.ports {
-            for reason in ["spoofed_source", "bad_header", "header_too_long", "malformed_chain", "too_long", "cannot_segment"] {
+            for reason in [
+                "spoofed_source",
+                "bad_header",
+                "header_too_long",
+                "malformed_chain",
+                "too_long",
+                "cannot_segment",
+            ] {
                 ensure(port.discarded(reason) == 0, || format!("{reason}: {port:?}"))?;
             }
         }
@@ -161,7 +172,8 @@ fn uml_tagged_frames_are_dropped() -> Result {
     for vlan in [10, 20, 0, 4095] {
         pair.one.send_raw(&frames::tagged(&mac_of(2), &mac_of(1), vlan))?;
     }
-    let vswitch = pair.daemon.vswitch_when("vs", 3, |v| v.port(1).is_ok_and(|p| p.discarded("guest_tagged") >= 4))?;
+    let vswitch =
+        pair.daemon.vswitch_when("vs", 3, |v| v.port(1).is_ok_and(|p| p.discarded("guest_tagged") >= 4))?;
     ensure(vswitch.port(1)?.discarded("guest_tagged") == 4, || format!("{:?}", vswitch.port(1)))?;
     let after = vswitch.port(2)?.counters.delivered();
     // Neighbours may refresh their addresses meanwhile, which is a frame or two.
@@ -184,7 +196,8 @@ fn send_spoofs(guest: &mut LinuxGuest, daemon: &Daemon) -> Result {
     for (reason, frame) in spoofs {
         let before = daemon.vswitch("vs")?.port(1)?.discarded(reason);
         guest.send_raw(&frame)?;
-        let once_more = |v: &avio_tests::counters::Vswitch| v.port(1).is_ok_and(|p| p.discarded(reason) == before + 1);
+        let once_more =
+            |v: &avio_tests::counters::Vswitch| v.port(1).is_ok_and(|p| p.discarded(reason) == before + 1);
         daemon.vswitch_when("vs", 3, once_more).map_err(|e| e.while_doing(reason))?;
     }
     Ok(())
@@ -201,7 +214,9 @@ fn change_mac_and_back(pair: &mut Pair) -> Result {
     ensure(vswitch.port(1)?.discarded("spoofed_source") > 0, || format!("{:?}", vswitch.port(1)))?;
     ensure(vswitch.port(2)?.counters.delivered() == before, || "a spoofed frame arrived".to_owned())?;
     let log = pair.daemon.console()?.output();
-    ensure(log.contains("1e:29:8c:66:66:66"), || format!("the log does not tell of the spoofing guest:\n{log}"))?;
+    ensure(log.contains("1e:29:8c:66:66:66"), || {
+        format!("the log does not tell of the spoofing guest:\n{log}")
+    })?;
     pair.one.set_mac(&mac_of(1))?;
     pair.one.run("ip addr show eth0 | grep -q 192.0.2.1 || ip addr add 192.0.2.1/24 dev eth0")?;
     pair.ensure_reach("")

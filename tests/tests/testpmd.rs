@@ -31,15 +31,24 @@ fn main() -> ExitCode {
             pass(|d| Driver { mergeable: false, in_order: true, vectorized: true, ..d })
         }),
         Case::new("testpmd_packed", SECONDS, || pass(|d| Driver { packed: true, ..d })).data_path(),
-        Case::new("testpmd_packed_not_mergeable", SECONDS, || pass(|d| Driver { packed: true, mergeable: false, ..d })),
-        Case::new("testpmd_packed_in_order", SECONDS, || pass(|d| Driver { packed: true, in_order: true, ..d })),
+        Case::new("testpmd_packed_not_mergeable", SECONDS, || {
+            pass(|d| Driver { packed: true, mergeable: false, ..d })
+        }),
+        Case::new("testpmd_packed_in_order", SECONDS, || {
+            pass(|d| Driver { packed: true, in_order: true, ..d })
+        }),
         Case::new("testpmd_packed_vectorized", SECONDS, || {
             pass(|d| Driver { packed: true, mergeable: false, in_order: true, vectorized: true, ..d })
         }),
         Case::new("testpmd_small_ring", SECONDS, || pass(|d| Driver { queue_size: 64, ..d })),
-        Case::new("testpmd_packed_odd_ring", SECONDS, || pass(|d| Driver { packed: true, queue_size: 300, ..d })),
-        Case::new("testpmd_four_queue_pairs", SECONDS, || pass(|d| Driver { queue_pairs: 4, ..d })).data_path(),
-        Case::new("testpmd_four_queue_pairs_packed", SECONDS, || pass(|d| Driver { queue_pairs: 4, packed: true, ..d })),
+        Case::new("testpmd_packed_odd_ring", SECONDS, || {
+            pass(|d| Driver { packed: true, queue_size: 300, ..d })
+        }),
+        Case::new("testpmd_four_queue_pairs", SECONDS, || pass(|d| Driver { queue_pairs: 4, ..d }))
+            .data_path(),
+        Case::new("testpmd_four_queue_pairs_packed", SECONDS, || {
+            pass(|d| Driver { queue_pairs: 4, packed: true, ..d })
+        }),
         Case::new("testpmd_listens", SECONDS, || pass(|d| Driver { server: true, ..d })),
         Case::new("testpmd_listens_packed_four", SECONDS, || {
             pass(|d| Driver { server: true, packed: true, queue_pairs: 4, ..d })
@@ -112,12 +121,17 @@ fn check_pass(config: Config, receiver: Driver, sender: Driver) -> Result {
     let vswitch = daemon.vswitch("vs")?;
     vswitch.ensure_exact()?;
     let (to, from) = (vswitch.port(1)?, vswitch.port(2)?);
-    ensure(from.counters.outbound_unicast_local == sent.tx_packets, || format!("sent {sent:?}, port {from:?}"))?;
+    ensure(from.counters.outbound_unicast_local == sent.tx_packets, || {
+        format!("sent {sent:?}, port {from:?}")
+    })?;
     ensure(from.counters.outbound_octets == sent.tx_packets * FRAME_LEN, || format!("octets of {from:?}"))?;
     ensure(to.counters.inbound_unicast_local == got.rx_packets, || format!("got {got:?}, port {to:?}"))?;
     ensure(to.counters.inbound_octets == got.rx_bytes, || format!("got {got:?}, octets of {to:?}"))?;
     ensure(got.rx_packets + to.counters.inbound_discards == sent.tx_packets, || {
-        format!("{} sent, {} arrived, {} dropped", sent.tx_packets, got.rx_packets, to.counters.inbound_discards)
+        format!(
+            "{} sent, {} arrived, {} dropped",
+            sent.tx_packets, got.rx_packets, to.counters.inbound_discards
+        )
     })?;
     // A guest that polls gets most of what comes, even where everyone shares two cores.
     ensure(got.rx_packets > 1_000 && got.rx_errors == 0, || format!("next to nothing arrived: {got:?}"))?;
@@ -155,14 +169,19 @@ fn split_meets_packed() -> Result {
 fn echo() -> Result {
     let (one, two) = (mac_of(1), mac_of(2));
     let mirror = Mode { name: "macswap", peer: None, options: &[] };
-    let guests = [(Driver::new(&one), mirror), (Driver::new(&two), Mode { name: "flowgen", peer: Some(&one), options: &[] })];
+    let guests = [
+        (Driver::new(&one), mirror),
+        (Driver::new(&two), Mode { name: "flowgen", peer: Some(&one), options: &[] }),
+    ];
     let (mut daemon, mut guests) = set_up(Config::one_switch(&["", ""]), &guests)?;
     send_for_a_while(&daemon, &mut guests)?;
     let (mirrored, back) = (settled_stats(&mut guests[0])?, guests[1].stats()?);
     let vswitch = daemon.vswitch("vs")?;
     vswitch.ensure_exact()?;
     let port = vswitch.port(1)?;
-    ensure(port.counters.taken() == mirrored.tx_packets && mirrored.tx_packets > 100, || format!("{mirrored:?} {port:?}"))?;
+    ensure(port.counters.taken() == mirrored.tx_packets && mirrored.tx_packets > 100, || {
+        format!("{mirrored:?} {port:?}")
+    })?;
     ensure(port.counters.outbound_discards == 0, || format!("nothing of it was wrong: {port:?}"))?;
     // flowgen stops reading when it stops sending, so it may have missed the last ring full.
     ensure(back.rx_packets > 0, || format!("nothing came back: {back:?}"))?;
@@ -181,7 +200,9 @@ fn long_chains() -> Result {
     let (daemon, mut guests) = set_up(Config::one_switch(&["", ""]), &guests)?;
     let sent = send_for_a_while(&daemon, &mut guests)?;
     let got = settled_stats(&mut guests[0])?;
-    ensure(got.rx_packets > 0 && got.rx_bytes == got.rx_packets * 1514, || format!("whole frames of 1,514: {got:?}"))?;
+    ensure(got.rx_packets > 0 && got.rx_bytes == got.rx_packets * 1514, || {
+        format!("whole frames of 1,514: {got:?}")
+    })?;
     let vswitch = daemon.vswitch("vs")?;
     vswitch.ensure_exact()?;
     let dropped = vswitch.port(1)?.counters.inbound_discards;
@@ -201,7 +222,9 @@ fn jumbo() -> Result {
     let (daemon, mut guests) = set_up(Config::one_switch(&["mtu = 9000", "mtu = 9000"]), &guests)?;
     let sent = send_for_a_while(&daemon, &mut guests)?;
     let got = settled_stats(&mut guests[0])?;
-    ensure(got.rx_packets > 0 && got.rx_bytes == got.rx_packets * 9014, || format!("whole frames of 9,014: {got:?}"))?;
+    ensure(got.rx_packets > 0 && got.rx_bytes == got.rx_packets * 9014, || {
+        format!("whole frames of 9,014: {got:?}")
+    })?;
     let vswitch = daemon.vswitch("vs")?;
     vswitch.ensure_exact()?;
     let dropped = vswitch.port(1)?.counters.inbound_discards;
@@ -223,8 +246,12 @@ fn broadcast() -> Result {
         let vswitch = daemon.vswitch("vs")?;
         let port = vswitch.port(number)?;
         let counters = &port.counters;
-        ensure(counters.inbound_nonunicast_local == got.rx_packets && got.rx_packets > 0, || format!("{got:?} {port:?}"))?;
-        ensure(got.rx_packets + counters.inbound_discards == sent, || format!("{sent} sent, {got:?}, {port:?}"))?;
+        ensure(counters.inbound_nonunicast_local == got.rx_packets && got.rx_packets > 0, || {
+            format!("{got:?} {port:?}")
+        })?;
+        ensure(got.rx_packets + counters.inbound_discards == sent, || {
+            format!("{sent} sent, {got:?}, {port:?}")
+        })?;
     }
     let vswitch = daemon.vswitch("vs")?;
     let own = &vswitch.port(3)?.counters;
@@ -255,7 +282,8 @@ fn spoofed_source() -> Result {
     ensure(port.discarded("spoofed_source") == sent, || format!("{sent} sent, {port:?}"))?;
     ensure(guests[0].stats()?.rx_packets == 0, || "a spoofed frame got through".to_owned())?;
     let log = daemon.console()?.output();
-    let lines = log.lines().filter(|l| l.contains("g2") && l.contains(&wrong) && l.contains(&mac_of(2))).count();
+    let lines =
+        log.lines().filter(|l| l.contains("g2") && l.contains(&wrong) && l.contains(&mac_of(2))).count();
     ensure((1..=5).contains(&lines), || format!("{lines} log lines name the spoofing guest:\n{log}"))
 }
 

@@ -4,13 +4,13 @@
 
 #![expect(unsafe_code, reason = "memory for the rings under test")]
 
-//mod delivery;
-//mod hostile;
-//mod log;
-//mod packed_bytes;
+mod delivery;
+mod hostile;
+mod log;
+mod packed_bytes;
 mod pair;
-//mod split_bytes;
-//mod stress;
+mod split_bytes;
+mod stress;
 
 use super::*;
 use crate::mem::{DirtyLog, Mapping, MemoryTable, Region};

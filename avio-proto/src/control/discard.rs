@@ -121,6 +121,13 @@ impl Discards {
         DiscardReason::ALL.into_iter().zip(self.0)
     }
 
+    /// Adds `other` reason by reason; counts wrap at 2^64.
+    pub fn add(&mut self, other: &Discards) {
+        for (to, count) in self.0.iter_mut().zip(other.0) {
+            *to = to.wrapping_add(count);
+        }
+    }
+
     /// Sum over the reasons of one direction: what the port's discard counter of that direction says.
     #[must_use]
     pub fn total(&self, direction: Direction) -> u64 {

@@ -190,6 +190,26 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Adds `other` to each counter; they wrap at 2^64.
+    pub fn add(&mut self, other: &Counters) {
+        let pairs = [
+            (&mut self.inbound_octets, other.inbound_octets),
+            (&mut self.inbound_unicast_wire, other.inbound_unicast_wire),
+            (&mut self.inbound_unicast_local, other.inbound_unicast_local),
+            (&mut self.inbound_nonunicast_wire, other.inbound_nonunicast_wire),
+            (&mut self.inbound_nonunicast_local, other.inbound_nonunicast_local),
+            (&mut self.inbound_discards, other.inbound_discards),
+            (&mut self.outbound_octets, other.outbound_octets),
+            (&mut self.outbound_unicast_wire, other.outbound_unicast_wire),
+            (&mut self.outbound_unicast_local, other.outbound_unicast_local),
+            (&mut self.outbound_nonunicast, other.outbound_nonunicast),
+            (&mut self.outbound_discards, other.outbound_discards),
+        ];
+        for (to, count) in pairs {
+            *to = to.wrapping_add(count);
+        }
+    }
+
     /// Name in JSON and value of each, in the order of INTERFACE.
     #[must_use]
     pub fn named(&self) -> [(&'static str, u64); 11] {
@@ -298,10 +318,6 @@ pub struct WorkerReport {
     pub index: u32,
     /// The core that it is pinned to.
     pub core: Option<u32>,
-    /// Sources that it polls now.
-    pub active_sources: u64,
-    /// Sources that sleep until their kick.
-    pub armed_sources: u64,
     /// Looks at a source.
     pub polls: u64,
     /// Looks that found nothing.
@@ -320,14 +336,12 @@ pub struct WorkerReport {
     pub wakeups: u64,
     /// Looks for kicks without sleeping.
     pub looks: u64,
+    /// Times a guest that had fallen silent was asked to kick from now on.
+    pub armings: u64,
+    /// Times that it had sent something meanwhile.
+    pub armings_in_vain: u64,
     /// Times a receive ring's lock was held by another worker.
     pub lock_waits: u64,
-    /// Kicks of guests that it received.
-    pub kicks_received: u64,
-    /// Notifications that it sent to guests.
-    pub notifications_sent: u64,
-    /// Notifications that guests had switched off or that one was already on its way for.
-    pub notifications_suppressed: u64,
     /// Batches that panicked; each stopped one ring.
     pub panics: u64,
     /// Rings stopped for what the guest wrote into them.

@@ -1,0 +1,220 @@
+//! The control thread of `avio-vswitchd`: start, event loop, stop.
+//!
+//! Owns the mio loop that sessions, the control socket, signals, workers' wake-ups and control queues meet in. It moves no
+//! frame and blocks on nothing while it runs; only start-up reads files directly.
+
+mod control_queue;
+mod device;
+mod fabric;
+mod interface;
+mod reconcile;
+mod show;
+mod sockets;
+mod switch;
+mod varlink;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use avio_host::config::{check, load, surroundings};
+use avio_host::control::{Access, Server, TOKENS};
+use avio_host::facility::Facilities;
+use avio_host::helper::{DEFAULT_THREADS, Helpers};
+use avio_host::options::DaemonOptions;
+use avio_host::service::Service;
+use avio_host::session::{EndpointId, Sessions, gid_of};
+use avio_host::signals::Signals;
+use avio_host::worker::{ControlWaker, Worker, WorkerOptions, Workers};
+use avio_proto::config::WorkersConfig;
+use avio_proto::control::SOCKET_FILE_NAME;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::forward;
+use fabric::Fabric;
+use switch::{Switch, Watch};
+use varlink::{CAPABILITIES, Daemon, summary};
+
+/// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
+const FACILITIES: &[&str] = &[];
+
+const TOKEN_SIGNALS: Token = Token(0);
+const TOKEN_WORKERS: Token = Token(1);
+const TOKEN_SESSIONS: Token = Token(2);
+const TOKEN_CONTROL: Token = Token(16);
+/// Control queues' kicks, by endpoint.
+const TOKEN_KICKS: usize = 1 << 32;
+const _: () = assert!(TOKEN_CONTROL.0 + TOKENS < TOKEN_KICKS);
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// What was wrong, a line each: what, where, what would be right.
+pub fn run(options: &DaemonOptions) -> Result<(), String> {
+    let facilities = Facilities::from_env(FACILITIES).map_err(|e| e.to_string())?;
+    let around = surroundings(CAPABILITIES);
+    if options.check {
+        print!("{}", check(&options.config, &around).map_err(|e| e.to_string())?);
+        return Ok(());
+    }
+    avio_host::log::init().map_err(|e| e.to_string())?;
+    let config = load(&options.config, &around).map_err(|e| e.to_string())?;
+    let group = options
+        .control_group
+        .as_deref()
+        .map(gid_of)
+        .transpose()
+        .map_err(|e| format!("--control-group: {e}"))?;
+    let run_dir = &options.run_dir;
+    std::fs::create_dir_all(run_dir).map_err(|e| {
+        format!("--run-dir: {}: cannot be made: {e}; name a directory that can", run_dir.display())
+    })?;
+
+    let system = |e: io::Error| format!("cannot start: {e}");
+    let poll = Poll::new().map_err(system)?;
+    let registry = poll.registry();
+    let signals = Signals::install().map_err(system)?;
+    // The control socket is the daemon's lock: whoever has it owns the run directory.
+    let access = Access { group };
+    let server = Server::bind(&run_dir.join(SOCKET_FILE_NAME), access, registry, TOKEN_CONTROL)
+        .map_err(|e| e.to_string())?;
+    let waker = ControlWaker::new().map_err(system)?;
+    let (events_in, events) = forward::Events::new(waker.clone());
+    let workers = start_workers(&config.workers, &events_in, &waker)?;
+    let helpers = Helpers::new(DEFAULT_THREADS).map_err(system)?;
+    let sessions = Sessions::new(helpers).map_err(system)?;
+    for (fd, token) in [
+        (signals.as_raw_fd(), TOKEN_SIGNALS),
+        (waker.as_raw_fd(), TOKEN_WORKERS),
+        (sessions.as_raw_fd(), TOKEN_SESSIONS),
+    ] {
+        registry.register(&mut SourceFd(&fd), token, Interest::READABLE).map_err(system)?;
+    }
+    let started_with = config.workers.clone();
+    let mut switch = Switch::new(run_dir.clone(), sessions, Fabric::new(workers), events, started_with);
+    switch.host_macs = around.host_macs.into_iter().map(|(_, mac)| mac).collect();
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    switch.reconcile(config).map_err(|reasons| reasons.join("\n"))?;
+    switch.turn(Instant::now());
+    let daemon = Daemon {
+        switch,
+        service: Service::new("avio-vswitchd"),
+        config_dir: options.config.clone(),
+        facilities: facilities.states().to_vec(),
+        started: Instant::now(),
+    };
+    daemon.service.ready(&summary(&daemon.switch.config));
+    Loop { poll, signals, waker, server, daemon }.run()
+}
+
+/// One worker per configured core, each with the empty table.
+fn start_workers(
+    config: &WorkersConfig,
+    events: &forward::Events,
+    waker: &ControlWaker,
+) -> Result<Workers<forward::Command>, String> {
+    let start = |(number, core): (usize, Option<u32>)| {
+        let options = WorkerOptions {
+            name: format!("worker-{number}"),
+            core: core.map(|core| core as usize),
+            poll: config.poll,
+            spin_us: config.spin_us,
+            ..WorkerOptions::default()
+        };
+        let engine = forward::Engine::new(number, events.clone(), waker.clone());
+        Worker::spawn(engine, options, waker.clone()).map_err(|e| e.to_string())
+    };
+    config.placement().into_iter().enumerate().map(start).collect::<Result<_, _>>().map(Workers::new)
+}
+
+/// The event loop and all that is registered in it.
+struct Loop {
+    poll: Poll,
+    signals: Signals,
+    waker: ControlWaker,
+    server: Server,
+    daemon: Daemon,
+}
+
+impl Loop {
+    fn run(mut self) -> Result<(), String> {
+        let mut events = Events::with_capacity(256);
+        loop {
+            let now = Instant::now();
+            let mut timeout = self.daemon.switch.next_turn(now);
+            if let Some(period) = self.daemon.service.watchdog_period() {
+                timeout = timeout.min(period);
+            }
+            // Rounded up, so that a turn is never a moment too early and then again.
+            match self.poll.poll(&mut events, Some(timeout + Duration::from_millis(1))) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(format!("event loop: {e}")),
+            }
+            for event in &events {
+                if self.on_event(event.token()) {
+                    return self.stop();
+                }
+            }
+            let now = Instant::now();
+            self.daemon.switch.turn(now);
+            self.update_watches();
+            self.daemon.service.alive(now);
+        }
+    }
+
+    /// Returns whether the daemon is to stop.
+    fn on_event(&mut self, token: Token) -> bool {
+        match token {
+            TOKEN_SIGNALS => {
+                let requested = self.signals.take();
+                if requested.reload && !requested.stop {
+                    // What was refused has been logged; there is nobody to answer.
+                    let _ = self.daemon.reload();
+                }
+                return requested.stop;
+            }
+            TOKEN_WORKERS => {
+                self.waker.drain();
+            }
+            TOKEN_SESSIONS => self.daemon.switch.sessions.on_ready(),
+            token if self.server.owns(token) => {
+                self.server.ready(token, self.poll.registry(), &mut self.daemon)
+            }
+            Token(kick) => {
+                let endpoint = EndpointId((kick - TOKEN_KICKS) as u32);
+                self.daemon.switch.on_control_kick(endpoint, Instant::now());
+            }
+        }
+        false
+    }
+
+    /// Watches the kicks of control queues that have started, and no longer those that have stopped.
+    fn update_watches(&mut self) {
+        for watch in std::mem::take(&mut self.daemon.switch.watches) {
+            match watch {
+                Watch::Add(kick, endpoint) => {
+                    let token = Token(TOKEN_KICKS + endpoint.0 as usize);
+                    if let Err(e) =
+                        self.poll.registry().register(&mut SourceFd(&kick), token, Interest::READABLE)
+                    {
+                        tracing::warn!("control queue of endpoint {}: {e}", endpoint.0);
+                    }
+                }
+                Watch::Remove(kick) => {
+                    let _ = self.poll.registry().deregister(&mut SourceFd(&kick.as_raw_fd()));
+                }
+            }
+        }
+    }
+
+    fn stop(self) -> Result<(), String> {
+        self.daemon.service.stopping();
+        let Daemon { switch, .. } = self.daemon;
+        switch.stop();
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! The switch as operators see it: vswitches, their ports, states and counters (SEMANTICS 1.3).
+//!
+//! Pure views over the configuration and the interfaces; called for the control interface, changes nothing.
+
+use std::collections::BTreeMap;
+
+use avio_host::stats::WorkerTotals;
+use avio_proto::config::{Config, NetworkAdaptor, NetworkConfig, NumberedVswitch};
+use avio_proto::control::{
+    Direction, DiscardEntry, DiscardReason, Discards, Port, PortState, StatisticsBucket, Vswitch,
+    VswitchState, WorkerReport,
+};
+
+use super::interface::{Interface, InterfaceKey};
+use super::sockets::socket_path;
+
+/// All interfaces by name.
+pub(super) type Interfaces = BTreeMap<InterfaceKey, Interface>;
+
+/// One vswitch with its ports.
+pub(super) fn vswitch(
+    numbered: &NumberedVswitch,
+    config: &Config,
+    interfaces: &Interfaces,
+    run_dir: &std::path::Path,
+) -> Vswitch {
+    let settings = &numbered.settings;
+    let mut reservations: BTreeMap<u32, Vec<(&str, &NetworkConfig)>> = BTreeMap::new();
+    for (guest, network) in config.networks().filter(|(_, network)| network.vswitch == settings.name) {
+        reservations.entry(network.port).or_default().push((guest, network));
+    }
+    let ports: Vec<Port> = reservations
+        .into_iter()
+        .map(|(number, reserved)| port(number, &reserved, settings.enabled, interfaces, run_dir))
+        .collect();
+    Vswitch {
+        name: settings.name.clone(),
+        number: numbered.number,
+        state: if settings.enabled { VswitchState::Up } else { VswitchState::Down },
+        max_ports: settings.max_ports,
+        configured_ports: ports.len() as u32,
+        uplink: settings.uplink.clone(),
+        uplink_mac: None,
+        uplink_ip: None,
+        ports,
+    }
+}
+
+/// One port. Its numbers are those of all interfaces that reserve it: they follow each other in using it.
+fn port(
+    number: u32,
+    reserved: &[(&str, &NetworkConfig)],
+    enabled: bool,
+    interfaces: &Interfaces,
+    run_dir: &std::path::Path,
+) -> Port {
+    let find = |guest: &str, network: &NetworkConfig| {
+        let key = InterfaceKey { guest: guest.to_owned(), bus: network.bus, device: network.device };
+        interfaces.get(&key)
+    };
+    let active = reserved.iter().find_map(|(guest, network)| {
+        find(guest, network).filter(|i| i.is_connected()).map(|i| (*guest, *network, i))
+    });
+    let (shown_guest, shown) = active.map_or(reserved[0], |(guest, network, _)| (guest, network));
+    let mut port = Port {
+        number,
+        state: match (enabled, active.is_some()) {
+            (false, _) => PortState::Down,
+            (true, true) => PortState::Active,
+            (true, false) => PortState::Reserved,
+        },
+        active_vm: active.filter(|_| enabled).map(|(guest, ..)| guest.to_owned()),
+        untagged_vlanid: shown.vlan,
+        reserved_vms: reserved.iter().map(|(guest, _)| (*guest).to_owned()).collect(),
+        adaptor: shown.adaptor,
+        mac: Some(active.map_or_else(|| shown.mac_of(shown_guest), |(_, _, i)| i.spec.mac)),
+        counters: Default::default(),
+        discards: Discards::default(),
+        trunk: shown.trunk.clone(),
+        mtu: active.map_or(shown.mtu, |(_, _, i)| i.spec.mtu),
+        queue_pairs: active.map_or(0, |(_, _, i)| i.enabled_pairs()),
+        features: active.and_then(|(_, _, i)| i.features).map(|bits| format!("{bits:#018x}")),
+        socket: (shown.adaptor == NetworkAdaptor::AvioLan)
+            .then(|| socket_path(run_dir, shown_guest, shown).display().to_string()),
+    };
+    for interface in reserved.iter().filter_map(|(guest, network)| find(guest, network)) {
+        let numbers = interface.numbers();
+        port.counters.add(&numbers.counters);
+        port.discards.add(&numbers.discards);
+    }
+    port
+}
+
+/// The catalogue of discard reasons with the sums over all interfaces.
+pub(super) fn discards(interfaces: &Interfaces) -> Vec<DiscardEntry> {
+    let mut sum = Discards::default();
+    for interface in interfaces.values() {
+        sum.add(&interface.numbers().discards);
+    }
+    let entry = |(reason, count): (DiscardReason, u64)| DiscardEntry {
+        name: reason.name().to_owned(),
+        direction: match reason.direction() {
+            Direction::Inbound => "inbound".to_owned(),
+            Direction::Outbound => "outbound".to_owned(),
+        },
+        description: reason.description().to_owned(),
+        count,
+    };
+    sum.iter().map(entry).collect()
+}
+
+/// What worker number `index` did.
+pub(super) fn worker(index: usize, core: Option<u32>, totals: &WorkerTotals) -> WorkerReport {
+    let bucket = |(magnitude, &count): (usize, &u64)| StatisticsBucket {
+        // Bucket 0 counts 0, bucket n up to 2^n - 1, the last one everything above too.
+        up_to: if magnitude + 1 == totals.batch_items.len() { u64::MAX } else { (1 << magnitude) - 1 },
+        count,
+    };
+    WorkerReport {
+        index: index as u32,
+        core,
+        polls: totals.polls,
+        empty_polls: totals.empty_polls,
+        frames: totals.items,
+        batches: totals.batch_items.iter().enumerate().map(bucket).collect(),
+        busy_ns: totals.busy_ns,
+        sleep_ns: totals.asleep_ns,
+        sleeps: totals.sleeps,
+        wakeups: totals.wakeups,
+        looks: totals.looks,
+        armings: totals.armings,
+        armings_in_vain: totals.armings_in_vain,
+        lock_waits: totals.lock_waits,
+        panics: totals.panics,
+        broken_rings: totals.broken,
+    }
+}

@@ -1,0 +1,361 @@
+//! The running switch as control sees it: interfaces, their sockets, and the fabric behind them.
+//!
+//! Owns what `reconcile` brings in line with the files and what session events change. One turn of the control loop calls
+//! [`Switch::turn`]; nothing here blocks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use avio_host::ratelimit::RateLimit;
+use avio_host::session::{EndpointId, Event as SessionEvent, RingStart, Sessions};
+use avio_proto::config::{Config, MacAddr, WorkersConfig};
+use avio_proto::ring::RingError;
+use crossbeam_channel::Receiver;
+
+use super::fabric::{Fabric, Released};
+use super::interface::{Interface, InterfaceKey, StopRing};
+use super::show::Interfaces;
+use crate::forward::Event as WorkerEvent;
+use crate::table::{PortIndex, TableBuilder};
+
+/// Worker events handled per turn, so that a guest that causes many does not keep the control thread.
+const WORKER_EVENTS_PER_TURN: usize = 1024;
+/// How often learned addresses are looked through for old ones.
+const AGE_EVERY: Duration = Duration::from_secs(10);
+/// Domains of ports of a halted vswitch start here: each is alone in its own, so it reaches nobody.
+const HALTED: u32 = 1 << 31;
+
+/// A change in which descriptors the control loop watches.
+pub(super) enum Watch {
+    /// Tell [`Switch::on_control_kick`] when it is readable.
+    Add(RawFd, EndpointId),
+    /// No longer; then close it.
+    Remove(OwnedFd),
+}
+
+/// See the module.
+pub(super) struct Switch {
+    pub(super) config: Config,
+    pub(super) interfaces: Interfaces,
+    pub(super) run_dir: PathBuf,
+    pub(super) sessions: Sessions,
+    pub(super) fabric: Fabric,
+    /// Which interface an endpoint belongs to. An interface whose definition is gone stays here until its session has ended.
+    pub(super) owners: HashMap<EndpointId, Owner>,
+    pub(super) host_macs: Vec<MacAddr>,
+    pub(super) watches: Vec<Watch>,
+    /// The workers' settings, which hold until the daemon ends.
+    pub(super) started_with: WorkersConfig,
+    events: Receiver<WorkerEvent>,
+    limit: RateLimit<String>,
+    aged: Instant,
+}
+
+/// What an endpoint belongs to.
+pub(super) enum Owner {
+    /// A defined interface.
+    Interface(InterfaceKey),
+    /// One whose definition or socket is gone; it ends with its session.
+    Leaving(Box<Interface>),
+}
+
+impl Switch {
+    pub(super) fn new(
+        run_dir: PathBuf,
+        sessions: Sessions,
+        fabric: Fabric,
+        events: Receiver<WorkerEvent>,
+        started_with: WorkersConfig,
+    ) -> Self {
+        Self {
+            config: Config::default(),
+            interfaces: BTreeMap::new(),
+            run_dir,
+            sessions,
+            fabric,
+            owners: HashMap::new(),
+            host_macs: Vec::new(),
+            watches: Vec::new(),
+            started_with,
+            events,
+            limit: RateLimit::default(),
+            aged: Instant::now(),
+        }
+    }
+
+    /// Handles everything that sessions and workers have to say, then publishes what has changed.
+    pub(super) fn turn(&mut self, now: Instant) {
+        loop {
+            self.take_released();
+            let Some((endpoint, event)) = self.sessions.next_event() else { break };
+            self.on_session_event(endpoint, event, now);
+        }
+        for event in self.events.try_iter().take(WORKER_EVENTS_PER_TURN).collect::<Vec<_>>() {
+            self.on_worker_event(event, now);
+        }
+        if now.saturating_duration_since(self.aged) >= AGE_EVERY {
+            self.aged = now;
+            let table = self.fabric.table_arc();
+            self.fabric.learner.age(&table, now);
+        }
+        for (what, count) in self.limit.settle(now) {
+            tracing::warn!("{what}: {count} more lines suppressed");
+        }
+        if self.fabric.is_changed(now) {
+            self.publish(now);
+        }
+    }
+
+    /// When [`Self::turn`] is due again even if nothing happens.
+    pub(super) fn next_turn(&self, now: Instant) -> Duration {
+        let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
+        let age = (self.aged + AGE_EVERY).saturating_duration_since(now);
+        publish.map_or(age, |publish| publish.min(age))
+    }
+
+    /// Forgets what was learned on a vswitch and publishes it anew.
+    pub(super) fn restart(&mut self, vswitch: &str) {
+        for interface in self.interfaces.values().filter(|interface| interface.network.vswitch == vswitch) {
+            self.fabric.learner.forget_port(interface.index);
+        }
+        self.fabric.touch();
+    }
+
+    /// Ends the workers. The sockets close with their sessions.
+    pub(super) fn stop(self) {
+        self.fabric.stop();
+    }
+
+    /// The kick of a control queue was readable.
+    pub(super) fn on_control_kick(&mut self, endpoint: EndpointId, now: Instant) {
+        let Some(interface) = self.interface_of(endpoint) else { return };
+        let name = interface.key.to_string();
+        if let Err(error) = interface.serve_control() {
+            self.log(now, &name, &format!("control queue stopped: {error}"));
+        }
+    }
+
+    fn on_session_event(&mut self, endpoint: EndpointId, event: SessionEvent, now: Instant) {
+        match event {
+            SessionEvent::Connected => self.on_connected(endpoint, now),
+            SessionEvent::Features(features) => {
+                if let Some(interface) = self.interface_of(endpoint) {
+                    interface.features = Some(features);
+                }
+            }
+            SessionEvent::Mtu(mtu) => {
+                if let Some(interface) = self.interface_of(endpoint) {
+                    tracing::info!("{}: the guest's MTU is {mtu}", interface.key);
+                }
+            }
+            SessionEvent::Announce(mac) => self.on_announce(endpoint, MacAddr(mac)),
+            SessionEvent::RingStart(start) => self.on_ring_start(endpoint, *start, now),
+            SessionEvent::RingStop { index } => self.on_ring_stop(endpoint, index, now),
+            SessionEvent::Disconnected => self.on_disconnected(endpoint),
+        }
+    }
+
+    fn on_connected(&mut self, endpoint: EndpointId, now: Instant) {
+        let Some(Owner::Interface(key)) = self.owners.get(&endpoint) else { return };
+        let key = key.clone();
+        let Some(interface) = self.interfaces.get(&key) else { return };
+        let (vswitch, port) = (&interface.network.vswitch, interface.network.port);
+        let rival = self.interfaces.values().find(|other| {
+            other.key != key
+                && other.is_connected()
+                && other.network.vswitch == *vswitch
+                && other.network.port == port
+        });
+        if let Some(rival) = rival {
+            let line = format!(
+                "port {port} of vswitch {vswitch} is in use by {}; one guest at a time can be active on it",
+                rival.key
+            );
+            self.log(now, &key.to_string(), &line);
+            self.sessions.disconnect(endpoint);
+            return;
+        }
+        if let Some(interface) = self.interfaces.get_mut(&key) {
+            interface.connect();
+            tracing::info!(
+                "{key}: front-end connected, port {} of {}",
+                interface.network.port,
+                interface.network.vswitch
+            );
+            self.fabric.touch();
+        }
+    }
+
+    fn on_disconnected(&mut self, endpoint: EndpointId) {
+        match self.owners.get(&endpoint) {
+            Some(Owner::Interface(key)) => {
+                if let Some(interface) = self.interfaces.get_mut(key)
+                    && interface.is_connected()
+                {
+                    tracing::info!("{key}: front-end disconnected");
+                    interface.disconnect();
+                    self.fabric.learner.forget_port(interface.index);
+                    self.fabric.touch();
+                    self.reopen_sockets();
+                }
+            }
+            Some(Owner::Leaving(interface)) => {
+                self.fabric.give_index(interface.index);
+                self.owners.remove(&endpoint);
+            }
+            None => {}
+        }
+    }
+
+    fn on_ring_start(&mut self, endpoint: EndpointId, start: RingStart, now: Instant) {
+        let index = start.index;
+        let Some((interface, fabric)) = self.interface_and_fabric(endpoint) else { return };
+        match interface.start_ring(start, fabric) {
+            Ok(Some(kick)) => self.watches.push(Watch::Add(kick, endpoint)),
+            Ok(None) => {}
+            Err(error) => {
+                let name = interface.key.to_string();
+                self.log(now, &name, &format!("ring {index} cannot start: {error}"));
+            }
+        }
+    }
+
+    fn on_ring_stop(&mut self, endpoint: EndpointId, index: u16, now: Instant) {
+        // A ring that was to start in this very turn must have started before it can be asked back.
+        if self.fabric.is_changed(now) {
+            self.publish(now);
+        }
+        let Some((interface, fabric)) = self.interface_and_fabric(endpoint) else {
+            // The session ended before it was let in: no ring of it ever ran.
+            self.sessions.ring_stopped(endpoint, index, 0);
+            return;
+        };
+        match interface.stop_ring(index, fabric) {
+            StopRing::Later => {}
+            StopRing::Stopped { base, unwatch } => {
+                self.watches.extend(unwatch.map(Watch::Remove));
+                self.sessions.ring_stopped(endpoint, index, base);
+            }
+        }
+    }
+
+    /// The guest has moved here (SEND_RARP). Its address is static in every table, so nobody on this host has to learn
+    /// anything; the wire will be told by the uplink.
+    fn on_announce(&mut self, endpoint: EndpointId, mac: MacAddr) {
+        if let Some(interface) = self.interface_of(endpoint) {
+            tracing::info!("{}: announced itself as {mac}", interface.key);
+        }
+    }
+
+    fn take_released(&mut self) {
+        for released in self.fabric.released() {
+            let (port, index, base) = match released {
+                Released::Rx { port, pair, base } => (port, 2 * pair, Some(base)),
+                Released::Tx(stopped) => (stopped.port, 2 * stopped.pair + 1, stopped.base),
+            };
+            let Some(endpoint) = self.endpoint_of(port) else { continue };
+            let Some(interface) = self.interface_of(endpoint) else { continue };
+            let base = interface.ring_released(index, base);
+            self.sessions.ring_stopped(endpoint, index, base);
+        }
+    }
+
+    fn on_worker_event(&mut self, event: WorkerEvent, now: Instant) {
+        match event {
+            WorkerEvent::Learn { port, vlan, mac } => {
+                let table = self.fabric.table_arc();
+                self.fabric.learner.learn(&table, port, vlan, mac, now);
+            }
+            WorkerEvent::Refused(refusal) => {
+                let name = format!("{} port {}", refusal.spec.guest, refusal.spec.number);
+                self.log_as_is(now, &name, &refusal.to_string());
+            }
+            WorkerEvent::TxBroken { port, pair, error } => {
+                self.on_ring_broken(port, 2 * pair + 1, error, now)
+            }
+            WorkerEvent::RxBroken { port, pair, error } => self.on_ring_broken(port, 2 * pair, error, now),
+        }
+    }
+
+    fn on_ring_broken(&mut self, port: PortIndex, index: u16, error: Option<RingError>, now: Instant) {
+        let Some(endpoint) = self.endpoint_of(port) else { return };
+        let Some(interface) = self.interface_of(endpoint) else { return };
+        interface.ring_broken(index);
+        let name = interface.key.to_string();
+        let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
+        self.log(now, &name, &format!("ring {index} stopped: {why}"));
+    }
+
+    /// Publishes a table of everything as it is now.
+    fn publish(&mut self, now: Instant) {
+        let (config, interfaces, host_macs) = (&self.config, &self.interfaces, &self.host_macs);
+        let leaving = self.owners.values().filter_map(|owner| match owner {
+            Owner::Leaving(interface) => Some(&**interface),
+            Owner::Interface(_) => None,
+        });
+        let leaving: Vec<&Interface> = leaving.filter(|interface| interface.is_connected()).collect();
+        let mut refused = Vec::new();
+        self.fabric.flush(now, |builder: &mut TableBuilder| {
+            for mac in host_macs {
+                builder.protect(*mac);
+            }
+            for interface in interfaces.values() {
+                // A port that is reserved by several guests has one address in the table: the active guest's. The
+                // others' addresses are protected.
+                let number = config.vswitch(&interface.network.vswitch).filter(|v| v.settings.enabled);
+                let number = number.map_or(HALTED | interface.index.0, |vswitch| vswitch.number);
+                let (spec, state) = (interface.spec.clone(), interface.state.clone());
+                if let Err(error) = builder.port(interface.index, number, spec, state, interface.port_kind())
+                {
+                    refused.push((interface.key.to_string(), error));
+                }
+            }
+            for interface in leaving {
+                let (spec, state) = (interface.spec.clone(), interface.state.clone());
+                let alone = HALTED | interface.index.0;
+                if let Err(error) = builder.port(interface.index, alone, spec, state, interface.port_kind()) {
+                    refused.push((interface.key.to_string(), error));
+                }
+            }
+        });
+        for (name, error) in refused {
+            self.log(now, &name, &format!("not on the switch: {error}"));
+        }
+    }
+
+    /// The endpoint whose session runs the rings of `port`. As many steps as there are ports; asked when a ring stops.
+    fn endpoint_of(&self, port: PortIndex) -> Option<EndpointId> {
+        let leaving = self.owners.values().filter_map(|owner| match owner {
+            Owner::Leaving(interface) => Some(&**interface),
+            Owner::Interface(_) => None,
+        });
+        self.interfaces.values().chain(leaving).find(|interface| interface.index == port)?.endpoint
+    }
+
+    fn interface_of(&mut self, endpoint: EndpointId) -> Option<&mut Interface> {
+        self.interface_and_fabric(endpoint).map(|(interface, _)| interface)
+    }
+
+    fn interface_and_fabric(&mut self, endpoint: EndpointId) -> Option<(&mut Interface, &mut Fabric)> {
+        let interface = match self.owners.get_mut(&endpoint)? {
+            Owner::Interface(key) => self.interfaces.get_mut(key)?,
+            Owner::Leaving(interface) => interface,
+        };
+        interface.is_connected().then_some((interface, &mut self.fabric))
+    }
+
+    /// One line about a guest, at most a few a second each.
+    fn log(&mut self, now: Instant, name: &str, line: &str) {
+        self.log_as_is(now, name, &format!("{name}: {line}"));
+    }
+
+    fn log_as_is(&mut self, now: Instant, name: &str, line: &str) {
+        if let Some(suppressed) = self.limit.check(name.to_owned(), now) {
+            let more =
+                if suppressed > 0 { format!(" ({suppressed} lines suppressed)") } else { String::new() };
+            tracing::warn!("{line}{more}");
+        }
+    }
+}

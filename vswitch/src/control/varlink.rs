@@ -1,0 +1,175 @@
+//! `io.avio.vswitchd`: what the control socket answers (`avio-proto/varlink/io.avio.vswitchd.varlink`).
+//!
+//! Each method is a view of the switch or a request to it; the files are the truth, so nothing here edits anything.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use avio_host::config::{Capabilities, load, surroundings};
+use avio_host::control::{Interface, Peer, VarlinkError, parameters};
+use avio_host::service::Service;
+use avio_proto::config::Config;
+use avio_proto::control::{
+    ClearStatisticsParams, DiscardsReply, FacilityState, INTERFACE, INTERFACE_DESCRIPTION, InfoReply,
+    NoSuchVswitchParams, PROTOCOL_VERSION, RefusedParams, ReloadReply, RestartParams, ShowParams, ShowReply,
+    WorkersReply, error, method,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::show;
+use super::switch::Switch;
+
+/// What this release can do.
+pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: false, tap_ports: false };
+
+/// The switch with what only the control socket and signals need.
+pub(super) struct Daemon {
+    pub(super) switch: Switch,
+    pub(super) service: Service,
+    pub(super) config_dir: PathBuf,
+    pub(super) facilities: Vec<FacilityState>,
+    pub(super) started: Instant,
+}
+
+impl Daemon {
+    /// Reads the files again and brings the switch in line with them.
+    ///
+    /// # Errors
+    /// What is wrong, a line each; everything runs on as it was.
+    pub(super) fn reload(&mut self) -> Result<ReloadReply, Vec<String>> {
+        self.service.reloading();
+        let outcome = self.reload_quietly();
+        match &outcome {
+            Ok(reply) => {
+                reply.changes.iter().for_each(|line| tracing::info!("{line}"));
+                reply.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+            }
+            Err(reasons) => reasons.iter().for_each(|line| tracing::error!("configuration refused: {line}")),
+        }
+        self.service.ready(&summary(&self.switch.config));
+        outcome
+    }
+
+    fn reload_quietly(&mut self) -> Result<ReloadReply, Vec<String>> {
+        let around = surroundings(CAPABILITIES);
+        let config = load(&self.config_dir, &around)
+            .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        if config.workers != self.switch.config.workers {
+            warnings
+                .push("[workers] has changed: takes effect when the daemon starts the next time".to_owned());
+        }
+        self.switch.host_macs = around.host_macs.into_iter().map(|(_, mac)| mac).collect();
+        let changes = self.switch.reconcile(config)?;
+        self.switch.turn(Instant::now());
+        Ok(ReloadReply { changes, warnings })
+    }
+
+    fn show(&self, wanted: &ShowParams) -> Result<Value, VarlinkError> {
+        let switch = &self.switch;
+        let chosen: Vec<_> = switch
+            .config
+            .vswitches
+            .iter()
+            .filter(|v| wanted.vswitch.as_ref().is_none_or(|name| *name == v.settings.name))
+            .filter(|v| wanted.number.is_none_or(|number| number == v.number))
+            .map(|v| show::vswitch(v, &switch.config, &switch.interfaces, &switch.run_dir))
+            .collect();
+        let asked = wanted.vswitch.clone().or(wanted.number.map(|number| number.to_string()));
+        match asked {
+            Some(asked) if chosen.is_empty() => Err(self.no_such_vswitch(asked)),
+            _ => reply(&ShowReply { vswitches: chosen }),
+        }
+    }
+
+    fn no_such_vswitch(&self, vswitch: String) -> VarlinkError {
+        let known = self.switch.config.vswitches.iter().map(|v| v.settings.name.clone()).collect();
+        VarlinkError::own(error::NO_SUCH_VSWITCH, &NoSuchVswitchParams { vswitch, known })
+    }
+
+    fn clear(&mut self, wanted: ClearStatisticsParams) -> Result<Value, VarlinkError> {
+        if let Some(name) = &wanted.vswitch
+            && self.switch.config.vswitch(name).is_none()
+        {
+            return Err(self.no_such_vswitch(name.clone()));
+        }
+        for interface in self.switch.interfaces.values_mut() {
+            if wanted.vswitch.as_ref().is_none_or(|name| *name == interface.network.vswitch) {
+                interface.clear_numbers();
+            }
+        }
+        Ok(json!({}))
+    }
+
+    fn restart(&mut self, wanted: RestartParams) -> Result<Value, VarlinkError> {
+        if self.switch.config.vswitch(&wanted.vswitch).is_none() {
+            return Err(self.no_such_vswitch(wanted.vswitch));
+        }
+        self.switch.restart(&wanted.vswitch);
+        Ok(json!({}))
+    }
+
+    fn info(&self) -> InfoReply {
+        let workers = &self.switch.started_with;
+        InfoReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol_version: PROTOCOL_VERSION,
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            poll: workers.poll,
+            spin_us: workers.spin_us,
+            worker_cores: workers.placement(),
+            facilities: self.facilities.clone(),
+        }
+    }
+
+    fn workers(&self) -> WorkersReply {
+        let cores = self.switch.started_with.placement();
+        let workers = self.switch.fabric.workers().iter().zip(cores).enumerate();
+        let report = |(index, (worker, core)): (usize, (&avio_host::worker::Worker<_>, _))| {
+            show::worker(index, core, &worker.stats().totals())
+        };
+        WorkersReply { workers: workers.map(report).collect() }
+    }
+}
+
+impl Interface for Daemon {
+    fn name(&self) -> &'static str {
+        INTERFACE
+    }
+
+    fn description(&self) -> &'static str {
+        INTERFACE_DESCRIPTION
+    }
+
+    fn product(&self) -> (&'static str, &'static str) {
+        ("avio-vswitchd", env!("CARGO_PKG_VERSION"))
+    }
+
+    fn call(&mut self, method: &str, params: Value, _peer: &Peer) -> Result<Value, VarlinkError> {
+        match method {
+            method::INFO => reply(&self.info()),
+            method::SHOW => self.show(&parameters(params)?),
+            method::CLEAR_STATISTICS => self.clear(parameters(params)?),
+            method::RELOAD => match self.reload() {
+                Ok(done) => reply(&done),
+                Err(reasons) => Err(VarlinkError::own(error::REFUSED, &RefusedParams { reasons })),
+            },
+            method::RESTART => self.restart(parameters(params)?),
+            method::WORKERS => reply(&self.workers()),
+            method::DISCARDS => reply(&DiscardsReply { reasons: show::discards(&self.switch.interfaces) }),
+            _ => Err(VarlinkError::MethodNotFound),
+        }
+    }
+}
+
+/// One line about a configuration.
+pub(super) fn summary(config: &Config) -> String {
+    format!("{} vswitches, {} guest ports", config.vswitches.len(), config.networks().count())
+}
+
+fn reply(value: &impl Serialize) -> Result<Value, VarlinkError> {
+    // Our own types always are JSON; if one were not, the caller sees an empty reply rather than a dead daemon.
+    Ok(serde_json::to_value(value).unwrap_or_else(|_| json!({})))
+}

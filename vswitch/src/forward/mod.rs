@@ -10,5 +10,6 @@ mod event;
 mod guard;
 mod scratch;
 
+pub use batch::Forwarder;
 pub use engine::{Command, Engine};
 pub use event::{EVENTS_MAX, Event, Events, Refusal};

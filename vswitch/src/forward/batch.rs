@@ -145,7 +145,8 @@ impl Forwarder {
             events: &self.events,
             scratch: &mut self.scratch,
             source,
-            last: queue.last,
+            // What was found in another table may have moved.
+            last: if queue.last.table == table.id { queue.last } else { LastDestination::NOTHING },
             reports: queue.reports,
             tally: Tally {
                 octets: 0,
@@ -403,7 +404,7 @@ impl Run<'_> {
             self.last.port
         } else {
             let Some(found) = self.table.macs.find(key) else { return self.unknown(i) };
-            self.last = LastDestination { key, port: found.port() };
+            self.last = LastDestination { table: self.table.id, key, port: found.port() };
             found.port()
         };
         let table = self.table;

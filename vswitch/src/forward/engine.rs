@@ -10,7 +10,7 @@ use avio_host::worker::{self, ControlWaker, Polled};
 use crossbeam_channel::Sender;
 
 use super::{Event, Events, Forwarder};
-use crate::port::guest::{LastDestination, TxQueue, TxStopped};
+use crate::port::guest::{TxQueue, TxStopped};
 use crate::table::{PortIndex, Table};
 
 /// What control asks of an engine.
@@ -93,9 +93,6 @@ impl worker::Engine for Engine {
         match command {
             Command::Publish(table) => {
                 self.forwarder.publish(table);
-                for (_, queue) in self.queues.iter_mut().flatten() {
-                    queue.last = LastDestination::NOTHING;
-                }
             }
             Command::StartTx(queue) => self.start(sources, queue),
             Command::StopTx { port, pair, answer } => {

@@ -61,3 +61,6 @@ pub enum RingError {
     #[error("buffer address outside the guest's memory")]
     BadBuffer,
 }
+
+#[cfg(test)]
+mod tests;

@@ -244,17 +244,19 @@ impl Queue for SplitQueue {
         memory: &MemoryTable,
         hint: &mut RegionHint,
         out: &mut Segments,
-    ) -> Result<Option<(ChainId, Shape)>, Stop> {
+        shape: &mut Shape,
+    ) -> Result<bool, Stop> {
         if self.avail_seen == self.last_avail {
             self.load_available().map_err(Stop::Bad)?;
             if self.avail_seen == self.last_avail {
-                return Ok(None);
+                return Ok(false);
             }
         }
         let head = self.head(self.last_avail);
-        let shape = self.walk(memory, hint, head, out)?;
+        self.walk(memory, hint, head, out, shape)?;
+        shape.id = ChainId::new(head, 1);
         self.last_avail = self.last_avail.wrapping_add(1);
-        Ok(Some((ChainId { id: head, slots: 1 }, shape)))
+        Ok(true)
     }
 
     #[inline(always)]

@@ -20,6 +20,11 @@ use std::time::Duration;
 pub const PROTOCOL_FEATURES: u64 =
     protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG | protocol::NET_MTU | protocol::STATUS;
 
+/// Device status up to negotiated features: ACKNOWLEDGE, DRIVER, FEATURES_OK (virtio 1.3 §2.1).
+const STATUS_FEATURES_OK: u8 = 1 | 2 | 8;
+/// Device status: DRIVER_OK.
+const STATUS_DRIVER_OK: u8 = 4;
+
 /// How to open a session.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
@@ -145,7 +150,24 @@ impl Session {
                 self.negotiated = negotiated;
             }
         }
-        Ok(())
+        self.set_status(STATUS_FEATURES_OK)
+    }
+
+    /// Tells the back-end that the driver is ready, after memory and rings. One that negotiated STATUS need not serve any
+    /// ring before (DPDK does not).
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub fn driver_ok(&mut self) -> Result<(), SessionError> {
+        self.set_status(STATUS_FEATURES_OK | STATUS_DRIVER_OK)
+    }
+
+    fn set_status(&mut self, status: u8) -> Result<(), SessionError> {
+        if self.negotiated.protocol_features & protocol::STATUS == 0 {
+            return Ok(());
+        }
+        self.frontend.set_status(status);
+        self.settle().map(drop)
     }
 
     /// What both sides agreed on.

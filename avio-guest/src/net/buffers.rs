@@ -16,7 +16,7 @@ const GSO_FRAME_LEN_MAX: usize = 65_535 + 18;
 /// Transmit buffers altogether, in bytes, beyond which fewer of them are used: half of a usual L2.
 const TX_POOL_LEN: usize = 512 * 1024;
 /// Fewest transmit buffers: below this a batch is too short to mean anything.
-const TX_COUNT_MIN: usize = 32;
+const TX_COUNT_MIN: usize = 16;
 /// Indirect table entries per frame at most; a frame of 64 KiB in pages, and its header.
 pub(super) const PIECES_MAX: usize = 18;
 
@@ -42,7 +42,7 @@ pub(super) struct Layout {
 /// An odd number of lines: with a power of two, all buffers' first lines would fall into the same few sets of the L1.
 fn stride(len: usize) -> usize {
     let lines = len.div_ceil(LINE);
-    (lines + usize::from(lines % 2 == 0)) * LINE
+    (lines + usize::from(lines.is_multiple_of(2))) * LINE
 }
 
 impl Layout {

@@ -167,6 +167,7 @@ impl NetGuest {
         for i in 0..2 * queues.len() as u32 {
             self.session.enable_ring(i, true)?;
         }
+        self.session.driver_ok()?;
         for queue in queues {
             queue.rx.fill();
         }

@@ -3,12 +3,13 @@
 //! A new subcommand is one module with an `Args` struct and a `run`, one variant of [`Command`] and one line in
 //! [`Command::run`].
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::net;
+use crate::{demo, net};
 
 /// Options that every subcommand takes.
 #[derive(Debug, Clone, Args)]
@@ -49,12 +50,15 @@ struct Hpvmnet {
 pub enum Command {
     /// Create, modify and show virtual switches.
     Net(net::NetArgs),
+    /// Show a switch at work: four guests, traffic, a spoofing attempt, the statistics. No root needed.
+    Demo(demo::DemoArgs),
 }
 
 impl Command {
     fn run(self, global: &Global) -> Result<(), Failure> {
         match self {
             Command::Net(args) => net::run("avio net", global, args),
+            Command::Demo(args) => demo::run(global, &args),
         }
     }
 }
@@ -84,6 +88,17 @@ impl Failure {
 pub fn avio() -> ExitCode {
     let Avio { global, command } = Avio::parse();
     report("avio", command.run(&global))
+}
+
+/// Runs another command line of `avio`, without the program's name: what the demo shows is what an operator would type.
+///
+/// # Errors
+/// The command's own, or [`Failure::Usage`].
+pub fn line(words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<(), Failure> {
+    let words = words.into_iter().map(|word| word.as_ref().to_owned());
+    let Avio { global, command } = Avio::try_parse_from(std::iter::once(OsString::from("avio")).chain(words))
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    command.run(&global)
 }
 
 /// Runs `hpvmnet` with the process's arguments.
@@ -119,9 +134,8 @@ mod tests {
 
     #[test]
     fn short_h_halts_and_long_help_helps() {
-        let Command::Net(args) =
-            Avio::try_parse_from(["avio", "net", "-h", "-S", "vs_site"]).unwrap().command;
-        assert!(args.halt);
+        let parsed = Avio::try_parse_from(["avio", "net", "-h", "-S", "vs_site"]).unwrap();
+        assert!(matches!(parsed.command, Command::Net(args) if args.halt));
         let error = Avio::try_parse_from(["avio", "net", "--help"]).unwrap_err();
         assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp);
         assert!(Hpvmnet::try_parse_from(["hpvmnet", "-hS", "vs_site"]).unwrap().args.halt);

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod client;
+pub mod demo;
 pub mod net;
 pub mod pktgen;
 pub mod staged;

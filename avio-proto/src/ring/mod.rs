@@ -61,6 +61,3 @@ pub enum RingError {
     #[error("buffer address outside the guest's memory")]
     BadBuffer,
 }
-
-#[cfg(test)]
-mod tests;

@@ -20,13 +20,6 @@ pub(super) struct Staged {
     pub len: u32,
 }
 
-impl Staged {
-    #[inline(always)]
-    pub fn new(chain: ChainId, len: u32) -> Self {
-        Self { id: chain.number(), slots: chain.slots(), len }
-    }
-}
-
 /// One ring layout, device side.
 pub(super) trait Queue {
     /// Where the next available chain is looked for; what a rollback restores.
@@ -37,15 +30,13 @@ pub(super) trait Queue {
     /// Looks for available chains with one acquiring load where the layout has an index; returns at most `max_count`, and no
     /// fewer than are there. Starts fetching what the walk will read.
     fn refresh(&mut self, memory: &MemoryTable, max_count: usize) -> Result<usize, RingError>;
-    /// Takes the next available chain, appends its pieces to `out` and describes it in `shape`; false = there is none.
-    /// Leaves the position alone unless it took one.
+    /// Takes the next available chain and appends its pieces to `out`; leaves the position alone unless it returns one.
     fn next(
         &mut self,
         memory: &MemoryTable,
         hint: &mut RegionHint,
         out: &mut Segments,
-        shape: &mut Shape,
-    ) -> Result<bool, Stop>;
+    ) -> Result<Option<(ChainId, Shape)>, Stop>;
     /// Fetches the first bytes of the buffer that the next `next` will return, for writing. May do nothing.
     fn prefetch_next(&self, memory: &MemoryTable, hint: &mut RegionHint);
     /// Publishes used elements at once; true = the driver wants a notification.
@@ -139,15 +130,18 @@ impl Core {
         let count =
             queue.refresh(&self.memory, max_count.min(CHAINS_MAX)).map_err(|error| self.fail(error))?;
         for _ in 0..count {
-            let (segments, shape) = arena.next();
-            let filled = segments.count();
-            match queue.next(&self.memory, &mut self.hint, segments, shape) {
-                Ok(true) => {
-                    segments.prefetch(filled);
-                    let count = arena.count();
-                    self.taken[count] = arena.add();
+            let filled = arena.segments.count();
+            match queue.next(&self.memory, &mut self.hint, &mut arena.segments) {
+                Ok(Some((id, shape))) => {
+                    for piece in arena.segments.get(shape.first, (arena.segments.count() - filled).min(1)) {
+                        piece.prefetch_read();
+                        // A 64-byte frame behind its header reaches into the second line.
+                        piece.sub(64, 1).prefetch_read();
+                    }
+                    self.taken[arena.count()] = id;
+                    arena.add(id, shape);
                 }
-                Ok(false) => break,
+                Ok(None) => break,
                 Err(stop) => {
                     arena.segments.truncate(filled);
                     match stop {
@@ -177,18 +171,18 @@ impl Core {
         if self.in_order {
             // One element with the last chain's number stands for the batch; the device then skips forward by the batch
             // (virtio 1.3 §2.7.9, §2.8.9).
-            let slots = taken.iter().map(|chain| chain.slots()).sum();
-            self.stage(Staged { id: last.number(), slots, len: 0 }, taken.len());
+            let slots = taken.iter().map(|chain| chain.slots).sum();
+            self.stage(Staged { id: last.id, slots, len: 0 }, taken.len());
             return;
         }
         for chain in taken {
-            self.stage(Staged::new(*chain, 0), 1);
+            self.stage(Staged { id: chain.id, slots: chain.slots, len: 0 }, 1);
         }
     }
 
     #[inline]
     pub fn complete(&mut self, chain: ChainId, written: u32) {
-        self.stage(Staged::new(chain, written), 1);
+        self.stage(Staged { id: chain.id, slots: chain.slots, len: written }, 1);
     }
 
     #[inline]

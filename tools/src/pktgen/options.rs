@@ -132,9 +132,9 @@ pub struct Options {
     /// Queue pairs.
     #[arg(long, default_value_t = 1)]
     pub queues: u16,
-    /// Ring entries.
-    #[arg(long, default_value_t = 256)]
-    pub ring_size: u16,
+    /// Ring entries; default 256, or 1024 with `--pattern tso`, where a frame takes 32 receive buffers.
+    #[arg(long)]
+    pub ring_size: Option<u16>,
     /// Offloads to ask for: none, csum, tso (with csum), all. Default: none, or tso with `--pattern tso`.
     #[arg(long, value_name = "WHICH", value_parser = parse_offloads)]
     pub offloads: Option<Offloads>,
@@ -238,7 +238,8 @@ impl Options {
         if self.queues == 0 || self.queues > 128 {
             return Err("--queues: 1 to 128".into());
         }
-        if self.ring_size < 8 || !self.ring_size.is_power_of_two() || self.ring_size > 32_768 {
+        let ring_size = self.ring_size.unwrap_or(if self.pattern == Traffic::Tso { 1024 } else { 256 });
+        if ring_size < 8 || !ring_size.is_power_of_two() || ring_size > 32_768 {
             return Err("--ring-size: a power of two from 8 to 32768".into());
         }
         if self.flows == 0 || self.flows > FLOWS_MAX {
@@ -268,7 +269,7 @@ impl Options {
             indirect: self.indirect,
             event_idx: !self.no_event_idx,
             queue_pairs: self.queues,
-            ring_size: self.ring_size,
+            ring_size,
             offloads,
             frame_len_max: len_max,
             rx_buffer_len: self.rx_buffer,
@@ -296,7 +297,7 @@ impl Options {
         if count > PORTS_MAX {
             return Err(format!("--socket: at most {PORTS_MAX} ports"));
         }
-        if self.role == Role::Pair && count % 2 != 0 {
+        if self.role == Role::Pair && !count.is_multiple_of(2) {
             return Err("--role pair needs an even number of --socket".into());
         }
         if !self.guest_macs.is_empty() && self.guest_macs.len() != count {

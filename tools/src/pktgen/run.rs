@@ -11,8 +11,10 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// After sending stops, silence of this long means that nothing is on its way any more.
-const QUIET: Duration = Duration::from_millis(30);
+/// After sending stops and everything has arrived, this long for what should not come any more.
+const QUIET: Duration = Duration::from_millis(50);
+/// The same if something is missing: a switch that shares its core with others may be away for long.
+const QUIET_MISSING: Duration = Duration::from_millis(500);
 /// Frames on their way get this long.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// A sleeping guest looks at its rate and at the end of the window this often.
@@ -195,7 +197,7 @@ fn drive(
         if wait {
             sleep(&mut lanes);
         }
-        if idle_turns % IDLE_TURNS_PER_CHECK == 0 || (wait && idle_turns % 64 == 0) {
+        if idle_turns.is_multiple_of(IDLE_TURNS_PER_CHECK) || (wait && idle_turns.is_multiple_of(64)) {
             for (_, lane) in &mut lanes {
                 if !lane.port.guest.is_open() {
                     lane.port.guest.reconnect(&mut lane.port.queues)?;
@@ -210,10 +212,11 @@ fn drive(
 
 /// Sleeps until a receive ring has something or a millisecond is over.
 fn sleep(lanes: &mut [(usize, Lane<'_>)]) {
-    let pending = lanes
-        .iter_mut()
-        .flat_map(|(_, lane)| &mut lane.port.queues)
-        .fold(false, |pending, queue| queue.rx.arm() || pending);
+    // Every ring must be armed, also behind one that has something already.
+    let mut pending = false;
+    for queue in lanes.iter_mut().flat_map(|(_, lane)| &mut lane.port.queues) {
+        pending |= queue.rx.arm();
+    }
     if !pending {
         let fds: Vec<_> = lanes
             .iter()
@@ -267,11 +270,13 @@ fn direct(
     }
     flags.sending.store(false, Ordering::Relaxed);
     let (drain, mut quiet_since, mut seen) = (Instant::now(), Instant::now(), 0);
-    while drain.elapsed() < DRAIN_MAX && quiet_since.elapsed() < QUIET && !stopped() {
+    let mut quiet = QUIET_MISSING;
+    while drain.elapsed() < DRAIN_MAX && quiet_since.elapsed() < quiet && !stopped() {
         std::thread::sleep(Duration::from_millis(2));
-        let total = sum(&snapshot(lives)).rx_frames;
-        if total != seen {
-            (seen, quiet_since) = (total, Instant::now());
+        let total = sum(&snapshot(lives));
+        quiet = if total.rx_frames >= total.tx_frames { QUIET } else { QUIET_MISSING };
+        if total.rx_frames != seen {
+            (seen, quiet_since) = (total.rx_frames, Instant::now());
         }
     }
     flags.stop.store(true, Ordering::Relaxed);

@@ -35,10 +35,19 @@ struct Hole {
     count: u32,
 }
 
+/// What came from one port.
+#[derive(Debug, Default)]
+struct Source {
+    /// Next sequence number of each flow, or [`UNSEEN`].
+    expected: Vec<u64>,
+    /// Sequence numbers that arrived once.
+    unique: u64,
+}
+
 /// Tracks all flows that reach one receiver.
 #[derive(Debug)]
 pub struct Tracker {
-    expected: Vec<Vec<u64>>,
+    sources: Vec<Source>,
     holes: std::collections::VecDeque<Hole>,
     counts: Sequence,
     from_zero: bool,
@@ -48,38 +57,42 @@ impl Tracker {
     /// `from_zero`: the first frame of every flow is number 0, so what is missing before the first arrival is loss.
     #[must_use]
     pub fn new(from_zero: bool) -> Self {
-        Self { expected: Vec::new(), holes: Default::default(), counts: Sequence::default(), from_zero }
+        Self { sources: Vec::new(), holes: Default::default(), counts: Sequence::default(), from_zero }
     }
 
     /// Counts so far.
     #[must_use]
     pub fn counts(&self) -> Sequence {
-        self.counts
+        Sequence { unique: self.sources.iter().map(|s| s.unique).sum(), ..self.counts }
+    }
+
+    /// Sequence numbers of one port that arrived once.
+    #[must_use]
+    pub fn unique_from(&self, source: u8) -> u64 {
+        self.sources.get(usize::from(source)).map_or(0, |s| s.unique)
     }
 
     /// Takes `count` sequence numbers in a row, starting with the stamp's.
     #[inline]
     pub fn take(&mut self, stamp: &Stamp, count: u32) {
-        let known = self
-            .expected
-            .get_mut(usize::from(stamp.source))
-            .and_then(|flows| flows.get_mut(usize::from(stamp.flow)));
-        match known {
-            Some(expected) if *expected == u64::from(stamp.seq) => {
-                *expected = u64::from(stamp.seq.wrapping_add(count));
-                self.counts.unique += u64::from(count);
-            }
-            _ => self.unusual(stamp, count),
+        if let Some(source) = self.sources.get_mut(usize::from(stamp.source))
+            && let Some(expected) = source.expected.get_mut(usize::from(stamp.flow))
+            && *expected == u64::from(stamp.seq)
+        {
+            *expected = u64::from(stamp.seq.wrapping_add(count));
+            source.unique += u64::from(count);
+        } else {
+            self.unusual(stamp, count);
         }
     }
 
     #[cold]
     fn unusual(&mut self, stamp: &Stamp, count: u32) {
         let (source, flow) = (usize::from(stamp.source), usize::from(stamp.flow));
-        if self.expected.len() <= source {
-            self.expected.resize_with(source + 1, Vec::new);
+        if self.sources.len() <= source {
+            self.sources.resize_with(source + 1, Source::default);
         }
-        let flows = &mut self.expected[source];
+        let Source { expected: flows, unique } = &mut self.sources[source];
         if flows.len() <= flow {
             flows.resize(flow + 1, UNSEEN);
         }
@@ -90,7 +103,7 @@ impl Tracker {
         let ahead = stamp.seq.wrapping_sub(expected);
         if ahead < JUMP_MAX {
             flows[flow] = u64::from(stamp.seq.wrapping_add(count));
-            self.counts.unique += u64::from(count);
+            *unique += u64::from(count);
             if ahead > 0 {
                 self.counts.missing += u64::from(ahead);
                 if self.holes.len() == HOLES_MAX {
@@ -122,7 +135,7 @@ impl Tracker {
             return;
         };
         self.counts.reordered += 1;
-        self.counts.unique += 1;
+        self.sources[usize::from(source)].unique += 1;
         self.counts.missing -= 1;
         let hole = self.holes[i];
         let before = seq.wrapping_sub(hole.first);

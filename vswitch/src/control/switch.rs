@@ -8,7 +8,6 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use avio_host::config::surroundings;
 use avio_host::ratelimit::RateLimit;
 use avio_host::session::{EndpointId, Event as SessionEvent, RingStart, Sessions};
 use avio_proto::config::{Config, MacAddr, WorkersConfig};
@@ -18,13 +17,12 @@ use crossbeam_channel::Receiver;
 use super::fabric::{Fabric, Released};
 use super::interface::{Interface, InterfaceKey, StopRing};
 use super::show::Interfaces;
-use super::varlink::CAPABILITIES;
 use crate::forward::Event as WorkerEvent;
 use crate::table::{PortIndex, TableBuilder};
 
 /// Worker events handled per turn, so that a guest that causes many does not keep the control thread.
 const WORKER_EVENTS_PER_TURN: usize = 1024;
-/// How often learned addresses are looked through for old ones, and the host's interfaces for new ones.
+/// How often learned addresses are looked through for old ones.
 const AGE_EVERY: Duration = Duration::from_secs(10);
 /// Domains of ports of a halted vswitch start here: each is alone in its own, so it reaches nobody.
 const HALTED: u32 = 1 << 31;
@@ -48,8 +46,6 @@ pub(super) struct Switch {
     pub(super) owners: HashMap<EndpointId, Owner>,
     pub(super) host_macs: Vec<MacAddr>,
     pub(super) watches: Vec<Watch>,
-    /// Control queues that have more to do than one turn may take.
-    kicked: Vec<EndpointId>,
     /// The workers' settings, which hold until the daemon ends.
     pub(super) started_with: WorkersConfig,
     events: Receiver<WorkerEvent>,
@@ -82,7 +78,6 @@ impl Switch {
             owners: HashMap::new(),
             host_macs: Vec::new(),
             watches: Vec::new(),
-            kicked: Vec::new(),
             started_with,
             events,
             limit: RateLimit::default(),
@@ -92,9 +87,6 @@ impl Switch {
 
     /// Handles everything that sessions and workers have to say, then publishes what has changed.
     pub(super) fn turn(&mut self, now: Instant) {
-        for endpoint in std::mem::take(&mut self.kicked) {
-            self.on_control_kick(endpoint, now);
-        }
         loop {
             self.take_released();
             let Some((endpoint, event)) = self.sessions.next_event() else { break };
@@ -107,7 +99,6 @@ impl Switch {
             self.aged = now;
             let table = self.fabric.table_arc();
             self.fabric.learner.age(&table, now);
-            self.look_at_host();
         }
         for (what, count) in self.limit.settle(now) {
             tracing::warn!("{what}: {count} more lines suppressed");
@@ -117,21 +108,8 @@ impl Switch {
         }
     }
 
-    /// Protects the addresses that the host's interfaces have now. A few reads of sysfs, which never waits for a device.
-    fn look_at_host(&mut self) {
-        let host_macs: Vec<MacAddr> =
-            surroundings(CAPABILITIES).host_macs.into_iter().map(|(_, mac)| mac).collect();
-        if host_macs != self.host_macs {
-            self.host_macs = host_macs;
-            self.fabric.touch();
-        }
-    }
-
     /// When [`Self::turn`] is due again even if nothing happens.
     pub(super) fn next_turn(&self, now: Instant) -> Duration {
-        if !self.kicked.is_empty() {
-            return Duration::ZERO;
-        }
         let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
         let age = (self.aged + AGE_EVERY).saturating_duration_since(now);
         publish.map_or(age, |publish| publish.min(age))
@@ -154,10 +132,8 @@ impl Switch {
     pub(super) fn on_control_kick(&mut self, endpoint: EndpointId, now: Instant) {
         let Some(interface) = self.interface_of(endpoint) else { return };
         let name = interface.key.to_string();
-        match interface.serve_control() {
-            Ok(false) => {}
-            Ok(true) => self.kicked.push(endpoint),
-            Err(error) => self.log(now, &name, &format!("control queue stopped: {error}")),
+        if let Err(error) = interface.serve_control() {
+            self.log(now, &name, &format!("control queue stopped: {error}"));
         }
     }
 

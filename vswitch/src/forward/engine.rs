@@ -5,12 +5,16 @@
 
 use std::sync::Arc;
 
+use avio_host::stats::WorkerStats;
 use avio_host::wait::{Sources, Token};
 use avio_host::worker::{self, ControlWaker, Polled};
+use avio_proto::ring::ChainArena;
 use crossbeam_channel::Sender;
 
-use super::{Event, Events, Forwarder};
-use crate::port::guest::{TxQueue, TxStopped};
+use super::batch::Shared;
+use super::scratch::Scratch;
+use super::{Event, Events};
+use crate::port::guest::{LastDestination, TxQueue, TxStopped};
 use crate::table::{PortIndex, Table};
 
 /// What control asks of an engine.
@@ -33,17 +37,31 @@ pub enum Command {
 
 /// Forwards what the transmit rings of one worker bring.
 pub struct Engine {
+    worker: usize,
+    events: Events,
     control: ControlWaker,
-    forwarder: Forwarder,
+    table: Arc<Table>,
     /// By token.
     queues: Vec<Option<(Token, Box<TxQueue>)>>,
+    arena: ChainArena,
+    scratch: Scratch,
+    stats: Arc<WorkerStats>,
 }
 
 impl Engine {
     /// The engine of worker number `worker` (its cell in every port's numbers), with an empty table and no rings.
     #[must_use]
     pub fn new(worker: usize, events: Events, control: ControlWaker) -> Self {
-        Self { control, forwarder: Forwarder::new(worker, events), queues: Vec::new() }
+        Self {
+            worker,
+            events,
+            control,
+            table: Arc::new(Table::empty()),
+            queues: Vec::new(),
+            arena: ChainArena::new(),
+            scratch: Scratch::new(),
+            stats: Arc::default(),
+        }
     }
 
     fn start(&mut self, sources: &mut Sources, mut queue: Box<TxQueue>) {
@@ -57,7 +75,7 @@ impl Engine {
             }
             Err(error) => {
                 tracing::error!("transmit ring {pair} of port index {} not started: {error}", port.0);
-                self.forwarder.events().send(Event::TxBroken { port, pair, error: None });
+                self.events.send(Event::TxBroken { port, pair, error: None });
             }
         }
     }
@@ -86,13 +104,17 @@ impl worker::Engine for Engine {
     type Command = Command;
 
     fn started(&mut self, sources: &mut Sources) {
-        self.forwarder.set_stats(Arc::clone(sources.stats()));
+        self.stats = Arc::clone(sources.stats());
     }
 
     fn command(&mut self, sources: &mut Sources, command: Command) {
         match command {
             Command::Publish(table) => {
-                self.forwarder.publish(table);
+                self.scratch.fit(table.rx_slots);
+                self.table = table;
+                for (_, queue) in self.queues.iter_mut().flatten() {
+                    queue.last = LastDestination::NOTHING;
+                }
             }
             Command::StartTx(queue) => self.start(sources, queue),
             Command::StopTx { port, pair, answer } => {
@@ -108,13 +130,20 @@ impl worker::Engine for Engine {
         if *of != token || queue.broken {
             return Polled::Broken;
         }
-        match self.forwarder.forward(queue, budget) {
+        let shared = Shared {
+            table: &self.table,
+            worker: self.worker,
+            events: &self.events,
+            stats: &self.stats,
+            scratch: &mut self.scratch,
+        };
+        match shared.forward(queue, &mut self.arena, budget) {
             Ok((0, _)) => Polled::Idle,
             Ok((items, more)) => Polled::Worked { items, more },
             Err(error) => {
                 queue.broken = true;
                 let (port, pair) = (queue.port, queue.pair);
-                self.forwarder.events().send(Event::TxBroken { port, pair, error: Some(error) });
+                self.events.send(Event::TxBroken { port, pair, error: Some(error) });
                 Polled::Broken
             }
         }
@@ -134,7 +163,7 @@ impl worker::Engine for Engine {
         if let Some(queue) = self.queue(token) {
             queue.broken = true;
             let (port, pair) = (queue.port, queue.pair);
-            self.forwarder.events().send(Event::TxBroken { port, pair, error: None });
+            self.events.send(Event::TxBroken { port, pair, error: None });
         }
     }
 }

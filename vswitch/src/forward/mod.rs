@@ -9,9 +9,6 @@ mod engine;
 mod event;
 mod guard;
 mod scratch;
-#[cfg(test)]
-mod tests;
 
-pub use batch::Forwarder;
 pub use engine::{Command, Engine};
 pub use event::{EVENTS_MAX, Event, Events, Refusal};

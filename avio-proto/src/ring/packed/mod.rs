@@ -9,7 +9,7 @@ pub(super) mod position;
 mod walk;
 
 use super::area::Area;
-use super::arena::{Segments, Shape, Stop};
+use super::arena::{ChainId, Segments, Shape, Stop};
 use super::descriptor::{DESCRIPTOR_LEN, Descriptor, F_WRITE};
 use super::queue::{Queue, Staged};
 use super::{RingError, RingSetup};
@@ -191,19 +191,18 @@ impl Queue for PackedQueue {
         memory: &MemoryTable,
         hint: &mut RegionHint,
         out: &mut Segments,
-        shape: &mut Shape,
-    ) -> Result<bool, Stop> {
+    ) -> Result<Option<(ChainId, Shape)>, Stop> {
         // Acquire: what the driver wrote before it set the flags of a chain's first descriptor is read after them.
         let first = self.descriptor(self.avail.index, Ordering::Acquire);
         if !self.is_available(first.flags) {
-            return Ok(false);
+            return Ok(None);
         }
         // Four descriptors share a line; fetch the one after next.
         self.desc.prefetch((usize::from(self.avail.index) + 8) * DESCRIPTOR_LEN);
-        self.walk(memory, hint, first, out, shape)?;
-        self.avail.advance(shape.id.slots(), self.size);
-        self.in_flight += shape.id.slots();
-        Ok(true)
+        let (id, shape) = self.walk(memory, hint, first, out)?;
+        self.avail.advance(id.slots, self.size);
+        self.in_flight += id.slots;
+        Ok(Some((id, shape)))
     }
 
     #[inline(always)]

@@ -17,17 +17,16 @@ impl PackedQueue {
         hint: &mut RegionHint,
         first: Descriptor,
         out: &mut Segments,
-        shape: &mut Shape,
-    ) -> Result<(), Stop> {
-        out.begin(shape);
+    ) -> Result<(ChainId, Shape), Stop> {
+        let mut shape = out.begin();
         if first.flags & (F_NEXT | F_INDIRECT) != 0 {
             return self.walk_chain(memory, hint, first, out, shape);
         }
         if self.in_flight == self.size {
             return Err(Stop::Bad(RingError::BadIndex));
         }
-        shape.id = ChainId::new(first.other, 1);
-        out.push(shape, memory, hint, first.buffer(self.avail.index))
+        out.push(&mut shape, memory, hint, first.buffer(self.avail.index))?;
+        Ok((ChainId { id: first.other, slots: 1 }, shape))
     }
 
     /// The walk of a chain that has more than one buffer. Descriptors follow each other in the ring; the buffer ID that
@@ -38,18 +37,19 @@ impl PackedQueue {
         hint: &mut RegionHint,
         mut descriptor: Descriptor,
         out: &mut Segments,
-        shape: &mut Shape,
-    ) -> Result<(), Stop> {
+        mut shape: Shape,
+    ) -> Result<(ChainId, Shape), Stop> {
         let mut index = self.avail.index;
         // Descriptors in flight have not been given back: no honest chain reaches into them.
         for slots in 1..=self.size - self.in_flight {
-            shape.id = ChainId::new(descriptor.other, slots);
+            let id = ChainId { id: descriptor.other, slots };
             if descriptor.flags & F_INDIRECT != 0 {
-                return walk_packed_table(descriptor, index, memory, hint, out, shape);
+                walk_packed_table(descriptor, index, memory, hint, out, &mut shape)?;
+                return Ok((id, shape));
             }
-            out.push(shape, memory, hint, descriptor.buffer(index))?;
+            out.push(&mut shape, memory, hint, descriptor.buffer(index))?;
             if descriptor.flags & F_NEXT == 0 {
-                return Ok(());
+                return Ok((id, shape));
             }
             index = if index + 1 == self.size { 0 } else { index + 1 };
             descriptor = self.descriptor(index, Ordering::Relaxed);

@@ -244,19 +244,17 @@ impl Queue for SplitQueue {
         memory: &MemoryTable,
         hint: &mut RegionHint,
         out: &mut Segments,
-        shape: &mut Shape,
-    ) -> Result<bool, Stop> {
+    ) -> Result<Option<(ChainId, Shape)>, Stop> {
         if self.avail_seen == self.last_avail {
             self.load_available().map_err(Stop::Bad)?;
             if self.avail_seen == self.last_avail {
-                return Ok(false);
+                return Ok(None);
             }
         }
         let head = self.head(self.last_avail);
-        self.walk(memory, hint, head, out, shape)?;
-        shape.id = ChainId::new(head, 1);
+        let shape = self.walk(memory, hint, head, out)?;
         self.last_avail = self.last_avail.wrapping_add(1);
-        Ok(true)
+        Ok(Some((ChainId { id: head, slots: 1 }, shape)))
     }
 
     #[inline(always)]

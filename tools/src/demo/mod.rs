@@ -1,0 +1,246 @@
+//! `avio demo`: the project's main job on one screen. A switch with four guests, traffic between them, an attack, and what
+//! the switch counted.
+//!
+//! Owns the order of the show and the verdict. The daemon is the real one, the guests are processes of `avio-guest`; the
+//! statistics come through the control socket as for any operator.
+
+mod daemon;
+mod phases;
+
+use crate::cli::{self, Failure, Global};
+use crate::client::Client;
+use crate::pktgen::lane::Port;
+use crate::pktgen::report::{percentiles, progress_line};
+use crate::pktgen::run::{Progress, connect};
+use avio_guest::Endpoint;
+use avio_guest::net::{NetOptions, Offloads};
+use avio_proto::control::{DiscardReason, ShowParams, ShowReply, method};
+use clap::Args;
+use daemon::{Daemon, DemoGuest, VSWITCH};
+use phases::{FloodResult, PingResult, SpoofResult, Stage};
+use serde::Serialize;
+use std::ffi::OsStr;
+use std::time::{Duration, Instant};
+
+/// The guests and their addresses: two for small frames, one to attack, one to stay honest beside it.
+const GUESTS: [DemoGuest; 4] = [
+    DemoGuest { name: "guest1", mac: [0x1e, 0x29, 0x8c, 0x88, 0xa5, 0x01] },
+    DemoGuest { name: "guest2", mac: [0x1e, 0x29, 0x8c, 0x88, 0xa5, 0x02] },
+    DemoGuest { name: "guest3", mac: [0x1e, 0x29, 0x8c, 0x88, 0xa5, 0x03] },
+    DemoGuest { name: "guest4", mac: [0x1e, 0x29, 0x8c, 0x88, 0xa5, 0x04] },
+];
+/// How long the switch may take to count what the last phase sent.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Options of `avio demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Length of each of the four phases, in seconds (1 to 60).
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub seconds: u64,
+}
+
+/// What the demo found: the object of `avio demo --json`.
+#[derive(Debug, Serialize)]
+struct Summary {
+    request_response: PingResult,
+    small_frames: FloodResult,
+    segments_64k: FloodResult,
+    spoofing: SpoofResult,
+    duration_s: f64,
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// [`Failure::Refused`] when something did not work or a claim did not hold; everything it started is gone then.
+pub fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {
+    show(global, args).map_err(Failure::Refused)
+}
+
+fn show(global: &Global, args: &DemoArgs) -> Result<(), String> {
+    let start = Instant::now();
+    let say = |line: String| {
+        // With --json, stdout is for the object alone.
+        if global.json { eprintln!("{line}") } else { println!("{line}") }
+    };
+    let cores: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|c| c.id).collect();
+    // The last core is the worker's, the others are the guests'. On one core all take turns, asleep when there is nothing.
+    let (worker, guest_cores) = match cores.as_slice() {
+        [guests @ .., worker] if !guests.is_empty() => {
+            (Some(*worker), guests[..guests.len().min(2)].to_vec())
+        }
+        _ => (None, Vec::new()),
+    };
+    let stage =
+        Stage { cores: guest_cores, wait: worker.is_none(), window: Duration::from_secs(args.seconds) };
+    say(match worker {
+        Some(core) => format!("avio demo: worker of the switch on core {core}, guests on {:?}", stage.cores),
+        None => "avio demo: one core for the switch and the guests, so everything waits for its turn".into(),
+    });
+    let daemon = Daemon::start(&GUESTS, worker)?;
+    // The daemon's log explains most failures better than their symptoms.
+    let summary = traffic(global, &stage, &daemon, start, &say).map_err(|e| {
+        let log = daemon.log_tail();
+        if log.is_empty() { e } else { format!("{e}\nend of the daemon's log:\n{log}") }
+    })?;
+    daemon.stop()?;
+    if global.json {
+        println!("{}", serde_json::to_string(&summary).map_err(|e| e.to_string())?);
+    } else {
+        print!("{}", text(&summary));
+    }
+    Ok(())
+}
+
+fn traffic(
+    global: &Global,
+    stage: &Stage,
+    daemon: &Daemon,
+    start: Instant,
+    say: &impl Fn(String),
+) -> Result<Summary, String> {
+    let endpoints =
+        |guests: &[DemoGuest]| guests.iter().map(|g| Endpoint::connect(daemon.socket(g.name))).collect();
+    let options = NetOptions { offloads: Offloads::Tso, frame_len_max: 1518, ..NetOptions::default() };
+    // Transmit buffers of 64 KiB would not stay in the cache under small frames, so two guests have them, two have not. A
+    // frame of 64 KiB takes 32 receive buffers, so their rings are longer.
+    let long = NetOptions { frame_len_max: phases::TSO_LEN, ring_size: 1024, ..options.clone() };
+    let mut ports: Vec<Port> = connect(endpoints(&GUESTS[..2]), &options).map_err(|e| e.to_string())?;
+    ports.extend(connect(endpoints(&GUESTS[2..]), &long).map_err(|e| e.to_string())?);
+    say(format!("avio demo: {} guests connected to vswitch {VSWITCH}", ports.len()));
+
+    let tell = |p: &Progress| say(format!("  {}", progress_line(p)));
+    say("[1/4] request and response, 64 B: guest1 asks, guest2 answers".into());
+    let request_response =
+        phases::ping(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("request/response: {e}"))?;
+    say("[2/4] small frames, 64 B: guest1 to guest2 as fast as they go".into());
+    let small_frames =
+        phases::flood(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("small frames: {e}"))?;
+    say("[3/4] 64 KiB TSO frames: guest3 to guest4".into());
+    let segments_64k = phases::segments(stage, &mut ports[2..], &GUESTS[2..], tell)
+        .map_err(|e| format!("64 KiB frames: {e}"))?;
+    if segments_64k.unsegmented == 0 {
+        return Err("64 KiB frames: the switch segmented them although both guests take them whole".into());
+    }
+    say("[4/4] spoofing: guest3 sends as guest1, guest4 sends as itself, both to guest2".into());
+    let before = spoofed(daemon)?;
+    let mut spoofing =
+        phases::spoof(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("spoofing: {e}"))?;
+    let deadline = Instant::now() + COUNT_TIMEOUT;
+    loop {
+        spoofing.spoofed_dropped = spoofed(daemon)? - before;
+        if spoofing.spoofed_dropped == spoofing.spoofed_sent || Instant::now() > deadline {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    judge(&spoofing)?;
+    if let Some(line) = daemon.log_line("its definition says") {
+        say(format!("  the daemon's log: {}", line.trim()));
+    }
+    if !global.json {
+        println!("\n$ avio net -S {VSWITCH} -A");
+        let (run, config) = (daemon.run_dir(), daemon.config_dir());
+        let words: [&OsStr; 8] = [
+            "--run-dir".as_ref(),
+            run.as_ref(),
+            "--config".as_ref(),
+            config.as_ref(),
+            "net".as_ref(),
+            "-S".as_ref(),
+            VSWITCH.as_ref(),
+            "-A".as_ref(),
+        ];
+        cli::line(words).map_err(|e| e.to_string())?;
+    }
+    Ok(Summary {
+        request_response,
+        small_frames,
+        segments_64k,
+        spoofing,
+        duration_s: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Frames that the switch has refused for their source address so far, over all ports.
+fn spoofed(daemon: &Daemon) -> Result<u64, String> {
+    let mut client = Client::vswitchd(&daemon.run_dir()).map_err(|e| e.to_string())?;
+    let params = ShowParams { vswitch: Some(VSWITCH.into()), number: None };
+    let reply: ShowReply = client.call(method::SHOW, &params).map_err(|e| e.to_string())?;
+    let ports = reply.vswitches.iter().flat_map(|v| &v.ports);
+    Ok(ports.map(|p| p.discards[DiscardReason::SpoofedSource]).sum())
+}
+
+/// The claims of the last phase.
+fn judge(s: &SpoofResult) -> Result<(), String> {
+    if s.spoofed_sent == 0 || s.honest_received == 0 {
+        return Err(format!("spoofing: nothing was sent, or nothing honest arrived: {s:?}"));
+    }
+    if s.spoofed_leaked > 0 {
+        return Err(format!(
+            "spoofing: {} of {} spoofed frames reached a guest",
+            s.spoofed_leaked, s.spoofed_sent
+        ));
+    }
+    if s.spoofed_dropped != s.spoofed_sent {
+        let (dropped, sent) = (s.spoofed_dropped, s.spoofed_sent);
+        return Err(format!("spoofing: the switch counted {dropped} spoofed frames of {sent} sent"));
+    }
+    Ok(())
+}
+
+/// The closing lines.
+fn text(s: &Summary) -> String {
+    let flood = |f: &FloodResult| {
+        let lost = f.sent.saturating_sub(f.received);
+        let share = 100.0 * lost as f64 / f.sent.max(1) as f64;
+        format!(
+            "{:.2} Mpps, {:.2} Gbit/s; lost {lost} ({share:.3} %), {} checked",
+            f.mpps, f.gbit_s, f.checked
+        )
+    };
+    format!(
+        "\nSummary ({:.0} s)\n\
+         \x20 Request/response  one way {}; round trip p50 {:.2} us; unanswered {}\n\
+         \x20 64 B frames       {}\n\
+         \x20 64 KiB frames     {}; {} passed unsegmented\n\
+         \x20 Spoofed frames    dropped {} of {}; honest frames meanwhile arrived {} of {}\n",
+        s.duration_s,
+        percentiles(&s.request_response.one_way_us),
+        s.request_response.round_trip_us.p50_us,
+        s.request_response.unanswered,
+        flood(&s.small_frames),
+        flood(&s.segments_64k),
+        s.segments_64k.unsegmented,
+        s.spoofing.spoofed_dropped,
+        s.spoofing.spoofed_sent,
+        s.spoofing.honest_received,
+        s.spoofing.honest_sent,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leak_or_a_frame_that_nobody_counted_fails_the_demo() {
+        let good = SpoofResult {
+            spoofed_sent: 10,
+            spoofed_dropped: 10,
+            spoofed_leaked: 0,
+            honest_sent: 5,
+            honest_received: 5,
+        };
+        assert_eq!(judge(&good), Ok(()));
+        for bad in [
+            SpoofResult { spoofed_leaked: 1, spoofed_dropped: 9, ..good },
+            SpoofResult { spoofed_dropped: 9, ..good },
+            SpoofResult { spoofed_sent: 0, spoofed_dropped: 0, ..good },
+            SpoofResult { honest_received: 0, ..good },
+        ] {
+            assert!(judge(&bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -36,11 +36,8 @@ impl Staged {
     /// It or a file in it cannot be read.
     pub fn open(dir: &Path) -> Result<Staged, Failure> {
         let lock = File::open(dir).map_err(|error| {
-            failure(
-                dir,
-                "cannot be read; create it, or name the directory of vswitches.toml with --config",
-                &error,
-            )
+            let right = "create it, or name the directory of vswitches.toml with --config";
+            Failure::Refused(format!("{}: cannot be read: {error}; {right}", dir.display()))
         })?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(|error| failure(dir, "cannot be locked", &error.into()))?;
@@ -184,6 +181,16 @@ mod tests {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(dir.join("guests")).unwrap();
         dir
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let error = Staged::open(Path::new("/nonexistent")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "/nonexistent: cannot be read: No such file or directory (os error 2); create it, or name the directory of \
+             vswitches.toml with --config"
+        );
     }
 
     #[test]

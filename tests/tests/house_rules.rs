@@ -208,9 +208,12 @@ fn unsafe_only_where_it_is_allowed_and_explained() {
             if !has_word(line, "unsafe") || line.contains("unsafe_") && !line.contains("unsafe ") {
                 continue;
             }
-            // `unsafe fn` and `unsafe trait` state a duty of the caller (`# Safety`), blocks and impls how it is met.
-            let duty =
-                line.contains("unsafe fn") || line.contains("unsafe trait") || line.contains("unsafe extern");
+            // What is public states a duty of the caller (`# Safety`); blocks and impls say how it is met. A private
+            // `unsafe fn` has both in its body's blocks.
+            let duty = ["unsafe fn", "unsafe trait", "unsafe extern"].iter().any(|form| line.contains(form));
+            if duty && !line.trim_start().starts_with("pub") {
+                continue;
+            }
             let mut above = lines[..number].iter().rev().take(40).take_while(|l| {
                 let l = l.trim_start();
                 // A statement may begin some lines above its block; a blank line ends the search.

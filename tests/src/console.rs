@@ -166,6 +166,7 @@ impl Console {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
             if let Some(status) = self.child.try_wait()? {
+                self.await_last_words();
                 return Ok(status);
             }
             if Instant::now() >= deadline {
@@ -173,6 +174,15 @@ impl Console {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+impl Console {
+    /// Gives the reading thread a moment to see the end of an ended process's output.
+    fn await_last_words(&self) {
+        let state = self.output.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // A child of the process may still hold the pipe, so the end may not come.
+        drop(self.output.changed.wait_timeout_while(state, Duration::from_secs(1), |state| !state.1));
     }
 }
 

@@ -11,7 +11,7 @@ use super::source::{Positions, last_key};
 use super::vswitches::{LOCALNET, MAX_PORTS_MAX, SPIN_US_MAX, WORKERS_MAX};
 use super::{
     Config, ConfigError, ConfigErrors, Files, GUEST_SECTIONS, Guest, GuestFile, MacAddr, NetworkAdaptor,
-    NetworkConfig, NumberedVswitch, SocketRole, SourceFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig,
+    NetworkConfig, NumberedVswitch, SourceFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig,
     VswitchesFile, check_name, nearest,
 };
 
@@ -247,7 +247,7 @@ impl GuestCheck<'_> {
             self.port(&path, network, config, &mut ports);
             self.mac(&path, network, stem);
             self.limits(&path, network);
-            self.socket(&path, network.socket.as_deref(), network.socket_role);
+            self.socket(&path, network.socket.as_deref());
             if network.adaptor == NetworkAdaptor::Lan && !self.surroundings.capabilities.tap_ports {
                 let message =
                     "ports of adaptor lan come with a later release; until then the port stays reserved";
@@ -257,7 +257,7 @@ impl GuestCheck<'_> {
         for (index, storage) in file.storage.iter().enumerate() {
             let path = format!("storage[{index}]");
             self.device(&path, (storage.bus, storage.device), &mut devices);
-            self.socket(&path, storage.socket.as_deref(), storage.socket_role);
+            self.socket(&path, storage.socket.as_deref());
             if storage.queues == 0 {
                 self.error(&format!("{path}.queues"), "0 is out of range; give 1 or more");
             }
@@ -393,15 +393,10 @@ impl GuestCheck<'_> {
         }
     }
 
-    fn socket(&mut self, path: &str, socket: Option<&str>, role: SocketRole) {
+    /// Either role has a path without the key: `guests/NAME/net-BUS-DEVICE.sock` in the run directory (INTERFACE).
+    fn socket(&mut self, path: &str, socket: Option<&str>) {
         let here = format!("{path}.socket");
-        let Some(socket) = socket else {
-            if role == SocketRole::Client {
-                let message = "\"client\" needs `socket`, the path at which the VMM listens";
-                self.error(&format!("{path}.socket_role"), message);
-            }
-            return;
-        };
+        let Some(socket) = socket else { return };
         let printable: String = socket.chars().take(120).collect::<String>().escape_debug().to_string();
         if !socket.starts_with('/') || socket.contains('\0') {
             self.error(&here, format!("`{printable}` is not an absolute path"));

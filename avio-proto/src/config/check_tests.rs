@@ -168,10 +168,6 @@ fn lines_for_a_wrong_guest() {
         ),
         ("socket = 'rel.sock'", "socket: `rel.sock` is not an absolute path"),
         (
-            "socket_role = 'client'",
-            "socket_role: \"client\" needs `socket`, the path at which the VMM listens",
-        ),
-        (
             "socket_perm = '0888'",
             "socket_perm: `0888` is not a socket mode; give octal digits in quotes, such as \"0660\"",
         ),

@@ -136,7 +136,8 @@ fn a_refused_region_leaves_the_session_alone() {
     assert_eq!(rig.call_number(Say { flags: FLAG_NEED_REPLY, ..add }), 1);
     assert_eq!(rig.runs(), [0, 1]);
     // Overlap is found only when the table is built: the rings have stopped by then and run again.
-    let add = say(Request::ADD_MEM_REG, whole_memory().encode_single(), vec![memory_file(MEM_LEN)]);
+    let region = MemoryRegion { mmap_offset: 4096, len: MEM_LEN - 4096, ..whole_memory() };
+    let add = say(Request::ADD_MEM_REG, region.encode_single(), vec![memory_file(MEM_LEN)]);
     assert_eq!(rig.call_number(Say { flags: FLAG_NEED_REPLY, ..add }), 1);
     assert_eq!(rig.runs(), [0, 1]);
 }

@@ -37,6 +37,18 @@ fn addresses_may_come_before_the_memory_that_covers_them() {
     assert_eq!(rig.runs(), [0, 1]);
 }
 
+/// QEMU 7.2 adds every region once for each queue pair. Nothing stops for what is there already.
+#[test]
+fn a_region_added_twice_is_one_region() {
+    let mut rig = Rig::new();
+    rig.say_all(qemu_10());
+    assert_eq!(rig.call_number(add(1)), 0);
+    let before = Arc::clone(&rig.running[&0].memory);
+    assert_eq!(rig.call_number(add(1)), 0);
+    assert_eq!(before.regions().len(), 2);
+    assert!(Arc::ptr_eq(&before, &rig.running[&0].memory), "no ring was started anew");
+}
+
 #[test]
 fn memory_slots_come_and_go() {
     let mut rig = Rig::new();

@@ -80,6 +80,11 @@ impl Memory {
         })
     }
 
+    /// Whether exactly this slot is there, the offset in its file included.
+    pub(super) fn has(&self, region: &MemoryRegion) -> bool {
+        self.slots.iter().any(|s| s.region == *region)
+    }
+
     pub(super) fn remove(&mut self, at: usize) -> Result<(), TableError> {
         self.slots.remove(at);
         self.rebuild()

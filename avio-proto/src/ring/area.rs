@@ -38,7 +38,7 @@ impl Area {
     fn new(slice: Option<GuestSlice<'_>>, addr: u64, align: usize) -> Result<Self, RingError> {
         let slice = slice.ok_or(RingError::BadAddress)?;
         // The mapping decides what the processor sees, the address what the standard asks for: both must be aligned.
-        if addr % align as u64 != 0 || slice.as_ptr() as usize % align != 0 {
+        if !addr.is_multiple_of(align as u64) || !(slice.as_ptr() as usize).is_multiple_of(align) {
             return Err(RingError::BadAddress);
         }
         Ok(Self { ptr: slice.as_ptr(), len: slice.len() })
@@ -56,7 +56,7 @@ impl Area {
     /// `offset` must be even and `offset + 2` inside the area.
     #[inline(always)]
     pub unsafe fn u16(&self, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset % 2 == 0 && offset + 2 <= self.len);
+        debug_assert!(offset.is_multiple_of(2) && offset + 2 <= self.len);
         // SAFETY: inside the area and aligned, as the caller promises; the area is at least 2-aligned.
         unsafe { AtomicU16::from_ptr(self.ptr.add(offset).cast()) }
     }
@@ -67,7 +67,7 @@ impl Area {
     /// The area must have been made 4-aligned, `offset` a multiple of 4 and `offset + 4` inside the area.
     #[inline(always)]
     pub unsafe fn u32(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset % 4 == 0 && offset + 4 <= self.len);
+        debug_assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
         // SAFETY: as the caller promises.
         unsafe { AtomicU32::from_ptr(self.ptr.add(offset).cast()) }
     }
@@ -78,7 +78,7 @@ impl Area {
     /// The area must have been made 8-aligned, `offset` a multiple of 8 and `offset + 8` inside the area.
     #[inline(always)]
     pub unsafe fn u64(&self, offset: usize) -> &AtomicU64 {
-        debug_assert!(offset % 8 == 0 && offset + 8 <= self.len);
+        debug_assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
         // SAFETY: as the caller promises.
         unsafe { AtomicU64::from_ptr(self.ptr.add(offset).cast()) }
     }

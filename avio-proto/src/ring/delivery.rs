@@ -4,7 +4,7 @@
 //! first bytes and a tail that still lies in the sender's memory. Never publishes half a frame; never reads back what it
 //! wrote.
 
-use super::arena::Stop;
+use super::arena::{Shape, Stop};
 use super::device::{DeviceRing, Layout};
 use super::queue::{Core, Queue, Staged};
 use super::{RingError, packed};
@@ -167,11 +167,13 @@ fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16,
     let position = queue.position();
     let staged = core.staged_mark();
     core.frame.clear();
+    let mut shape = Shape::default();
     let mut room = 0;
     let mut buffers = 0;
     let failure = loop {
-        match queue.next(&core.memory, &mut core.hint, &mut core.frame) {
-            Ok(Some((id, shape))) => {
+        match queue.next(&core.memory, &mut core.hint, &mut core.frame, &mut shape) {
+            Ok(true) => {
+                let id = shape.id;
                 // A receive buffer is there to be written, and the first one holds the whole header (§5.1.6.3.1).
                 let least = if buffers == 0 { core.header_len } else { 1 };
                 if shape.readable_len != 0 || shape.writable_len < least {
@@ -183,7 +185,7 @@ fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16,
                 room += used;
                 buffers += 1;
                 core.pending_count += 1;
-                core.stage(Staged { id: id.id, slots: id.slots, len: used as u32 }, 1);
+                core.stage(Staged { chain: id, len: used as u32 }, 1);
                 if room == need {
                     queue.prefetch_next(&core.memory, &mut core.hint);
                     return Ok(buffers);
@@ -192,7 +194,7 @@ fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16,
                     break Undelivered::TooLong;
                 }
             }
-            Ok(None) => break Undelivered::NoBuffer,
+            Ok(false) => break Undelivered::NoBuffer,
             Err(Stop::Full) => break Undelivered::TooLong,
             Err(Stop::Bad(error)) => {
                 core.broken = Some(error);

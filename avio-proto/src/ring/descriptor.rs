@@ -116,7 +116,7 @@ impl<'m> Table<'m> {
     ) -> Result<Self, Stop> {
         let len = table.len as usize;
         // INDIRECT and NEXT exclude each other (§2.7.5.3.1, §2.8.20); WRITE is to be ignored here (§2.7.5.3.2).
-        if len == 0 || len % DESCRIPTOR_LEN != 0 || table.flags & F_NEXT != 0 {
+        if len == 0 || !len.is_multiple_of(DESCRIPTOR_LEN) || table.flags & F_NEXT != 0 {
             return Err(Stop::Bad(RingError::BadDescriptor(index)));
         }
         let start = memory.prefix(hint, table.addr, len).ok_or(Stop::Bad(RingError::BadBuffer))?;

@@ -10,6 +10,7 @@ mod delivery;
 mod descriptor;
 mod device;
 mod driver;
+mod index;
 mod packed;
 mod queue;
 mod split;
@@ -61,3 +62,6 @@ pub enum RingError {
     #[error("buffer address outside the guest's memory")]
     BadBuffer,
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,9 +13,9 @@ use std::sync::Arc;
 /// A used element that waits for publication.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Staged {
-    pub id: u16,
-    /// How far it moves the used position: 1 or, in order, the chains of a batch (split); descriptors (packed).
-    pub slots: u16,
+    /// Its number, and how far it moves the used position: 1 or, in order, the chains of a batch (split); descriptors
+    /// (packed).
+    pub chain: ChainId,
     /// Bytes written by the device.
     pub len: u32,
 }
@@ -30,13 +30,15 @@ pub(super) trait Queue {
     /// Looks for available chains with one acquiring load where the layout has an index; returns at most `max_count`, and no
     /// fewer than are there. Starts fetching what the walk will read.
     fn refresh(&mut self, memory: &MemoryTable, max_count: usize) -> Result<usize, RingError>;
-    /// Takes the next available chain and appends its pieces to `out`; leaves the position alone unless it returns one.
+    /// Takes the next available chain, appends its pieces to `out` and describes it in `shape`; false = there is none.
+    /// Leaves the position alone unless it took one.
     fn next(
         &mut self,
         memory: &MemoryTable,
         hint: &mut RegionHint,
         out: &mut Segments,
-    ) -> Result<Option<(ChainId, Shape)>, Stop>;
+        shape: &mut Shape,
+    ) -> Result<bool, Stop>;
     /// Fetches the first bytes of the buffer that the next `next` will return, for writing. May do nothing.
     fn prefetch_next(&self, memory: &MemoryTable, hint: &mut RegionHint);
     /// Publishes used elements at once; true = the driver wants a notification.
@@ -130,18 +132,15 @@ impl Core {
         let count =
             queue.refresh(&self.memory, max_count.min(CHAINS_MAX)).map_err(|error| self.fail(error))?;
         for _ in 0..count {
-            let filled = arena.segments.count();
-            match queue.next(&self.memory, &mut self.hint, &mut arena.segments) {
-                Ok(Some((id, shape))) => {
-                    for piece in arena.segments.get(shape.first, (arena.segments.count() - filled).min(1)) {
-                        piece.prefetch_read();
-                        // A 64-byte frame behind its header reaches into the second line.
-                        piece.sub(64, 1).prefetch_read();
-                    }
-                    self.taken[arena.count()] = id;
-                    arena.add(id, shape);
+            let (segments, shape) = arena.next();
+            let filled = segments.count();
+            match queue.next(&self.memory, &mut self.hint, segments, shape) {
+                Ok(true) => {
+                    segments.prefetch(filled);
+                    let count = arena.count();
+                    self.taken[count] = arena.add();
                 }
-                Ok(None) => break,
+                Ok(false) => break,
                 Err(stop) => {
                     arena.segments.truncate(filled);
                     match stop {
@@ -171,18 +170,18 @@ impl Core {
         if self.in_order {
             // One element with the last chain's number stands for the batch; the device then skips forward by the batch
             // (virtio 1.3 §2.7.9, §2.8.9).
-            let slots = taken.iter().map(|chain| chain.slots).sum();
-            self.stage(Staged { id: last.id, slots, len: 0 }, taken.len());
+            let slots = taken.iter().map(|chain| chain.slots()).sum();
+            self.stage(Staged { chain: ChainId::new(last.number(), slots), len: 0 }, taken.len());
             return;
         }
         for chain in taken {
-            self.stage(Staged { id: chain.id, slots: chain.slots, len: 0 }, 1);
+            self.stage(Staged { chain: *chain, len: 0 }, 1);
         }
     }
 
     #[inline]
     pub fn complete(&mut self, chain: ChainId, written: u32) {
-        self.stage(Staged { id: chain.id, slots: chain.slots, len: written }, 1);
+        self.stage(Staged { chain, len: written }, 1);
     }
 
     #[inline]

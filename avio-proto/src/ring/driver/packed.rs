@@ -18,7 +18,7 @@ use std::sync::atomic::{Ordering, fence};
 #[derive(Clone, Copy, Default)]
 struct Chain {
     /// Ring descriptors; 0 = no such chain is out.
-    slots: u16,
+    slots: u32,
     /// Bytes the device may write.
     writable_len: u32,
 }
@@ -31,7 +31,7 @@ pub(super) struct PackedDriver {
     size: u16,
     ids: Tokens,
     chains: Box<[Chain]>,
-    free_slots: u16,
+    free_slots: u32,
     avail: Position,
     /// Where the next batch begins; equal to `avail` when all is published.
     published: Position,
@@ -66,7 +66,7 @@ impl PackedDriver {
             size,
             ids: Tokens::new(size),
             chains: vec![Chain::default(); usize::from(size)].into_boxed_slice(),
-            free_slots: size,
+            free_slots: u32::from(size),
             avail: Position::START,
             published: Position::START,
             first_word: 0,
@@ -88,11 +88,11 @@ impl PackedDriver {
         let count = readable.len() + writable.len();
         let indirect = count > 1 && count <= TABLE_ENTRIES && self.tables.is_some();
         let slots = if indirect { 1 } else { count };
-        if count == 0 || slots > usize::from(self.free_slots) {
+        if count == 0 || slots > self.free_slots as usize {
             return None;
         }
         // In order, a chain's number is where it starts: DPDK's driver does so, and a batch is then found without a table.
-        let id = if self.in_order { self.avail.index } else { self.ids.take()? };
+        let id = if self.in_order { self.avail.index() } else { self.ids.take()? };
         if indirect {
             let table = self.fill_table(id, readable, writable)?;
             self.put(id, table, F_INDIRECT, true);
@@ -104,8 +104,8 @@ impl PackedDriver {
                 self.put(id, buffer, flags, at == 1);
             });
         }
-        self.chains[usize::from(id)] = Chain { slots: slots as u16, writable_len: writable_len(writable) };
-        self.free_slots -= slots as u16;
+        self.chains[usize::from(id)] = Chain { slots: slots as u32, writable_len: writable_len(writable) };
+        self.free_slots -= slots as u32;
         self.unpublished_count += 1;
         Some(id)
     }
@@ -113,9 +113,9 @@ impl PackedDriver {
     /// Writes the next ring descriptor; the flags of the first one of a batch are held back.
     #[inline(always)]
     fn put(&mut self, id: u16, buffer: GuestBuffer, flags: u16, head: bool) {
-        let mark = if self.avail.wrap { F_AVAIL } else { F_USED };
+        let mark = if self.avail.wrap() { F_AVAIL } else { F_USED };
         let word = u64::from(buffer.1) | u64::from(id) << 32 | u64::from(flags | mark) << 48;
-        let offset = usize::from(self.avail.index) * DESCRIPTOR_LEN;
+        let offset = usize::from(self.avail.index()) * DESCRIPTOR_LEN;
         // SAFETY: a position's index is below the ring size; the area is 16-aligned.
         unsafe {
             self.desc.u64(offset).store(buffer.0.to_le(), Ordering::Relaxed);
@@ -153,7 +153,7 @@ impl PackedDriver {
         let old = self.published;
         self.published = self.avail;
         // SAFETY: a position's index is below the ring size.
-        let word = unsafe { self.desc.u64(usize::from(old.index) * DESCRIPTOR_LEN + 8) };
+        let word = unsafe { self.desc.u64(usize::from(old.index()) * DESCRIPTOR_LEN + 8) };
         // The device reads descriptors in order: with the first one the whole batch becomes visible.
         word.store(self.first_word.to_le(), Ordering::Release);
         // Our descriptors and then the device's wish; the device does it the other way round (§2.8.21.3.1).
@@ -173,11 +173,11 @@ impl PackedDriver {
     #[inline(always)]
     fn element(&self, order: Ordering) -> Option<(u16, u32)> {
         // SAFETY: a position's index is below the ring size.
-        let word = unsafe { self.desc.u64(usize::from(self.used.index) * DESCRIPTOR_LEN + 8) };
+        let word = unsafe { self.desc.u64(usize::from(self.used.index()) * DESCRIPTOR_LEN + 8) };
         let word = u64::from_le(word.load(order));
         let flags = (word >> 48) as u16;
         let (avail, used) = (flags & F_AVAIL != 0, flags & F_USED != 0);
-        (avail == self.used.wrap && used == self.used.wrap).then_some(((word >> 32) as u16, word as u32))
+        (avail == self.used.wrap() && used == self.used.wrap()).then_some(((word >> 32) as u16, word as u32))
     }
 
     #[inline]
@@ -185,7 +185,7 @@ impl PackedDriver {
         let mut taken = 0;
         while taken < out.len() && self.error.is_none() {
             // A ring that is all the driver's own shows nothing used; the check also keeps stale marks from counting.
-            if self.free_slots == self.size {
+            if self.free_slots == u32::from(self.size) {
                 break;
             }
             let Some(used) = self.next_used() else { break };
@@ -208,7 +208,7 @@ impl PackedDriver {
             None => self.element(Ordering::Acquire)?,
         };
         // With IN_ORDER the element at the start of a batch names the batch's last chain (§2.8.9).
-        let token = if self.in_order { self.used.index } else { last };
+        let token = if self.in_order { self.used.index() } else { last };
         let Some(chain) = self.chains.get_mut(usize::from(token)) else {
             return Some(Err(RingError::BadDescriptor(token)));
         };
@@ -217,7 +217,7 @@ impl PackedDriver {
             return Some(Err(RingError::BadDescriptor(token)));
         }
         self.free_slots += chain.slots;
-        self.used.advance(chain.slots, self.size);
+        self.used.advance(chain.slots as u16, self.size);
         let len = if token == last {
             self.batch = None;
             len
@@ -233,7 +233,8 @@ impl PackedDriver {
 
     #[inline]
     pub fn has_used(&self) -> bool {
-        self.free_slots != self.size && (self.batch.is_some() || self.element(Ordering::Relaxed).is_some())
+        self.free_slots != u32::from(self.size)
+            && (self.batch.is_some() || self.element(Ordering::Relaxed).is_some())
     }
 
     pub fn enable_interrupts(&mut self) -> bool {
@@ -254,7 +255,7 @@ impl PackedDriver {
 
     #[inline]
     pub fn free_count(&self) -> usize {
-        usize::from(self.free_slots)
+        self.free_slots as usize
     }
 
     pub fn error(&self) -> Option<RingError> {

@@ -9,6 +9,7 @@ use crate::mem::MemoryTable;
 use crate::ring::RingError;
 use crate::ring::area::Area;
 use crate::ring::descriptor::{DESCRIPTOR_LEN, F_INDIRECT, F_NEXT};
+use crate::ring::index::Index;
 use crate::ring::split::{AVAIL_NO_INTERRUPT, ENTRIES, INDEX, USED_ELEMENT_LEN, USED_NO_NOTIFY, need_event};
 use crate::virtio::features::{IN_ORDER, RING_EVENT_IDX};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
@@ -21,9 +22,9 @@ const REPARK_AFTER: u16 = 0x4000;
 #[derive(Clone, Copy, Default)]
 struct Slot {
     /// Next descriptor of the chain, while it is part of one.
-    next: u16,
+    next: u32,
     /// Descriptors of the chain that starts here; 0 = no chain that is out starts here.
-    chain_count: u16,
+    chain_count: u32,
     /// Bytes the device may write to the chain that starts here.
     writable_len: u32,
 }
@@ -39,9 +40,9 @@ pub(super) struct SplitDriver {
     slots: Box<[Slot]>,
     /// Heads in the order in which they were made available.
     order: Box<[u16]>,
-    avail_idx: u16,
-    published_idx: u16,
-    last_used: u16,
+    avail_idx: Index,
+    published_idx: Index,
+    last_used: Index,
     event_idx: bool,
     in_order: bool,
     /// IN_ORDER: last head and written length of the batch being taken back.
@@ -80,9 +81,9 @@ impl SplitDriver {
             free: Tokens::new(size),
             slots: vec![Slot::default(); usize::from(size)].into_boxed_slice(),
             order: vec![0; usize::from(size)].into_boxed_slice(),
-            avail_idx: 0,
-            published_idx: 0,
-            last_used: 0,
+            avail_idx: Index::new(0),
+            published_idx: Index::new(0),
+            last_used: Index::new(0),
             event_idx: features & RING_EVENT_IDX != 0,
             in_order: features & IN_ORDER != 0,
             batch: None,
@@ -130,13 +131,13 @@ impl SplitDriver {
             self.add_chain(count, readable, writable)?
         };
         self.slots[usize::from(head)].writable_len = writable_len(writable);
-        let at = usize::from(self.avail_idx & self.mask);
+        let at = usize::from(self.avail_idx.get() & self.mask);
         self.order[at] = head;
         let entry = self.avail_word(ENTRIES + 2 * at);
         if entry.load(Ordering::Relaxed) != head.to_le() {
             entry.store(head.to_le(), Ordering::Relaxed);
         }
-        self.avail_idx = self.avail_idx.wrapping_add(1);
+        self.avail_idx.advance(1);
         Some(head)
     }
 
@@ -154,10 +155,10 @@ impl SplitDriver {
             let flags = if next.is_some() { flags | F_NEXT } else { flags };
             let after = next.unwrap_or(0);
             Self::write_descriptor(desc, usize::from(index), buffer, flags, after);
-            slots[usize::from(index)].next = after;
+            slots[usize::from(index)].next = u32::from(after);
             index = after;
         });
-        slots[usize::from(head)].chain_count = count as u16;
+        slots[usize::from(head)].chain_count = count as u32;
         Some(head)
     }
 
@@ -186,12 +187,12 @@ impl SplitDriver {
             return false;
         }
         self.published_idx = self.avail_idx;
-        self.avail_word(INDEX).store(self.avail_idx.to_le(), Ordering::Release);
+        self.avail_word(INDEX).store(self.avail_idx.get().to_le(), Ordering::Release);
         // Our index and then the device's wish; the device does it the other way round (§2.7.13.4.1).
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = self.used_word(ENTRIES + USED_ELEMENT_LEN * usize::from(self.size));
-            need_event(u16::from_le(event.load(Ordering::Relaxed)), self.avail_idx, old)
+            need_event(u16::from_le(event.load(Ordering::Relaxed)), self.avail_idx.get(), old.get())
         } else {
             u16::from_le(self.used_word(0).load(Ordering::Relaxed)) & USED_NO_NOTIFY == 0
         }
@@ -202,9 +203,9 @@ impl SplitDriver {
         if self.error.is_some() {
             return 0;
         }
-        let seen = u16::from_le(self.used_word(INDEX).load(Ordering::Acquire));
-        let available = seen.wrapping_sub(self.last_used);
-        if available > self.published_idx.wrapping_sub(self.last_used) {
+        let seen = Index::new(u16::from_le(self.used_word(INDEX).load(Ordering::Acquire)));
+        let available = seen.since(self.last_used);
+        if available > self.published_idx.since(self.last_used) {
             self.error = Some(RingError::BadIndex);
             return 0;
         }
@@ -221,7 +222,7 @@ impl SplitDriver {
         }
         if let Some(at) = self.parked
             && self.event_idx
-            && self.last_used.wrapping_sub(at) >= REPARK_AFTER
+            && self.last_used.get().wrapping_sub(at) >= REPARK_AFTER
         {
             self.parked = None;
             self.disable_interrupts();
@@ -230,8 +231,8 @@ impl SplitDriver {
     }
 
     #[inline(always)]
-    fn next_used(&mut self, seen: u16) -> Result<Used, RingError> {
-        let at = self.last_used & self.mask;
+    fn next_used(&mut self, seen: Index) -> Result<Used, RingError> {
+        let at = self.last_used.get() & self.mask;
         let used = if self.in_order { self.next_in_order(at, seen)? } else { self.element(at)? };
         let slot = self.slots.get_mut(usize::from(used.token)).ok_or(RingError::BadDescriptor(used.token))?;
         let count = std::mem::take(&mut slot.chain_count);
@@ -241,9 +242,9 @@ impl SplitDriver {
         let mut index = used.token;
         for _ in 0..count {
             self.free.give(index);
-            index = self.slots[usize::from(index)].next;
+            index = self.slots[usize::from(index)].next as u16;
         }
-        self.last_used = self.last_used.wrapping_add(1);
+        self.last_used.advance(1);
         Ok(used)
     }
 
@@ -261,7 +262,7 @@ impl SplitDriver {
 
     /// With IN_ORDER, the element at the start of a batch names the batch's last chain (§2.7.9).
     #[inline]
-    fn next_in_order(&mut self, at: u16, seen: u16) -> Result<Used, RingError> {
+    fn next_in_order(&mut self, at: u16, seen: Index) -> Result<Used, RingError> {
         let (last, len) = match self.batch {
             Some(batch) => batch,
             None => {
@@ -275,7 +276,7 @@ impl SplitDriver {
             return Ok(Used { token, len });
         }
         // The batch's last chain has to come before the published index.
-        if self.last_used.wrapping_add(1) == seen {
+        if seen.since(self.last_used) == 1 {
             return Err(RingError::BadDescriptor(last));
         }
         self.batch = Some((last, len));
@@ -284,13 +285,13 @@ impl SplitDriver {
 
     #[inline]
     pub fn has_used(&self) -> bool {
-        u16::from_le(self.used_word(INDEX).load(Ordering::Relaxed)) != self.last_used
+        u16::from_le(self.used_word(INDEX).load(Ordering::Relaxed)) != self.last_used.get()
     }
 
     pub fn enable_interrupts(&mut self) -> bool {
         self.parked = None;
         if self.event_idx {
-            self.used_event().store(self.last_used.to_le(), Ordering::Relaxed);
+            self.used_event().store(self.last_used.get().to_le(), Ordering::Relaxed);
         } else {
             self.avail_word(0).store(0, Ordering::Relaxed);
         }
@@ -302,9 +303,10 @@ impl SplitDriver {
         if self.parked.is_some() {
             return;
         }
-        self.parked = Some(self.last_used);
+        self.parked = Some(self.last_used.get());
         if self.event_idx {
-            self.used_event().store(self.last_used.wrapping_sub(PARKED_BEHIND).to_le(), Ordering::Relaxed);
+            self.used_event()
+                .store(self.last_used.get().wrapping_sub(PARKED_BEHIND).to_le(), Ordering::Relaxed);
         } else {
             self.avail_word(0).store(AVAIL_NO_INTERRUPT.to_le(), Ordering::Relaxed);
         }

@@ -9,7 +9,7 @@ pub(super) mod position;
 mod walk;
 
 use super::area::Area;
-use super::arena::{ChainId, Segments, Shape, Stop};
+use super::arena::{Segments, Shape, Stop};
 use super::descriptor::{DESCRIPTOR_LEN, Descriptor, F_WRITE};
 use super::queue::{Queue, Staged};
 use super::{RingError, RingSetup};
@@ -51,7 +51,7 @@ pub(super) struct PackedQueue {
     avail: Position,
     used: Position,
     /// Descriptors of chains that were taken and not yet published as used.
-    in_flight: u16,
+    in_flight: u32,
     event_idx: bool,
     kicks: Kicks,
     /// As in the split ring: the first publication always notifies.
@@ -70,9 +70,10 @@ impl PackedQueue {
         let driver = Area::from_user(memory, setup.driver_user, EVENT_LEN, 4)?;
         let device = Area::from_user(memory, setup.device_user, EVENT_LEN, 4)?;
         let ever_used = || {
-            // SAFETY: the indices are below the ring size.
             (0..usize::from(size)).any(|i| {
-                Descriptor::packed(unsafe { desc.descriptor(i, Ordering::Relaxed) }).flags & F_USED != 0
+                // SAFETY: the index is below the ring size; the area is 16-aligned.
+                let words = unsafe { desc.descriptor(i, Ordering::Relaxed) };
+                Descriptor::packed(words).flags & F_USED != 0
             })
         };
         let (avail, used) = position::decode(setup.base, size, ever_used).ok_or(RingError::BadIndex)?;
@@ -88,7 +89,7 @@ impl PackedQueue {
             size,
             avail,
             used,
-            in_flight: used.distance_to(avail, size),
+            in_flight: u32::from(used.distance_to(avail, size)),
             event_idx: setup.features & RING_EVENT_IDX != 0,
             kicks: Kicks::Unknown,
             published: false,
@@ -109,19 +110,19 @@ impl PackedQueue {
     fn is_available(&self, flags: u16) -> bool {
         let avail = flags & F_AVAIL != 0;
         let used = flags & F_USED != 0;
-        avail == self.avail.wrap && used != self.avail.wrap
+        avail == self.avail.wrap() && used != self.avail.wrap()
     }
 
     /// Writes the second half of the used descriptor at `at`: length, buffer ID and flags in one store (§2.8.6).
     #[inline(always)]
     fn store_used(&self, at: Position, element: Staged, order: Ordering) {
-        let mut flags = if at.wrap { F_AVAIL | F_USED } else { 0 };
+        let mut flags = if at.wrap() { F_AVAIL | F_USED } else { 0 };
         if element.len != 0 {
             flags |= F_WRITE;
         }
-        let word = u64::from(element.len) | u64::from(element.id) << 32 | u64::from(flags) << 48;
+        let word = u64::from(element.len) | u64::from(element.chain.number()) << 32 | u64::from(flags) << 48;
         // SAFETY: a position's index is below the ring size; the area is 16-aligned.
-        unsafe { self.desc.u64(usize::from(at.index) * DESCRIPTOR_LEN + 8) }.store(word.to_le(), order);
+        unsafe { self.desc.u64(usize::from(at.index()) * DESCRIPTOR_LEN + 8) }.store(word.to_le(), order);
     }
 
     fn store_event(&self, memory: &MemoryTable, at: Option<Position>, flags: u16) {
@@ -159,8 +160,8 @@ impl PackedQueue {
     fn log_elements(&self, memory: &MemoryTable, desc: u64, from: Position, staged: &[Staged]) {
         let mut at = from;
         for element in staged {
-            memory.log_write(desc + u64::from(at.index) * DESCRIPTOR_LEN as u64, DESCRIPTOR_LEN as u64);
-            at.advance(element.slots, self.size);
+            memory.log_write(desc + u64::from(at.index()) * DESCRIPTOR_LEN as u64, DESCRIPTOR_LEN as u64);
+            at.advance(element.chain.slots(), self.size);
         }
     }
 }
@@ -175,13 +176,13 @@ impl Queue for PackedQueue {
 
     #[inline(always)]
     fn rewind(&mut self, to: Position) {
-        self.in_flight -= to.distance_to(self.avail, self.size);
+        self.in_flight -= u32::from(to.distance_to(self.avail, self.size));
         self.avail = to;
     }
 
     #[inline]
     fn refresh(&mut self, _memory: &MemoryTable, max_count: usize) -> Result<usize, RingError> {
-        self.desc.prefetch((usize::from(self.avail.index) + 4) * DESCRIPTOR_LEN);
+        self.desc.prefetch((usize::from(self.avail.index()) + 4) * DESCRIPTOR_LEN);
         Ok(max_count)
     }
 
@@ -191,23 +192,24 @@ impl Queue for PackedQueue {
         memory: &MemoryTable,
         hint: &mut RegionHint,
         out: &mut Segments,
-    ) -> Result<Option<(ChainId, Shape)>, Stop> {
+        shape: &mut Shape,
+    ) -> Result<bool, Stop> {
         // Acquire: what the driver wrote before it set the flags of a chain's first descriptor is read after them.
-        let first = self.descriptor(self.avail.index, Ordering::Acquire);
+        let first = self.descriptor(self.avail.index(), Ordering::Acquire);
         if !self.is_available(first.flags) {
-            return Ok(None);
+            return Ok(false);
         }
         // Four descriptors share a line; fetch the one after next.
-        self.desc.prefetch((usize::from(self.avail.index) + 8) * DESCRIPTOR_LEN);
-        let (id, shape) = self.walk(memory, hint, first, out)?;
-        self.avail.advance(id.slots, self.size);
-        self.in_flight += id.slots;
-        Ok(Some((id, shape)))
+        self.desc.prefetch((usize::from(self.avail.index()) + 8) * DESCRIPTOR_LEN);
+        self.walk(memory, hint, first, out, shape)?;
+        self.avail.advance(shape.id.slots(), self.size);
+        self.in_flight += u32::from(shape.id.slots());
+        Ok(true)
     }
 
     #[inline(always)]
     fn prefetch_next(&self, memory: &MemoryTable, hint: &mut RegionHint) {
-        let next = self.descriptor(self.avail.index, Ordering::Relaxed);
+        let next = self.descriptor(self.avail.index(), Ordering::Relaxed);
         if let Some(piece) = memory.prefix(hint, next.addr, 1) {
             prefetch(piece.as_ptr());
         }
@@ -218,12 +220,12 @@ impl Queue for PackedQueue {
         let old = self.used;
         let Some((first, rest)) = staged.split_first() else { return false };
         // The driver looks at the used descriptors in order, so it sees none of them before the first, which comes last.
-        self.used.advance(first.slots, self.size);
-        let mut released = first.slots;
+        self.used.advance(first.chain.slots(), self.size);
+        let mut released = u32::from(first.chain.slots());
         for element in rest {
             self.store_used(self.used, *element, Ordering::Relaxed);
-            self.used.advance(element.slots, self.size);
-            released += element.slots;
+            self.used.advance(element.chain.slots(), self.size);
+            released += u32::from(element.chain.slots());
         }
         self.store_used(old, *first, Ordering::Release);
         self.in_flight = self.in_flight.saturating_sub(released);
@@ -235,7 +237,7 @@ impl Queue for PackedQueue {
 
     #[inline]
     fn has_work(&self) -> bool {
-        self.is_available(self.descriptor(self.avail.index, Ordering::Relaxed).flags)
+        self.is_available(self.descriptor(self.avail.index(), Ordering::Relaxed).flags)
     }
 
     fn enable_notifications(&mut self, memory: &MemoryTable) -> bool {

@@ -2,49 +2,67 @@
 //!
 //! Used by both sides. Pure values; touches no memory.
 
+/// The wrap counter's bit.
+const WRAP: u32 = 1 << 15;
+
 /// Index below the ring size, and the wrap counter that starts at 1 (§2.8.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub index: u16,
-    pub wrap: bool,
-}
+///
+/// Bits 0..=14 index, bit 15 wrap counter: as event structures and vhost-user write it. Kept as 32 bits for the reason
+/// that `ring::index` gives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position(u32);
 
 impl Position {
     /// Where both sides of a new ring start.
-    pub const START: Self = Self { index: 0, wrap: true };
+    pub const START: Self = Self(WRAP);
 
-    /// Bits 0..=14 index, bit 15 wrap counter: as event structures and vhost-user write it.
+    /// From the encoding of event structures and vhost-user.
     #[inline]
     pub fn from_bits(bits: u16) -> Self {
-        Self { index: bits & 0x7fff, wrap: bits & 0x8000 != 0 }
+        Self(u32::from(bits))
     }
 
     /// The inverse of `from_bits`.
     #[inline]
     pub fn bits(self) -> u16 {
-        self.index | u16::from(self.wrap) << 15
+        self.0 as u16
+    }
+
+    /// Which descriptor.
+    #[inline(always)]
+    pub fn index(self) -> u16 {
+        (self.0 & (WRAP - 1)) as u16
+    }
+
+    /// In which kind of round.
+    #[inline(always)]
+    pub fn wrap(self) -> bool {
+        self.0 & WRAP != 0
     }
 
     /// Goes `slots` on, at most once around.
     #[inline(always)]
     pub fn advance(&mut self, slots: u16, size: u16) {
-        let index = u32::from(self.index) + u32::from(slots);
-        if index >= u32::from(size) {
-            self.index = (index - u32::from(size)) as u16;
-            self.wrap = !self.wrap;
-        } else {
-            self.index = index as u16;
-        }
+        let wrap = self.0 & WRAP;
+        let index = (self.0 & (WRAP - 1)) + u32::from(slots);
+        let size = u32::from(size);
+        self.0 = if index >= size { (index - size) | (wrap ^ WRAP) } else { index | wrap };
     }
 
     /// Slots from here to `to`, which is at most one round ahead.
     #[inline]
     pub fn distance_to(self, to: Self, size: u16) -> u16 {
-        if self.wrap == to.wrap {
-            to.index.wrapping_sub(self.index)
+        if self.wrap() == to.wrap() {
+            to.index().wrapping_sub(self.index())
         } else {
-            size.wrapping_sub(self.index).wrapping_add(to.index)
+            size.wrapping_sub(self.index()).wrapping_add(to.index())
         }
+    }
+}
+
+impl std::fmt::Debug for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "({}, wrap {})", self.index(), u8::from(self.wrap()))
     }
 }
 
@@ -52,11 +70,11 @@ impl Position {
 #[inline]
 pub(crate) fn need_event(event: Position, new: Position, old: Position, size: u16) -> bool {
     // As numbers on a line on which `new` keeps its index, positions of the round before lie `size` lower.
-    let mut event_at = event.index;
-    if event.wrap != new.wrap {
+    let mut event_at = event.index();
+    if event.wrap() != new.wrap() {
         event_at = event_at.wrapping_sub(size);
     }
-    new.index.wrapping_sub(event_at).wrapping_sub(1) < old.distance_to(new, size)
+    new.index().wrapping_sub(event_at).wrapping_sub(1) < old.distance_to(new, size)
 }
 
 /// Next available and next used position out of SET_VRING_BASE ("Vring descriptor indices for packed virtqueues").
@@ -70,13 +88,17 @@ pub(crate) fn decode(base: u32, size: u16, ever_used: impl Fn() -> bool) -> Opti
     }
     let avail = Position::from_bits(base as u16);
     let used = Position::from_bits((base >> 16) as u16);
-    if avail.index >= size {
+    if avail.index() >= size {
         return None;
     }
     // A used half of 0 beside a fresh available half would mean a full ring in flight: it was not filled in.
     let absent = base >> 16 == 0 && avail == Position::START;
-    let behind = used.index < size
-        && if used.wrap == avail.wrap { used.index <= avail.index } else { used.index >= avail.index };
+    let behind = used.index() < size
+        && if used.wrap() == avail.wrap() {
+            used.index() <= avail.index()
+        } else {
+            used.index() >= avail.index()
+        };
     Some((avail, if behind && !absent { used } else { avail }))
 }
 
@@ -85,7 +107,7 @@ mod tests {
     use super::*;
 
     fn at(index: u16, wrap: bool) -> Position {
-        Position { index, wrap }
+        Position::from_bits(index | u16::from(wrap) << 15)
     }
 
     #[test]

@@ -17,16 +17,17 @@ impl PackedQueue {
         hint: &mut RegionHint,
         first: Descriptor,
         out: &mut Segments,
-    ) -> Result<(ChainId, Shape), Stop> {
-        let mut shape = out.begin();
+        shape: &mut Shape,
+    ) -> Result<(), Stop> {
+        out.begin(shape);
         if first.flags & (F_NEXT | F_INDIRECT) != 0 {
             return self.walk_chain(memory, hint, first, out, shape);
         }
-        if self.in_flight == self.size {
+        if self.in_flight == u32::from(self.size) {
             return Err(Stop::Bad(RingError::BadIndex));
         }
-        out.push(&mut shape, memory, hint, first.buffer(self.avail.index))?;
-        Ok((ChainId { id: first.other, slots: 1 }, shape))
+        shape.id = ChainId::new(first.other, 1);
+        out.push(shape, memory, hint, first.buffer(self.avail.index()))
     }
 
     /// The walk of a chain that has more than one buffer. Descriptors follow each other in the ring; the buffer ID that
@@ -37,19 +38,18 @@ impl PackedQueue {
         hint: &mut RegionHint,
         mut descriptor: Descriptor,
         out: &mut Segments,
-        mut shape: Shape,
-    ) -> Result<(ChainId, Shape), Stop> {
-        let mut index = self.avail.index;
+        shape: &mut Shape,
+    ) -> Result<(), Stop> {
+        let mut index = self.avail.index();
         // Descriptors in flight have not been given back: no honest chain reaches into them.
-        for slots in 1..=self.size - self.in_flight {
-            let id = ChainId { id: descriptor.other, slots };
+        for slots in 1..=self.size - self.in_flight as u16 {
+            shape.id = ChainId::new(descriptor.other, slots);
             if descriptor.flags & F_INDIRECT != 0 {
-                walk_packed_table(descriptor, index, memory, hint, out, &mut shape)?;
-                return Ok((id, shape));
+                return walk_packed_table(descriptor, index, memory, hint, out, shape);
             }
-            out.push(&mut shape, memory, hint, descriptor.buffer(index))?;
+            out.push(shape, memory, hint, descriptor.buffer(index))?;
             if descriptor.flags & F_NEXT == 0 {
-                return Ok((id, shape));
+                return Ok(());
             }
             index = if index + 1 == self.size { 0 } else { index + 1 };
             descriptor = self.descriptor(index, Ordering::Relaxed);

@@ -10,6 +10,7 @@ mod walk;
 use super::area::Area;
 use super::arena::{ChainId, Segments, Shape, Stop};
 use super::descriptor::{DESCRIPTOR_LEN, Descriptor};
+use super::index::Index;
 use super::queue::{Queue, Staged};
 use super::{RingError, RingSetup};
 use crate::mem::{MemoryTable, RegionHint, prefetch};
@@ -68,11 +69,11 @@ pub(super) struct SplitQueue {
     size: u16,
     mask: u16,
     /// Next available index to take; runs freely over 16 bits.
-    last_avail: u16,
+    last_avail: Index,
     /// Available index as last loaded.
-    avail_seen: u16,
+    avail_seen: Index,
     /// Used index as published.
-    used_idx: u16,
+    used_idx: Index,
     event_idx: bool,
     kicks: Kicks,
     /// Whether anything was published since the start. A predecessor may have died between publishing and notifying, so the
@@ -104,9 +105,9 @@ impl SplitQueue {
             used,
             size,
             mask: size - 1,
-            last_avail,
-            avail_seen: last_avail,
-            used_idx,
+            last_avail: Index::new(last_avail),
+            avail_seen: Index::new(last_avail),
+            used_idx: Index::new(used_idx),
             event_idx,
             kicks: Kicks::Unknown,
             published: false,
@@ -117,7 +118,7 @@ impl SplitQueue {
     /// Chains known to be available without looking again.
     #[inline]
     pub fn available_seen(&self) -> usize {
-        usize::from(self.avail_seen.wrapping_sub(self.last_avail))
+        usize::from(self.avail_seen.since(self.last_avail))
     }
 
     #[inline(always)]
@@ -128,9 +129,9 @@ impl SplitQueue {
 
     #[inline]
     fn load_available(&mut self) -> Result<(), RingError> {
-        let seen = self.load_avail_idx(Ordering::Acquire);
-        let available = u32::from(seen.wrapping_sub(self.last_avail));
-        let in_flight = u32::from(self.last_avail.wrapping_sub(self.used_idx));
+        let seen = Index::new(self.load_avail_idx(Ordering::Acquire));
+        let available = u32::from(seen.since(self.last_avail));
+        let in_flight = u32::from(self.last_avail.since(self.used_idx));
         // No driver can have more chains out than the ring has entries (§2.7.13.3).
         if available + in_flight > u32::from(self.size) {
             return Err(RingError::BadIndex);
@@ -185,7 +186,7 @@ impl SplitQueue {
             // SAFETY: with EVENT_IDX the available ring was checked to hold this word behind its entries.
             let event = unsafe { self.avail.u16(ENTRIES + 2 * usize::from(self.size)) };
             let first = !std::mem::replace(&mut self.published, true);
-            first || need_event(u16::from_le(event.load(Ordering::Relaxed)), self.used_idx, old)
+            first || need_event(u16::from_le(event.load(Ordering::Relaxed)), self.used_idx.get(), old)
         } else {
             // SAFETY: every ring is longer than its flags.
             let flags = u16::from_le(unsafe { self.avail.u16(0) }.load(Ordering::Relaxed));
@@ -208,23 +209,23 @@ impl Queue for SplitQueue {
 
     #[inline(always)]
     fn position(&self) -> u16 {
-        self.last_avail
+        self.last_avail.get()
     }
 
     #[inline(always)]
     fn rewind(&mut self, to: u16) {
-        self.last_avail = to;
+        self.last_avail.set(to);
     }
 
     #[inline]
     fn refresh(&mut self, memory: &MemoryTable, max_count: usize) -> Result<usize, RingError> {
-        let mut count = usize::from(self.avail_seen.wrapping_sub(self.last_avail));
+        let mut count = usize::from(self.avail_seen.since(self.last_avail));
         if count < max_count {
             self.load_available()?;
-            count = usize::from(self.avail_seen.wrapping_sub(self.last_avail));
+            count = usize::from(self.avail_seen.since(self.last_avail));
             if let Kicks::Parked(at) = self.kicks
                 && self.event_idx
-                && self.last_avail.wrapping_sub(at) >= REPARK_AFTER
+                && self.last_avail.get().wrapping_sub(at) >= REPARK_AFTER
             {
                 self.kicks = Kicks::Unknown;
                 self.disable_notifications(memory);
@@ -232,7 +233,7 @@ impl Queue for SplitQueue {
         }
         let count = count.min(max_count);
         for ahead in 0..count as u16 {
-            let head = self.head(self.last_avail.wrapping_add(ahead));
+            let head = self.head(self.last_avail.get().wrapping_add(ahead));
             self.desc.prefetch(usize::from(head) * DESCRIPTOR_LEN);
         }
         Ok(count)
@@ -244,17 +245,19 @@ impl Queue for SplitQueue {
         memory: &MemoryTable,
         hint: &mut RegionHint,
         out: &mut Segments,
-    ) -> Result<Option<(ChainId, Shape)>, Stop> {
+        shape: &mut Shape,
+    ) -> Result<bool, Stop> {
         if self.avail_seen == self.last_avail {
             self.load_available().map_err(Stop::Bad)?;
             if self.avail_seen == self.last_avail {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        let head = self.head(self.last_avail);
-        let shape = self.walk(memory, hint, head, out)?;
-        self.last_avail = self.last_avail.wrapping_add(1);
-        Ok(Some((ChainId { id: head, slots: 1 }, shape)))
+        let head = self.head(self.last_avail.get());
+        self.walk(memory, hint, head, out, shape)?;
+        shape.id = ChainId::new(head, 1);
+        self.last_avail.advance(1);
+        Ok(true)
     }
 
     #[inline(always)]
@@ -262,7 +265,7 @@ impl Queue for SplitQueue {
         if self.avail_seen == self.last_avail {
             return;
         }
-        let head = self.head(self.last_avail);
+        let head = self.head(self.last_avail.get());
         if head < self.size
             && let Some(piece) = memory.prefix(hint, self.descriptor(head).addr, 1)
         {
@@ -272,17 +275,17 @@ impl Queue for SplitQueue {
 
     #[inline]
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {
-        let old = self.used_idx;
+        let old = self.used_idx.get();
         let mut at = old;
         for element in staged {
             let offset = ENTRIES + USED_ELEMENT_LEN * usize::from(at & self.mask);
-            let value = u64::from(element.id) | u64::from(element.len) << 32;
+            let value = u64::from(element.chain.number()) | u64::from(element.len) << 32;
             // SAFETY: the masked index is below the ring size. The driver does not look at it before the index is
             // released below.
             unsafe { self.used.store_unaligned(offset, value) };
-            at = at.wrapping_add(element.slots);
+            at = at.wrapping_add(element.chain.slots());
         }
-        self.used_idx = at;
+        self.used_idx.set(at);
         // SAFETY: every ring is longer than its index.
         unsafe { self.used.u16(INDEX) }.store(at.to_le(), Ordering::Release);
         if self.used_log.is_some() {
@@ -294,34 +297,34 @@ impl Queue for SplitQueue {
 
     #[inline]
     fn has_work(&self) -> bool {
-        self.avail_seen != self.last_avail || self.load_avail_idx(Ordering::Relaxed) != self.last_avail
+        self.avail_seen != self.last_avail || self.load_avail_idx(Ordering::Relaxed) != self.last_avail.get()
     }
 
     fn enable_notifications(&mut self, memory: &MemoryTable) -> bool {
         self.kicks = Kicks::Wanted;
         if self.event_idx {
-            self.store_avail_event(memory, self.last_avail);
+            self.store_avail_event(memory, self.last_avail.get());
         } else {
             self.store_used_flags(memory, 0);
         }
         // The driver publishes its index and then reads this wish: the re-check must not be done before the wish is out.
         fence(Ordering::SeqCst);
-        self.load_avail_idx(Ordering::Acquire) != self.last_avail
+        self.load_avail_idx(Ordering::Acquire) != self.last_avail.get()
     }
 
     fn disable_notifications(&mut self, memory: &MemoryTable) {
         if matches!(self.kicks, Kicks::Parked(_)) {
             return;
         }
-        self.kicks = Kicks::Parked(self.last_avail);
+        self.kicks = Kicks::Parked(self.last_avail.get());
         if self.event_idx {
-            self.store_avail_event(memory, self.last_avail.wrapping_sub(PARKED_BEHIND));
+            self.store_avail_event(memory, self.last_avail.get().wrapping_sub(PARKED_BEHIND));
         } else {
             self.store_used_flags(memory, USED_NO_NOTIFY);
         }
     }
 
     fn base(&self) -> u32 {
-        u32::from(self.last_avail)
+        u32::from(self.last_avail.get())
     }
 }

@@ -16,18 +16,18 @@ impl SplitQueue {
         hint: &mut RegionHint,
         head: u16,
         out: &mut Segments,
-    ) -> Result<Shape, Stop> {
+        shape: &mut Shape,
+    ) -> Result<(), Stop> {
         if head >= self.size {
             return Err(Stop::Bad(RingError::BadDescriptor(head)));
         }
         let descriptor = self.descriptor(head);
-        let mut shape = out.begin();
+        out.begin(shape);
         if descriptor.flags & (F_NEXT | F_INDIRECT) == 0 {
-            out.push(&mut shape, memory, hint, descriptor.buffer(head))?;
+            out.push(shape, memory, hint, descriptor.buffer(head))
         } else {
-            self.walk_chain(memory, hint, head, descriptor, out, &mut shape)?;
+            self.walk_chain(memory, hint, head, descriptor, out, shape)
         }
-        Ok(shape)
     }
 
     /// The walk of a chain that has more than one buffer.

@@ -28,20 +28,31 @@ pub(super) struct Connection<S> {
     /// that does not read costs one reply.
     output: Vec<u8>,
     sent: usize,
+    /// The first call in `input` has no answer yet; it is made again by [`Self::resume`] only.
+    holds: bool,
 }
 
 impl<S: Read + Write> Connection<S> {
     pub(super) fn new(stream: S, peer: Peer) -> Self {
-        Connection { stream, peer, input: Vec::new(), output: Vec::new(), sent: 0 }
+        Connection { stream, peer, input: Vec::new(), output: Vec::new(), sent: 0, holds: false }
     }
 
     pub(super) fn stream(&mut self) -> &mut S {
         &mut self.stream
     }
 
-    /// Does all that can be done now. Called on every readiness, because mio reports each once.
+    /// Makes a call again that had no answer yet, and goes on from there.
+    pub(super) fn resume(&mut self, interface: &mut dyn Interface) -> Fate {
+        if !std::mem::take(&mut self.holds) {
+            return Fate::Waits;
+        }
+        self.drive(interface)
+    }
+
+    /// Does all that can be done now. Called on every readiness, because mio reports each once. A client whose call is held
+    /// is not read from: what it did meanwhile is seen when the call has been answered.
     pub(super) fn drive(&mut self, interface: &mut dyn Interface) -> Fate {
-        loop {
+        while !self.holds {
             match self.flush() {
                 Ok(true) => {}
                 Ok(false) => return Fate::Waits,
@@ -49,9 +60,13 @@ impl<S: Read + Write> Connection<S> {
             }
             if let Some(end) = self.input.iter().position(|&byte| byte == 0) {
                 let reply = answer(&self.input[..end], interface, &self.peer);
+                self.holds = reply == Answer::Hold;
+                if self.holds {
+                    return Fate::Waits;
+                }
                 self.input.drain(..=end);
                 match reply {
-                    Answer::Nothing => {}
+                    Answer::Nothing | Answer::Hold => {}
                     Answer::Close => return Fate::Ends,
                     Answer::Reply(reply) => match serde_json::to_vec(&reply) {
                         Ok(bytes) => {
@@ -76,6 +91,7 @@ impl<S: Read + Write> Connection<S> {
                 Err(_) => return Fate::Ends,
             }
         }
+        Fate::Waits
     }
 
     /// Sends what it can; true once nothing is left.

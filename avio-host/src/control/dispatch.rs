@@ -25,13 +25,16 @@ pub trait Interface {
     ///
     /// # Errors
     /// [`VarlinkError::MethodNotFound`] for a method that there is not, [`VarlinkError::InvalidParameter`] (most easily
-    /// from [`parameters`]), or one of the interface's own.
+    /// from [`parameters`]), or one of the interface's own. [`VarlinkError::NotYet`] if a helper thread is at it: the same call
+    /// is made again by [`Server::resume`](super::Server::resume).
     fn call(&mut self, method: &str, parameters: Value, peer: &Peer) -> Result<Value, VarlinkError>;
 }
 
 /// Why a method did not do what it was asked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VarlinkError {
+    /// No error: there is no answer yet. The client waits, the others go on.
+    NotYet,
     /// The interface has no such method.
     MethodNotFound,
     /// This parameter is missing, of the wrong type or out of range.
@@ -69,6 +72,8 @@ pub(super) enum Answer {
     Reply(Reply),
     /// Send nothing: the call was one-way.
     Nothing,
+    /// Keep the call and make it again later.
+    Hold,
     /// The message is no call; the connection cannot go on.
     Close,
 }
@@ -81,40 +86,41 @@ pub(super) fn answer(message: &[u8], interface: &mut dyn Interface, peer: &Peer)
         Some(parameters) => parameters,
     };
     let result = if call.upgrade {
-        Err(service_error("InvalidParameter", json!({ "parameter": "upgrade" })))
+        Err(Some(service_error("InvalidParameter", json!({ "parameter": "upgrade" }))))
     } else if parameters.is_object() {
         run(&call.method, parameters, interface, peer)
     } else {
-        Err(service_error("InvalidParameter", json!({ "parameter": "parameters" })))
+        Err(Some(service_error("InvalidParameter", json!({ "parameter": "parameters" }))))
     };
-    if call.oneway {
-        return Answer::Nothing;
+    match result {
+        Err(None) => Answer::Hold,
+        _ if call.oneway => Answer::Nothing,
+        Ok(parameters) => Answer::Reply(Reply { parameters: Some(parameters), ..Reply::default() }),
+        Err(Some(reply)) => Answer::Reply(reply),
     }
-    Answer::Reply(match result {
-        Ok(parameters) => Reply { parameters: Some(parameters), ..Reply::default() },
-        Err(reply) => reply,
-    })
 }
 
+/// The reply's parameters, or the error; `None`: not yet.
 fn run(
     qualified: &str,
     parameters: Value,
     interface: &mut dyn Interface,
     peer: &Peer,
-) -> Result<Value, Reply> {
+) -> Result<Value, Option<Reply>> {
     let (name, method) = qualified.rsplit_once('.').unwrap_or(("", qualified));
     if name == SERVICE_INTERFACE {
-        return service(qualified, parameters, interface);
+        return service(qualified, parameters, interface).map_err(Some);
     }
     if name != interface.name() {
-        return Err(service_error("InterfaceNotFound", json!({ "interface": name })));
+        return Err(Some(service_error("InterfaceNotFound", json!({ "interface": name }))));
     }
     interface.call(method, parameters, peer).map_err(|error| match error {
-        VarlinkError::MethodNotFound => service_error("MethodNotFound", json!({ "method": method })),
+        VarlinkError::NotYet => None,
+        VarlinkError::MethodNotFound => Some(service_error("MethodNotFound", json!({ "method": method }))),
         VarlinkError::InvalidParameter(parameter) => {
-            service_error("InvalidParameter", json!({ "parameter": parameter }))
+            Some(service_error("InvalidParameter", json!({ "parameter": parameter })))
         }
-        VarlinkError::Own(error, parameters) => error_reply(format!("{name}.{error}"), parameters),
+        VarlinkError::Own(error, parameters) => Some(error_reply(format!("{name}.{error}"), parameters)),
     })
 }
 

@@ -125,9 +125,26 @@ impl Server {
         }
     }
 
+    /// Makes every call again that was answered with [`VarlinkError::NotYet`](super::VarlinkError::NotYet).
+    pub fn resume(&mut self, registry: &Registry, interface: &mut dyn Interface) {
+        let tokens: Vec<usize> = self.clients.keys().copied().collect();
+        for token in tokens {
+            self.with(token, registry, |client| client.resume(interface));
+        }
+    }
+
     fn drive(&mut self, token: usize, registry: &Registry, interface: &mut dyn Interface) {
+        self.with(token, registry, |client| client.drive(interface));
+    }
+
+    fn with(
+        &mut self,
+        token: usize,
+        registry: &Registry,
+        f: impl FnOnce(&mut Connection<UnixStream>) -> Fate,
+    ) {
         let Some(client) = self.clients.get_mut(&token) else { return };
-        if client.drive(interface) == Fate::Ends {
+        if f(client) == Fate::Ends {
             let _ = registry.deregister(client.stream());
             self.clients.remove(&token);
         }

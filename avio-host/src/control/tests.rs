@@ -15,6 +15,8 @@ use super::*;
 /// An interface with one method per kind of outcome.
 struct Fake {
     calls: Vec<String>,
+    /// What "Slow" answers, once it is there.
+    ready: Option<u32>,
 }
 
 impl Interface for Fake {
@@ -43,6 +45,7 @@ impl Interface for Fake {
                 Ok(json!({ "word": word.word, "pid": peer.pid }))
             }
             "Long" => Ok(json!({ "text": "x".repeat(4 << 20) })),
+            "Slow" => self.ready.take().map(|n| json!({ "n": n })).ok_or(VarlinkError::NotYet),
             "No" => Err(VarlinkError::own("Refused", &json!({ "reasons": ["because"] }))),
             _ => Err(VarlinkError::MethodNotFound),
         }
@@ -64,7 +67,7 @@ impl Bench {
         let _ = fs::remove_file(&path);
         let poll = Poll::new().unwrap();
         let server = Server::bind(&path, Access::default(), poll.registry(), FIRST).unwrap();
-        Bench { poll, server, fake: Fake { calls: Vec::new() }, path }
+        Bench { poll, server, fake: Fake { calls: Vec::new(), ready: None }, path }
     }
 
     fn connect(&self) -> UnixStream {
@@ -300,4 +303,21 @@ fn the_socket_is_private_and_the_path_is_guarded() {
             .to_string()
             .starts_with("/nonexistent/x.varlink: cannot listen: No such file")
     );
+}
+
+#[test]
+fn a_call_without_an_answer_yet_waits_while_others_are_served() {
+    let mut bench = Bench::new("slow");
+    let mut slow = bench.connect();
+    // The second call of the same client must wait for the first: replies come in order.
+    slow.write_all(b"{\"method\":\"io.avio.fake.Slow\"}\0{\"method\":\"io.avio.fake.No\"}\0").unwrap();
+    assert_eq!(bench.ask(r#"{"method":"io.avio.fake.No"}"#)["error"], "io.avio.fake.Refused");
+    assert_eq!(bench.fake.calls, ["Slow", "No"]);
+    bench.server.resume(bench.poll.registry(), &mut bench.fake);
+    assert_eq!(bench.fake.calls, ["Slow", "No", "Slow"]);
+    bench.fake.ready = Some(7);
+    bench.server.resume(bench.poll.registry(), &mut bench.fake);
+    let replies = bench.replies(&mut slow, 2);
+    assert_eq!(replies[0]["parameters"]["n"], 7);
+    assert_eq!(replies[1]["error"], "io.avio.fake.Refused");
 }

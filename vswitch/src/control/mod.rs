@@ -1,13 +1,14 @@
 //! The control thread of `avio-vswitchd`: start, event loop, stop.
 //!
 //! Owns the mio loop that sessions, the control socket, signals, workers' wake-ups and control queues meet in. It moves no
-//! frame and blocks on nothing while it runs; only start-up reads files directly.
+//! frame and blocks on nothing while it runs; only start-up reads files itself.
 
 mod control_queue;
 mod device;
 mod fabric;
 mod interface;
 mod reconcile;
+mod reload;
 mod show;
 mod sockets;
 mod switch;
@@ -15,12 +16,13 @@ mod varlink;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use avio_host::config::{check, load, surroundings};
 use avio_host::control::{Access, Server, TOKENS};
 use avio_host::facility::Facilities;
-use avio_host::helper::{DEFAULT_THREADS, Helpers};
+use avio_host::helper::{DEFAULT_THREADS, Helpers, Mailbox};
 use avio_host::options::DaemonOptions;
 use avio_host::service::Service;
 use avio_host::session::{EndpointId, Sessions, gid_of};
@@ -29,10 +31,11 @@ use avio_host::worker::{ControlWaker, Worker, WorkerOptions, Workers};
 use avio_proto::config::WorkersConfig;
 use avio_proto::control::SOCKET_FILE_NAME;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::forward;
 use fabric::Fabric;
+use reload::Reload;
 use switch::{Switch, Watch};
 use varlink::{CAPABILITIES, Daemon, summary};
 
@@ -42,6 +45,7 @@ const FACILITIES: &[&str] = &[];
 const TOKEN_SIGNALS: Token = Token(0);
 const TOKEN_WORKERS: Token = Token(1);
 const TOKEN_SESSIONS: Token = Token(2);
+const TOKEN_HELPERS: Token = Token(3);
 const TOKEN_CONTROL: Token = Token(16);
 /// Control queues' kicks, by endpoint.
 const TOKEN_KICKS: usize = 1 << 32;
@@ -79,11 +83,12 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     let access = Access { group };
     let server = Server::bind(&run_dir.join(SOCKET_FILE_NAME), access, registry, TOKEN_CONTROL)
         .map_err(|e| e.to_string())?;
+    let helper_waker = Waker::new(registry, TOKEN_HELPERS).map_err(system)?;
     let waker = ControlWaker::new().map_err(system)?;
     let (events_in, events) = forward::Events::new(waker.clone());
     let workers = start_workers(&config.workers, &events_in, &waker)?;
     let helpers = Helpers::new(DEFAULT_THREADS).map_err(system)?;
-    let sessions = Sessions::new(helpers).map_err(system)?;
+    let sessions = Sessions::new(helpers.clone()).map_err(system)?;
     for (fd, token) in [
         (signals.as_raw_fd(), TOKEN_SIGNALS),
         (waker.as_raw_fd(), TOKEN_WORKERS),
@@ -102,7 +107,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     let daemon = Daemon {
         switch,
         service: Service::new("avio-vswitchd"),
-        config_dir: options.config.clone(),
+        reload: Reload::new(options.config.clone(), helpers, Mailbox::new(Arc::new(helper_waker))),
         facilities: facilities.states().to_vec(),
         started: Instant::now(),
     };
@@ -172,8 +177,7 @@ impl Loop {
             TOKEN_SIGNALS => {
                 let requested = self.signals.take();
                 if requested.reload && !requested.stop {
-                    // What was refused has been logged; there is nobody to answer.
-                    let _ = self.daemon.reload();
+                    self.daemon.start_reload();
                 }
                 return requested.stop;
             }
@@ -181,6 +185,12 @@ impl Loop {
                 self.waker.drain();
             }
             TOKEN_SESSIONS => self.daemon.switch.sessions.on_ready(),
+            TOKEN_HELPERS => {
+                while self.daemon.finish_reload() {
+                    self.server.resume(self.poll.registry(), &mut self.daemon);
+                    self.daemon.reload.forget();
+                }
+            }
             token if self.server.owns(token) => {
                 self.server.ready(token, self.poll.registry(), &mut self.daemon)
             }

@@ -2,10 +2,9 @@
 //!
 //! Each method is a view of the switch or a request to it; the files are the truth, so nothing here edits anything.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
-use avio_host::config::{Capabilities, load, surroundings};
+use avio_host::config::Capabilities;
 use avio_host::control::{Interface, Peer, VarlinkError, parameters};
 use avio_host::service::Service;
 use avio_proto::config::Config;
@@ -17,6 +16,7 @@ use avio_proto::control::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::reload::{Found, Outcome, Reload};
 use super::show;
 use super::switch::Switch;
 
@@ -27,19 +27,23 @@ pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: false, tap
 pub(super) struct Daemon {
     pub(super) switch: Switch,
     pub(super) service: Service,
-    pub(super) config_dir: PathBuf,
+    pub(super) reload: Reload,
     pub(super) facilities: Vec<FacilityState>,
     pub(super) started: Instant,
 }
 
 impl Daemon {
-    /// Reads the files again and brings the switch in line with them.
-    ///
-    /// # Errors
-    /// What is wrong, a line each; everything runs on as it was.
-    pub(super) fn reload(&mut self) -> Result<ReloadReply, Vec<String>> {
-        self.service.reloading();
-        let outcome = self.reload_quietly();
+    /// Starts to read the files again.
+    pub(super) fn start_reload(&mut self) {
+        if self.reload.start() {
+            self.service.reloading();
+        }
+    }
+
+    /// A helper may have read the files: brings the switch in line with them. Returns whether clients may be waiting for it.
+    pub(super) fn finish_reload(&mut self) -> bool {
+        let Some(found) = self.reload.found() else { return false };
+        let outcome = self.take_over(found);
         match &outcome {
             Ok(reply) => {
                 reply.changes.iter().for_each(|line| tracing::info!("{line}"));
@@ -48,15 +52,16 @@ impl Daemon {
             Err(reasons) => reasons.iter().for_each(|line| tracing::error!("configuration refused: {line}")),
         }
         self.service.ready(&summary(&self.switch.config));
-        outcome
+        if self.reload.finish(outcome) {
+            self.start_reload();
+        }
+        true
     }
 
-    fn reload_quietly(&mut self) -> Result<ReloadReply, Vec<String>> {
-        let around = surroundings(CAPABILITIES);
-        let config = load(&self.config_dir, &around)
-            .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    fn take_over(&mut self, (around, config): Found) -> Outcome {
+        let config = config.map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
-        if config.workers != self.switch.config.workers {
+        if config.workers != self.switch.started_with {
             warnings
                 .push("[workers] has changed: takes effect when the daemon starts the next time".to_owned());
         }
@@ -64,6 +69,19 @@ impl Daemon {
         let changes = self.switch.reconcile(config)?;
         self.switch.turn(Instant::now());
         Ok(ReloadReply { changes, warnings })
+    }
+
+    fn reload(&mut self) -> Result<Value, VarlinkError> {
+        match self.reload.outcome() {
+            Some(Ok(done)) => reply(&done),
+            Some(Err(reasons)) => Err(VarlinkError::own(error::REFUSED, &RefusedParams { reasons })),
+            None => {
+                if !self.reload.is_reading() {
+                    self.start_reload();
+                }
+                Err(VarlinkError::NotYet)
+            }
+        }
     }
 
     fn show(&self, wanted: &ShowParams) -> Result<Value, VarlinkError> {
@@ -152,10 +170,7 @@ impl Interface for Daemon {
             method::INFO => reply(&self.info()),
             method::SHOW => self.show(&parameters(params)?),
             method::CLEAR_STATISTICS => self.clear(parameters(params)?),
-            method::RELOAD => match self.reload() {
-                Ok(done) => reply(&done),
-                Err(reasons) => Err(VarlinkError::own(error::REFUSED, &RefusedParams { reasons })),
-            },
+            method::RELOAD => self.reload(),
             method::RESTART => self.restart(parameters(params)?),
             method::WORKERS => reply(&self.workers()),
             method::DISCARDS => reply(&DiscardsReply { reasons: show::discards(&self.switch.interfaces) }),

@@ -11,10 +11,10 @@ UNITDIR ?= /usr/lib/systemd/system
 DAEMONS := avio-vswitchd
 PROGRAMS := avio hpvmnet avio-pktgen
 
-.PHONY: help build demo demo-vm test test-long lint test-deps install
+.PHONY: help build demo demo-vm test test-long lint test-deps install bench-net bench-micro bench-deps instructions-update
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## release binaries in target/release
 	$(CARGO) build --release --locked -p avio-vswitch -p avio-tools
@@ -36,6 +36,18 @@ lint: ## formatting, clippy, documentation, house rules
 
 test-deps: ## what the system tests need, from Debian packages (root where something is missing)
 	@scripts/install-test-deps
+
+bench-deps: test-deps ## what bench-net measures beside us, from Debian packages (root where something is missing)
+	@scripts/install-bench-deps
+
+bench-net: bench-deps build ## beside OVS-DPDK and testpmd: benches/results/net.md; QUICK=1: ratios in under three minutes (root)
+	@$(CARGO) run -q --release --locked -p avio-benches --bin bench-net -- $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-micro: ## micro-benchmarks of the data path (criterion)
+	@$(CARGO) bench -q --locked -p avio-benches --bench rings --bench frames
+
+instructions-update: test-deps ## takes today's instructions per frame as the baseline that make test compares with
+	@$(CARGO) run -q --release --locked -p avio-benches --bin avio-instructions -- update
 
 install: build ## into $(DESTDIR)$(PREFIX): programs, systemd unit, example configuration
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/avio/guests \

@@ -198,8 +198,13 @@ impl ReferenceSwitch {
     }
 }
 
+/// Where `scripts/install-test-deps` puts testpmd.
+pub fn program() -> std::path::PathBuf {
+    cache().join("testpmd/run")
+}
+
 fn spawn(name: &str, devices: &[&str], memory: &[&str], options: &[&str]) -> Result<Console> {
-    let program = cache().join("testpmd/run");
+    let program = program();
     ensure(program.is_file(), || format!("{} is missing: run scripts/install-test-deps", program.display()))?;
     let prefix = format!("{}-{name}", scratch::folder().file_name().unwrap_or_default().to_string_lossy());
     // Its answers would sit in the C library's buffer otherwise, while its prompt, written directly, overtakes them.

@@ -93,8 +93,12 @@ pub fn generate(plan: &Plan) -> Result<Report, String> {
     once(plan, &mut ports, plan.options.rate)
 }
 
-/// One measurement at `rate` frames per second, over all transmitters of a search, per transmitter otherwise.
-fn once(plan: &Plan, ports: &mut [Port], rate: Option<f64>) -> Result<Report, String> {
+/// One measurement on ports that stay connected, at `rate` frames per second, over all transmitters of a search, per
+/// transmitter otherwise. `make bench-net` measures its windows with it.
+///
+/// # Errors
+/// One line: a connection that broke and could not be opened again.
+pub fn once(plan: &Plan, ports: &mut [Port], rate: Option<f64>) -> Result<Report, String> {
     let senders = plan.ports.iter().filter(|p| p.to.is_some()).count().max(1) as f64;
     let per_port = if plan.options.search { rate.map(|r| r / senders) } else { rate };
     let jobs = plan.ports.iter().enumerate().map(|(i, _)| job(plan, i, per_port)).collect();

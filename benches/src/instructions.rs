@@ -1,0 +1,230 @@
+//! Instructions per frame: a figure that a noisy machine does not change, so that CI sees a regression.
+//!
+//! `avio-instructions check` runs each path of [`PATHS`] under callgrind and compares with `benches/instructions.toml`;
+//! `avio-instructions update` writes that file. Only what runs inside [`measured_part`] counts: the switch's work, not the
+//! guests'. Called by that program and by the test of this crate.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use avio_proto::virtio::features::{IN_ORDER, NET_MRG_RXBUF, RING_PACKED, VERSION_1};
+use serde::Deserialize;
+
+use crate::rig::{BATCH, Rig, Shape};
+
+/// More than this over the baseline fails.
+pub const RISE_MAX: f64 = 0.05;
+/// Rounds under callgrind: the count is exact, so a few are enough; the first ones warm the caches of look-ups.
+const ROUNDS: usize = 64;
+/// Rounds before that, not counted.
+const WARMUP_ROUNDS: usize = 16;
+
+const SPLIT: u64 = VERSION_1 | NET_MRG_RXBUF;
+
+/// A path of the switch whose instructions are counted.
+#[derive(Clone, Copy, Debug)]
+pub struct PathCase {
+    /// Its key in the baseline.
+    pub name: &'static str,
+    /// What it is.
+    pub what: &'static str,
+    shape: Shape,
+}
+
+const fn case(name: &'static str, what: &'static str, features: u64, frame_len: u32) -> PathCase {
+    let shape = Shape { features, frame_len, port_count: 2, pair_count: 1, worker_count: 1, is_known: true };
+    PathCase { name, what, shape }
+}
+
+/// All paths.
+pub const PATHS: &[PathCase] = &[
+    case("split-64", "64 B, split, mergeable", SPLIT, 64),
+    case("split-1518", "1518 B, split, mergeable: a tail is copied", SPLIT, 1518),
+    case("split-9000", "9000 B, split, mergeable: five buffers a frame", SPLIT, 9000),
+    case("split-nomrg-64", "64 B, split", VERSION_1, 64),
+    case("packed-64", "64 B, packed, mergeable", SPLIT | RING_PACKED, 64),
+    case("packed-inorder-64", "64 B, packed, in-order", VERSION_1 | RING_PACKED | IN_ORDER, 64),
+    PathCase {
+        shape: Shape { port_count: 4096, ..case("", "", SPLIT, 64).shape },
+        ..case("ports-4096-64", "64 B, 4,096 addresses", SPLIT, 64)
+    },
+    PathCase {
+        shape: Shape { is_known: false, ..case("", "", SPLIT, 64).shape },
+        ..case(
+            "decision-64",
+            "64 B for an address that nobody has: ring walk, snapshot, guard, look-up",
+            SPLIT,
+            64,
+        )
+    },
+    PathCase {
+        shape: Shape { pair_count: 4, ..case("", "", SPLIT, 64).shape },
+        ..case("pairs-4-64", "64 B, four queue pairs, one worker", SPLIT, 64)
+    },
+    PathCase {
+        shape: Shape { pair_count: 4, worker_count: 2, ..case("", "", SPLIT, 64).shape },
+        ..case("pairs-4-workers-2-64", "64 B, four queue pairs, two workers", SPLIT, 64)
+    },
+];
+
+/// What callgrind counts: nothing of the guests, nothing of the set-up.
+#[inline(never)]
+pub fn measured_part(rig: &mut Rig) -> usize {
+    // Not the last thing this function does, so that it stays a call with a return.
+    std::hint::black_box(rig.forward())
+}
+
+/// Runs one path; the program does it under callgrind. Returns the frames that were forwarded in the counted rounds.
+#[must_use]
+pub fn run(case: &PathCase) -> usize {
+    let mut rig = Rig::new(case.shape);
+    let mut frames = 0;
+    for round in 0..WARMUP_ROUNDS + ROUNDS {
+        rig.offer();
+        if round < WARMUP_ROUNDS {
+            rig.forward();
+        } else {
+            frames += measured_part(&mut rig);
+        }
+        rig.collect();
+    }
+    frames
+}
+
+/// The committed figures.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Baseline {
+    /// Compiler that they were taken with.
+    pub rustc: String,
+    /// Instructions per frame, by path.
+    pub instructions: BTreeMap<String, f64>,
+}
+
+impl Baseline {
+    /// Where it stands.
+    #[must_use]
+    pub fn path() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.toml")
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn read() -> Result<Self, String> {
+        let path = Self::path();
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+    }
+}
+
+/// Counts one path with `program`, which is `avio-instructions`, under callgrind.
+///
+/// # Errors
+/// One line: valgrind is missing, or says something unexpected.
+pub fn count(program: &Path, case: &PathCase) -> Result<f64, String> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*measured_part*"])
+        .arg(program)
+        .args(["run", case.name])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| {
+            format!("valgrind: {e}: run 'scripts/install-test-deps' or 'apt-get install valgrind'")
+        })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("{} under valgrind: {}: {said}", case.name, output.status));
+    }
+    let total = said
+        .lines()
+        .find_map(|line| line.split("Collected :").nth(1))
+        .and_then(|n| n.trim().parse::<f64>().ok())
+        .filter(|&n| n > 0.0)
+        .ok_or_else(|| format!("{}: callgrind counted nothing: {said}", case.name))?;
+    let frames = BATCH * usize::from(case.shape.pair_count) * ROUNDS;
+    Ok(total / frames as f64)
+}
+
+/// Counts all paths.
+///
+/// # Errors
+/// As [`count`].
+pub fn count_all(program: &Path) -> Result<BTreeMap<String, f64>, String> {
+    PATHS.iter().map(|case| Ok((case.name.to_owned(), count(program, case)?))).collect()
+}
+
+/// What rose too far, one line each; what the baseline lacks, too. Empty: all is well.
+#[must_use]
+pub fn compare(baseline: &Baseline, now: &BTreeMap<String, f64>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (name, &count) in now {
+        match baseline.instructions.get(name) {
+            None => lines.push(format!("{name}: {count:.1} instructions per frame, not in the baseline")),
+            Some(&before) if count > before * (1.0 + RISE_MAX) => lines.push(format!(
+                "{name}: {count:.1} instructions per frame, {:+.1} % over the baseline of {before:.1} ({})",
+                (count / before - 1.0) * 100.0,
+                baseline.rustc
+            )),
+            Some(_) => {}
+        }
+    }
+    let gone = baseline.instructions.keys().filter(|name| !now.contains_key(*name));
+    lines.extend(gone.map(|name| format!("{name}: in the baseline, but no such path is measured")));
+    lines
+}
+
+/// The baseline file for these figures.
+#[must_use]
+pub fn to_toml(rustc: &str, now: &BTreeMap<String, f64>) -> String {
+    let mut text = format!(
+        "# Instructions per frame of the switch's part of each path, counted by callgrind. `make test` fails when one rises by\n\
+         # more than {:.0} %. Written by `make instructions-update`; commit it with the change that explains it.\n\
+         rustc = \"{rustc}\"\n\n[instructions]\n",
+        RISE_MAX * 100.0
+    );
+    for case in PATHS {
+        if let Some(count) = now.get(case.name) {
+            let _ = writeln!(text, "# {}\n{} = {count:.1}", case.what, case.name);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(list: &[(&str, f64)]) -> BTreeMap<String, f64> {
+        list.iter().map(|&(name, n)| (name.to_owned(), n)).collect()
+    }
+
+    #[test]
+    fn a_rise_of_more_than_five_percent_is_told_and_a_fall_is_not() {
+        let baseline = Baseline {
+            rustc: "1.0".into(),
+            instructions: figures(&[("a", 100.0), ("b", 100.0), ("c", 100.0)]),
+        };
+        assert!(compare(&baseline, &figures(&[("a", 104.9), ("b", 50.0), ("c", 100.0)])).is_empty());
+        let told = compare(&baseline, &figures(&[("a", 105.1), ("b", 100.0), ("d", 1.0)]));
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("+5.1 %"), "{told:?}");
+    }
+
+    #[test]
+    fn the_file_says_what_was_counted() {
+        let now: BTreeMap<String, f64> = PATHS.iter().map(|c| (c.name.to_owned(), 123.4)).collect();
+        let back: Baseline = toml::from_str(&to_toml("rustc 1.88", &now)).unwrap();
+        assert_eq!((back.rustc.as_str(), back.instructions), ("rustc 1.88", now));
+    }
+
+    #[test]
+    fn every_path_runs_and_delivers_what_it_should() {
+        for case in PATHS {
+            let frames = BATCH * usize::from(case.shape.pair_count) * ROUNDS;
+            assert_eq!(run(case), frames, "{}", case.name);
+        }
+    }
+}

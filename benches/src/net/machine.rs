@@ -1,0 +1,106 @@
+//! The machine during a run: huge pages for the peers, the priority of our session, the wish to stop.
+//!
+//! Owns what has to be put back. Dropping it restores the number of huge pages.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use avio_tests::failure::ensure;
+use avio_tests::{Failure, Result};
+use rustix::process::Signal;
+
+use super::options::Options;
+
+/// Huge pages of 2 MiB that the peers need: 512 MiB for OVS, 768 for testpmd as a switch, 192 for each of three testpmd
+/// guests.
+const HUGE_PAGES: u64 = 1000;
+const HUGE_PAGES_FILE: &str = "/proc/sys/vm/nr_hugepages";
+/// What wins against other sessions of this machine; plain nice only orders processes inside a session.
+const SESSION_PRIORITY: &str = "-15";
+
+/// See the module.
+pub struct Machine {
+    /// What to put back; `None`: nothing was changed.
+    huge_pages: Option<u64>,
+    stop: Arc<AtomicBool>,
+    /// One line about processor, kernel, cores.
+    pub facts: String,
+}
+
+impl Machine {
+    /// Sets everything up.
+    ///
+    /// # Errors
+    /// Fewer than two cores, or no right to have huge pages.
+    pub fn prepare(options: &Options) -> Result<Self> {
+        let cores = std::thread::available_parallelism()?.get();
+        ensure(cores >= 2, || format!("{cores} core: a switch and its guests need one each"))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
+        // Session and process group of our own, so Ctrl-C reaches only make; its end then reaches us.
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        if rustix::process::setsid().is_err() {
+            eprintln!("bench-net: this process leads a group already: priority goes to its whole session");
+        }
+        if let Err(e) = fs::write("/proc/self/autogroup", SESSION_PRIORITY) {
+            eprintln!("bench-net: no priority over other sessions (/proc/self/autogroup: {e})");
+        }
+        let mut machine = Self { huge_pages: None, stop, facts: facts(cores) };
+        if options.wants_target("ovs") || options.wants_target("testpmd") {
+            machine.take_huge_pages()?;
+        }
+        Ok(machine)
+    }
+
+    fn take_huge_pages(&mut self) -> Result {
+        let read = || -> Result<u64> { Ok(fs::read_to_string(HUGE_PAGES_FILE)?.trim().parse()?) };
+        let free = free_huge_pages()?;
+        if free >= HUGE_PAGES {
+            return Ok(());
+        }
+        let before = read()?;
+        let wanted = before + HUGE_PAGES - free;
+        fs::write(HUGE_PAGES_FILE, wanted.to_string()).map_err(|e| {
+            Failure::new(format!("{HUGE_PAGES_FILE}: {e}: the peers need huge pages, so run this as root"))
+        })?;
+        self.huge_pages = Some(before);
+        let free = free_huge_pages()?;
+        ensure(free >= HUGE_PAGES, || format!("only {free} of {HUGE_PAGES} huge pages of 2 MiB could be had"))
+    }
+
+    /// Fails once somebody asked this run to end.
+    ///
+    /// # Errors
+    /// Then.
+    pub fn ensure_wanted(&self) -> Result {
+        ensure(!self.stop.load(Ordering::Relaxed), || "stopped by a signal".to_owned())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(before) = self.huge_pages
+            && let Err(e) = fs::write(HUGE_PAGES_FILE, before.to_string())
+        {
+            eprintln!("bench-net: {HUGE_PAGES_FILE} could not be set back to {before}: {e}");
+        }
+    }
+}
+
+fn free_huge_pages() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
+    Ok(line.unwrap_or("0").trim().parse()?)
+}
+
+fn facts(cores: usize) -> String {
+    let model = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split(':').nth(1)?.trim().to_owned())
+    });
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{cores} x {}, Linux {}", model.unwrap_or_else(|| "unknown processor".into()), kernel.trim())
+}

@@ -1,0 +1,57 @@
+//! Options of `bench-net`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+/// Measures avio-vswitchd beside OVS-DPDK and DPDK testpmd.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "bench-net", version)]
+pub struct Options {
+    /// Under three minutes: fewer rows and rounds, one ratio per row, nothing written.
+    #[arg(long)]
+    pub quick: bool,
+    /// Only rows whose name contains one of these.
+    #[arg(long, value_name = "TEXT", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Only these targets: avio, ovs, testpmd.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub targets: Vec<String>,
+    /// Rounds per row, a window per target in each; default 7, with --quick 5.
+    #[arg(long)]
+    pub rounds: Option<u32>,
+    /// Length of a window in seconds; default 1, with --quick 0.35.
+    #[arg(long)]
+    pub window: Option<f64>,
+    /// Where the report and its plots go.
+    #[arg(long, default_value = "benches/results")]
+    pub results: PathBuf,
+}
+
+impl Options {
+    /// Whether a row of this name is to be measured.
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    /// Whether a target of this family is to be measured.
+    pub fn wants_target(&self, family: &str) -> bool {
+        self.targets.is_empty() || self.targets.iter().any(|name| name == family)
+    }
+
+    /// Rounds per row.
+    pub fn round_count(&self) -> u32 {
+        self.rounds.unwrap_or(if self.quick { 5 } else { 7 }).max(1)
+    }
+
+    /// Length of a window.
+    pub fn window(&self) -> Duration {
+        Duration::from_secs_f64(self.window.unwrap_or(if self.quick { 0.35 } else { 1.0 }).clamp(0.05, 60.0))
+    }
+
+    /// How often a disturbed window is repeated before the least disturbed one is taken and marked.
+    pub fn repeat_max(&self) -> u32 {
+        if self.quick { 2 } else { 5 }
+    }
+}

@@ -1,0 +1,203 @@
+//! OVS-DPDK as a target, with a database, sockets and logs of its own: no system service is touched.
+//!
+//! Guests listen, OVS connects (`dpdkvhostuserclient`). Modes are sets of flows on one bridge, so that no mode pays for the
+//! idle ports of another.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use avio_tests::config::mac_of;
+use avio_tests::console::{Console, command};
+use avio_tests::failure::ensure;
+use avio_tests::{Failure, Result, scratch};
+
+use super::SWITCH_CORE;
+use super::target::Target;
+
+/// The Debian packages that hold the programs.
+const PACKAGES: &str = "openvswitch-switch openvswitch-switch-dpdk";
+const VSWITCHD: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// How long DPDK may take to start, and a port to appear.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// A running OVS with one bridge.
+pub struct Ovs {
+    /// The process that switches.
+    pub vswitchd: Console,
+    _database: Console,
+    folder: PathBuf,
+    bridge: String,
+    port_count: u16,
+    mode: Option<Target>,
+    mtu: u16,
+}
+
+impl Ovs {
+    /// Starts one with `port_count` ports, with or without TSO between guests.
+    ///
+    /// # Errors
+    /// When it is not installed or does not start.
+    pub fn start(port_count: u16, tso: bool) -> Result<Self> {
+        for path in [VSWITCHD, SCHEMA] {
+            ensure(Path::new(path).exists(), || {
+                format!(
+                    "{path} is missing: run 'scripts/install-bench-deps' or 'apt-get install --no-install-recommends {PACKAGES}'"
+                )
+            })?;
+        }
+        let folder = scratch::folder().join("ovs");
+        drop(fs::remove_dir_all(&folder));
+        fs::create_dir_all(&folder)?;
+        let conf = folder.join("conf.db");
+        let mut create = Command::new("ovsdb-tool");
+        quiet(create.arg("create").arg(&conf).arg(SCHEMA))?;
+        let mut database = command("ovsdb-server");
+        database.arg(&conf).arg(format!("--remote=punix:{}/db.sock", folder.display()));
+        let database = Console::spawn("ovsdb", environment(&mut database, &folder))?;
+        wait_for(&folder.join("db.sock"))?;
+        let bridge = format!("avb{}", std::process::id());
+        let mut vswitchd = command(VSWITCHD);
+        vswitchd.arg(format!("unix:{}/db.sock", folder.display()));
+        let setup = [
+            "--no-wait".into(),
+            "set".into(),
+            "Open_vSwitch".into(),
+            ".".into(),
+            "other_config:dpdk-init=true".into(),
+            format!("other_config:pmd-cpu-mask={:#x}", 1 << SWITCH_CORE),
+            "other_config:dpdk-lcore-mask=0x1".into(),
+            "other_config:dpdk-socket-mem=512".into(),
+            "other_config:n-handler-threads=1".into(),
+            "other_config:n-revalidator-threads=1".into(),
+            format!("other_config:dpdk-extra=--no-pci --in-memory --file-prefix={bridge}"),
+            format!("other_config:userspace-tso-enable={tso}"),
+        ];
+        vsctl(&folder, &setup)?;
+        let vswitchd = Console::spawn("ovs", environment(&mut vswitchd, &folder))?;
+        let mut ovs =
+            Self { vswitchd, _database: database, folder, bridge, port_count, mode: None, mtu: 1500 };
+        ovs.vsctl(&["--timeout=30", "wait-until", "Open_vSwitch", ".", "dpdk_initialized=true"])?;
+        ovs.add_ports()?;
+        Ok(ovs)
+    }
+
+    fn add_ports(&mut self) -> Result {
+        let bridge = self.bridge.clone();
+        let mut line = vec!["--timeout=60".into(), "add-br".into(), bridge.clone(), "--".into()];
+        line.extend(["set".into(), "bridge".into(), bridge.clone(), "datapath_type=netdev".into()]);
+        line.extend(["fail_mode=secure".into()]);
+        for port in 0..self.port_count {
+            let name = format!("p{port}");
+            line.extend(["--".into(), "add-port".into(), bridge.clone(), name.clone(), "--".into()]);
+            line.extend(["set".into(), "Interface".into(), name, "type=dpdkvhostuserclient".into()]);
+            line.push(format!("options:vhost-server-path={}", self.socket(port).display()));
+            line.push(format!("ofport_request={}", port + 1));
+        }
+        vsctl(&self.folder, &line)?;
+        wait_for(&self.folder.join(format!("{bridge}.mgmt")))
+    }
+
+    /// Where the guest of a port listens.
+    pub fn socket(&self, port: u16) -> PathBuf {
+        self.folder.join(format!("g{port}.sock"))
+    }
+
+    /// Longest frames of the ports, as an MTU. Changes buffers, so only when it has to.
+    ///
+    /// # Errors
+    /// When OVS refuses.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result {
+        if self.mtu == mtu {
+            return Ok(());
+        }
+        for port in 0..self.port_count {
+            self.vsctl(&[
+                "--timeout=30",
+                "set",
+                "Interface",
+                &format!("p{port}"),
+                &format!("mtu_request={mtu}"),
+            ])?;
+        }
+        self.mtu = mtu;
+        Ok(())
+    }
+
+    /// Replaces the flows by those of `mode`.
+    ///
+    /// # Errors
+    /// When OVS refuses them.
+    pub fn set_mode(&mut self, mode: Target) -> Result {
+        if self.mode == Some(mode) {
+            return Ok(());
+        }
+        let ports = 1..=self.port_count;
+        let flows: Vec<String> = match mode {
+            Target::OvsNormal => vec!["priority=0,actions=NORMAL".into()],
+            Target::OvsFlow => {
+                ports.map(|p| format!("in_port={p},actions=output:{}", ((p - 1) ^ 1) + 1)).collect()
+            }
+            _ => ports
+                .map(|p| format!("priority=10,in_port={p},dl_src={},actions=NORMAL", mac_of(p)))
+                .chain(["priority=0,actions=drop".to_owned()])
+                .collect(),
+        };
+        let file = self.folder.join("flows");
+        fs::write(&file, flows.join("\n") + "\n")?;
+        let mut ofctl = Command::new("ovs-ofctl");
+        ofctl
+            .arg("replace-flows")
+            .arg(format!("unix:{}/{}.mgmt", self.folder.display(), self.bridge))
+            .arg(file);
+        quiet(environment(&mut ofctl, &self.folder))?;
+        self.mode = Some(mode);
+        // The datapath's own flows follow within a round of the revalidator.
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(())
+    }
+
+    fn vsctl(&self, arguments: &[&str]) -> Result {
+        vsctl(&self.folder, &arguments.iter().map(|&a| a.to_owned()).collect::<Vec<_>>())
+    }
+}
+
+impl Drop for Ovs {
+    fn drop(&mut self) {
+        // Takes the bridge's kernel interface away; a stopped process could not answer.
+        drop(super::process::resume(&self.vswitchd));
+        drop(self.vsctl(&["--timeout=5", "del-br", &self.bridge]));
+    }
+}
+
+fn vsctl(folder: &Path, arguments: &[String]) -> Result {
+    let mut vsctl = Command::new("ovs-vsctl");
+    vsctl.arg(format!("--db=unix:{}/db.sock", folder.display())).args(arguments);
+    quiet(environment(&mut vsctl, folder))
+}
+
+fn environment<'c>(command: &'c mut Command, folder: &Path) -> &'c mut Command {
+    command.env("OVS_RUNDIR", folder).env("OVS_LOGDIR", folder).env("OVS_DBDIR", folder)
+}
+
+/// Runs a command that says something only when it fails.
+fn quiet(command: &mut Command) -> Result {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure(output.status.success(), || {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("{:?}: {}: {}", command.get_program(), output.status, said.trim())
+    })
+}
+
+fn wait_for(path: &Path) -> Result {
+    let deadline = Instant::now() + START_MAX;
+    while !path.exists() {
+        if Instant::now() > deadline {
+            return Err(Failure::new(format!("{} does not appear", path.display())));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

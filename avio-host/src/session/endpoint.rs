@@ -8,7 +8,7 @@ use super::mapping::SharedMapping;
 use super::stream::{Received, Stream, StreamError, send};
 use super::{Answer, EndpointId, Outcome};
 use crate::helper::{Helpers, Reply};
-use crate::notify::signal_fd;
+use crate::notify::{kick_fd, signal_fd};
 use avio_proto::mem::Mapping;
 use avio_proto::vhost_user::backend::{Action, Backend, DeviceSpec, Event, RingStart};
 use avio_proto::vhost_user::{Message, Request};
@@ -346,13 +346,15 @@ impl Endpoint {
     }
 }
 
-/// Checks the descriptors of a ring and makes them non-blocking, before anything keeps them.
+/// Checks the descriptors of a ring, before anything keeps them; those that are written become non-blocking.
 fn vet(message: &mut Message) -> Result<(), String> {
     let request = message.request;
-    if !matches!(request, Request::SET_VRING_KICK | Request::SET_VRING_CALL | Request::SET_VRING_ERR) {
-        return Ok(());
-    }
-    let fds = std::mem::take(&mut message.fds).into_iter().map(signal_fd).collect::<io::Result<_>>();
+    let check = match request {
+        Request::SET_VRING_KICK => kick_fd,
+        Request::SET_VRING_CALL | Request::SET_VRING_ERR => signal_fd,
+        _ => return Ok(()),
+    };
+    let fds = std::mem::take(&mut message.fds).into_iter().map(check).collect::<io::Result<_>>();
     message.fds = fds.map_err(|e| format!("{request}: {e}"))?;
     Ok(())
 }

@@ -64,36 +64,31 @@ impl ControlQueue {
         (self.ring.base(), self.kick)
     }
 
-    /// The kick was readable: serves what there is.
+    /// The guest has kicked: serves what there is. Returns whether to come back at once, because there is more than one turn
+    /// may take. The kick is listened to by its edges and never read.
     ///
     /// # Errors
     /// [`RingError`]: the ring is broken and is not to be looked at again.
-    pub(super) fn serve(&mut self) -> Result<(), RingError> {
-        if let Some(kick) = &self.kick {
-            let _ = rustix::io::read(kick, &mut [0; 8]);
-        }
+    pub(super) fn serve(&mut self) -> Result<bool, RingError> {
         for _ in 0..ROUNDS_MAX {
             let mut done = [None; COMMANDS_MAX];
-            let batch = self.ring.take(&mut self.arena, COMMANDS_MAX)?;
-            for (i, done) in done.iter_mut().enumerate().take(batch.len()) {
-                let chain = batch.chain(i);
-                *done = Some((chain.id, acknowledge(&chain, self.queue_pairs)));
+            {
+                let batch = self.ring.take(&mut self.arena, COMMANDS_MAX)?;
+                for (i, done) in done.iter_mut().enumerate().take(batch.len()) {
+                    let chain = batch.chain(i);
+                    *done = Some((chain.id, acknowledge(&chain, self.queue_pairs)));
+                }
             }
-            drop(batch);
             for (id, written) in done.into_iter().flatten() {
                 self.ring.complete(id, written);
             }
             let wanted = self.ring.publish();
             self.call.call(wanted);
             if !self.ring.enable_notifications() {
-                return Ok(());
+                return Ok(false);
             }
         }
-        // The rest in the next turn of the loop: our own kick brings us back.
-        if let Some(kick) = &self.kick {
-            let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
-        }
-        Ok(())
+        Ok(true)
     }
 }
 

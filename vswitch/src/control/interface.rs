@@ -228,17 +228,14 @@ impl Interface {
         base.or(ring.map(|ring| ring.base)).unwrap_or(0)
     }
 
-    /// The control queue's kick was readable.
-    pub(super) fn serve_control(&mut self) -> Result<(), RingError> {
-        for ring in self.rings.iter_mut().flatten() {
-            if let Place::Control(queue) = &mut ring.place
-                && let Err(error) = queue.serve()
-            {
-                signal(ring.err.as_ref());
-                return Err(error);
-            }
-        }
-        Ok(())
+    /// The guest kicked its control queue. Returns whether to come back at once.
+    pub(super) fn serve_control(&mut self) -> Result<bool, RingError> {
+        let control = self.rings.iter_mut().flatten().find_map(|ring| match &mut ring.place {
+            Place::Control(queue) => Some((queue, &ring.err)),
+            _ => None,
+        });
+        let Some((queue, err)) = control else { return Ok(false) };
+        queue.serve().inspect_err(|_| signal(err.as_ref()))
     }
 
     /// A worker found the ring broken: its VMM is told.

@@ -8,6 +8,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use avio_host::config::surroundings;
 use avio_host::ratelimit::RateLimit;
 use avio_host::session::{EndpointId, Event as SessionEvent, RingStart, Sessions};
 use avio_proto::config::{Config, MacAddr, WorkersConfig};
@@ -17,12 +18,13 @@ use crossbeam_channel::Receiver;
 use super::fabric::{Fabric, Released};
 use super::interface::{Interface, InterfaceKey, StopRing};
 use super::show::Interfaces;
+use super::varlink::CAPABILITIES;
 use crate::forward::Event as WorkerEvent;
 use crate::table::{PortIndex, TableBuilder};
 
 /// Worker events handled per turn, so that a guest that causes many does not keep the control thread.
 const WORKER_EVENTS_PER_TURN: usize = 1024;
-/// How often learned addresses are looked through for old ones.
+/// How often learned addresses are looked through for old ones, and the host's interfaces for new ones.
 const AGE_EVERY: Duration = Duration::from_secs(10);
 /// Domains of ports of a halted vswitch start here: each is alone in its own, so it reaches nobody.
 const HALTED: u32 = 1 << 31;
@@ -46,6 +48,8 @@ pub(super) struct Switch {
     pub(super) owners: HashMap<EndpointId, Owner>,
     pub(super) host_macs: Vec<MacAddr>,
     pub(super) watches: Vec<Watch>,
+    /// Control queues that have more to do than one turn may take.
+    kicked: Vec<EndpointId>,
     /// The workers' settings, which hold until the daemon ends.
     pub(super) started_with: WorkersConfig,
     events: Receiver<WorkerEvent>,
@@ -78,6 +82,7 @@ impl Switch {
             owners: HashMap::new(),
             host_macs: Vec::new(),
             watches: Vec::new(),
+            kicked: Vec::new(),
             started_with,
             events,
             limit: RateLimit::default(),
@@ -87,6 +92,9 @@ impl Switch {
 
     /// Handles everything that sessions and workers have to say, then publishes what has changed.
     pub(super) fn turn(&mut self, now: Instant) {
+        for endpoint in std::mem::take(&mut self.kicked) {
+            self.on_control_kick(endpoint, now);
+        }
         loop {
             self.take_released();
             let Some((endpoint, event)) = self.sessions.next_event() else { break };
@@ -99,6 +107,7 @@ impl Switch {
             self.aged = now;
             let table = self.fabric.table_arc();
             self.fabric.learner.age(&table, now);
+            self.look_at_host();
         }
         for (what, count) in self.limit.settle(now) {
             tracing::warn!("{what}: {count} more lines suppressed");
@@ -108,8 +117,21 @@ impl Switch {
         }
     }
 
+    /// Protects the addresses that the host's interfaces have now. A few reads of sysfs, which never waits for a device.
+    fn look_at_host(&mut self) {
+        let host_macs: Vec<MacAddr> =
+            surroundings(CAPABILITIES).host_macs.into_iter().map(|(_, mac)| mac).collect();
+        if host_macs != self.host_macs {
+            self.host_macs = host_macs;
+            self.fabric.touch();
+        }
+    }
+
     /// When [`Self::turn`] is due again even if nothing happens.
     pub(super) fn next_turn(&self, now: Instant) -> Duration {
+        if !self.kicked.is_empty() {
+            return Duration::ZERO;
+        }
         let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
         let age = (self.aged + AGE_EVERY).saturating_duration_since(now);
         publish.map_or(age, |publish| publish.min(age))
@@ -132,8 +154,10 @@ impl Switch {
     pub(super) fn on_control_kick(&mut self, endpoint: EndpointId, now: Instant) {
         let Some(interface) = self.interface_of(endpoint) else { return };
         let name = interface.key.to_string();
-        if let Err(error) = interface.serve_control() {
-            self.log(now, &name, &format!("control queue stopped: {error}"));
+        match interface.serve_control() {
+            Ok(false) => {}
+            Ok(true) => self.kicked.push(endpoint),
+            Err(error) => self.log(now, &name, &format!("control queue stopped: {error}")),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Called by the engine; the order of steps is that of DESIGN section 3. Nothing here outlives the batch but what the queue
 //! remembers. The numbers of the sending port are added once at the end, so a batch that panics counts for nothing there.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use avio_host::inject;
@@ -35,13 +36,15 @@ const STORM_BURST_NS: u64 = 100_000_000;
 /// Learning reports per ring and second; more stay unlearned until the next second.
 const LEARNED_PER_S: u32 = 256;
 
-/// What one batch needs of the engine.
-pub(super) struct Shared<'a> {
-    pub table: &'a Table,
-    pub worker: usize,
-    pub events: &'a Events,
-    pub stats: &'a WorkerStats,
-    pub scratch: &'a mut Scratch,
+/// The data path of one worker, without its rings: give it a transmit ring and it forwards a batch. The engine of a worker is
+/// made of one; benchmarks and tests drive it directly.
+pub struct Forwarder {
+    worker: usize,
+    events: Events,
+    table: Arc<Table>,
+    arena: ChainArena,
+    scratch: Scratch,
+    stats: Arc<WorkerStats>,
 }
 
 /// The sender's side of the batch, counted locally and added up once.
@@ -76,20 +79,48 @@ struct Source<'a> {
     header_len: usize,
 }
 
-impl Shared<'_> {
-    /// Forwards up to `budget` frames. Returns how many were taken and whether there may be more at once.
-    pub(super) fn forward(
-        self,
-        queue: &mut TxQueue,
-        arena: &mut ChainArena,
-        budget: usize,
-    ) -> Result<(usize, bool), RingError> {
-        let Some(port) = self.table.port(queue.port) else { return Ok((0, false)) };
+impl Forwarder {
+    /// For worker number `worker` (its cell in every port's numbers), with an empty table.
+    #[must_use]
+    pub fn new(worker: usize, events: Events) -> Self {
+        Self {
+            worker,
+            events,
+            table: Arc::new(Table::empty()),
+            arena: ChainArena::new(),
+            scratch: Scratch::new(),
+            stats: Arc::default(),
+        }
+    }
+
+    /// Counts lock waits in `stats` from now on.
+    pub fn set_stats(&mut self, stats: Arc<WorkerStats>) {
+        self.stats = stats;
+    }
+
+    /// Uses `table` from now on. Allocates for it, so that no batch has to.
+    pub fn publish(&mut self, table: Arc<Table>) {
+        self.scratch.fit(table.rx_slots);
+        self.table = table;
+    }
+
+    /// Where events go.
+    pub(super) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Forwards up to `budget` frames of `queue`. Returns how many were taken and whether there may be more at once.
+    ///
+    /// # Errors
+    /// The ring is broken and must not be polled again.
+    pub fn forward(&mut self, queue: &mut TxQueue, budget: usize) -> Result<(usize, bool), RingError> {
+        let table = &*self.table;
+        let Some(port) = table.port(queue.port) else { return Ok((0, false)) };
         let cell = port.state.stats.cell(self.worker);
         let worth = BATCH_COST_MAX / queue.cost_len.max(1);
         let max = BATCH_MAX.min(budget).min(worth as usize).max(1);
         inject::point("forward::take");
-        let batch = match queue.ring.take(arena, max) {
+        let batch = match queue.ring.take(&mut self.arena, max) {
             Ok(batch) => batch,
             Err(error) => {
                 cell.taken.add(1);
@@ -109,12 +140,13 @@ impl Shared<'_> {
             header_len: queue.header_len,
         };
         let mut run = Run {
-            table: self.table,
+            table,
             worker: self.worker,
-            events: self.events,
-            scratch: self.scratch,
+            events: &self.events,
+            scratch: &mut self.scratch,
             source,
-            last: queue.last,
+            // What was found in another table may have moved.
+            last: if queue.last.table == table.id { queue.last } else { LastDestination::NOTHING },
             reports: queue.reports,
             tally: Tally {
                 octets: 0,
@@ -127,7 +159,7 @@ impl Shared<'_> {
         };
         run.scratch.begin();
         run.sort(&batch);
-        let copied_len = run.deliver(&batch, self.stats);
+        let copied_len = run.deliver(&batch, &self.stats);
         let Run { last, reports, tally, .. } = run;
         queue.last = last;
         queue.reports = reports;
@@ -320,7 +352,7 @@ impl Run<'_> {
         self.new_window(now);
         if self.reports.refused_count == 0 {
             let [_, _, a, b, c, d, e, f] = source.to_be_bytes();
-            let spec = std::sync::Arc::clone(&self.source.port.spec);
+            let spec = Arc::clone(&self.source.port.spec);
             let source = MacAddr([a, b, c, d, e, f]);
             self.events.send(Event::Refused(Refusal { spec, reason, source, ethertype }));
         }
@@ -372,7 +404,7 @@ impl Run<'_> {
             self.last.port
         } else {
             let Some(found) = self.table.macs.find(key) else { return self.unknown(i) };
-            self.last = LastDestination { key, port: found.port() };
+            self.last = LastDestination { table: self.table.id, key, port: found.port() };
             found.port()
         };
         let table = self.table;

@@ -5,16 +5,12 @@
 
 use std::sync::Arc;
 
-use avio_host::stats::WorkerStats;
 use avio_host::wait::{Sources, Token};
 use avio_host::worker::{self, ControlWaker, Polled};
-use avio_proto::ring::ChainArena;
 use crossbeam_channel::Sender;
 
-use super::batch::Shared;
-use super::scratch::Scratch;
-use super::{Event, Events};
-use crate::port::guest::{LastDestination, TxQueue, TxStopped};
+use super::{Event, Events, Forwarder};
+use crate::port::guest::{TxQueue, TxStopped};
 use crate::table::{PortIndex, Table};
 
 /// What control asks of an engine.
@@ -37,31 +33,17 @@ pub enum Command {
 
 /// Forwards what the transmit rings of one worker bring.
 pub struct Engine {
-    worker: usize,
-    events: Events,
     control: ControlWaker,
-    table: Arc<Table>,
+    forwarder: Forwarder,
     /// By token.
     queues: Vec<Option<(Token, Box<TxQueue>)>>,
-    arena: ChainArena,
-    scratch: Scratch,
-    stats: Arc<WorkerStats>,
 }
 
 impl Engine {
     /// The engine of worker number `worker` (its cell in every port's numbers), with an empty table and no rings.
     #[must_use]
     pub fn new(worker: usize, events: Events, control: ControlWaker) -> Self {
-        Self {
-            worker,
-            events,
-            control,
-            table: Arc::new(Table::empty()),
-            queues: Vec::new(),
-            arena: ChainArena::new(),
-            scratch: Scratch::new(),
-            stats: Arc::default(),
-        }
+        Self { control, forwarder: Forwarder::new(worker, events), queues: Vec::new() }
     }
 
     fn start(&mut self, sources: &mut Sources, mut queue: Box<TxQueue>) {
@@ -75,7 +57,7 @@ impl Engine {
             }
             Err(error) => {
                 tracing::error!("transmit ring {pair} of port index {} not started: {error}", port.0);
-                self.events.send(Event::TxBroken { port, pair, error: None });
+                self.forwarder.events().send(Event::TxBroken { port, pair, error: None });
             }
         }
     }
@@ -104,17 +86,13 @@ impl worker::Engine for Engine {
     type Command = Command;
 
     fn started(&mut self, sources: &mut Sources) {
-        self.stats = Arc::clone(sources.stats());
+        self.forwarder.set_stats(Arc::clone(sources.stats()));
     }
 
     fn command(&mut self, sources: &mut Sources, command: Command) {
         match command {
             Command::Publish(table) => {
-                self.scratch.fit(table.rx_slots);
-                self.table = table;
-                for (_, queue) in self.queues.iter_mut().flatten() {
-                    queue.last = LastDestination::NOTHING;
-                }
+                self.forwarder.publish(table);
             }
             Command::StartTx(queue) => self.start(sources, queue),
             Command::StopTx { port, pair, answer } => {
@@ -130,20 +108,13 @@ impl worker::Engine for Engine {
         if *of != token || queue.broken {
             return Polled::Broken;
         }
-        let shared = Shared {
-            table: &self.table,
-            worker: self.worker,
-            events: &self.events,
-            stats: &self.stats,
-            scratch: &mut self.scratch,
-        };
-        match shared.forward(queue, &mut self.arena, budget) {
+        match self.forwarder.forward(queue, budget) {
             Ok((0, _)) => Polled::Idle,
             Ok((items, more)) => Polled::Worked { items, more },
             Err(error) => {
                 queue.broken = true;
                 let (port, pair) = (queue.port, queue.pair);
-                self.events.send(Event::TxBroken { port, pair, error: Some(error) });
+                self.forwarder.events().send(Event::TxBroken { port, pair, error: Some(error) });
                 Polled::Broken
             }
         }
@@ -163,7 +134,7 @@ impl worker::Engine for Engine {
         if let Some(queue) = self.queue(token) {
             queue.broken = true;
             let (port, pair) = (queue.port, queue.pair);
-            self.events.send(Event::TxBroken { port, pair, error: None });
+            self.forwarder.events().send(Event::TxBroken { port, pair, error: None });
         }
     }
 }

@@ -9,6 +9,9 @@ mod engine;
 mod event;
 mod guard;
 mod scratch;
+#[cfg(test)]
+mod tests;
 
+pub use batch::Forwarder;
 pub use engine::{Command, Engine};
 pub use event::{EVENTS_MAX, Event, Events, Refusal};

@@ -296,6 +296,7 @@ fn validate_offload(
 }
 
 /// The rules for the place of the checksum; `Kind::Partial` when they hold.
+#[inline(always)]
 fn partial_checksum(header: &NetHeader, ip: &Ip) -> Result<Validated, BadHeader> {
     let csum_start = usize::from(header.csum_start);
     if ip.fragment != Fragment::Whole || csum_start < ip.l4_offset {
@@ -337,6 +338,7 @@ struct Gso {
 
 impl Gso {
     /// `None` when the header asks for no segmentation.
+    #[inline(always)]
     fn of(header: &NetHeader, acked: u64) -> Result<Option<Self>, BadHeader> {
         let (kind, protocol, version, feature) = match header.gso_type & !GSO_ECN {
             GSO_NONE if header.gso_type == GSO_NONE => return Ok(None),
@@ -355,6 +357,7 @@ impl Gso {
     }
 
     /// The rules for segmentation; completes `offload` when they hold.
+    #[inline(always)]
     fn check(
         &self,
         header: &NetHeader,
@@ -378,7 +381,7 @@ impl Gso {
         }
         let payload_len = frame_len - header_len;
         let gso_size = usize::from(header.gso_size);
-        if payload_len.div_ceil(gso_size) > MAX_SEGMENTS {
+        if payload_len > MAX_SEGMENTS * gso_size {
             return Err(BadHeader::TooManySegments);
         }
         if payload_len <= gso_size {
@@ -395,6 +398,7 @@ impl Gso {
 }
 
 /// Length in bytes of transport header and payload by the IP header's own account.
+#[inline]
 fn l4_len(head: &[u8], version: IpVersion, l3_offset: u16, l4_offset: u16) -> u16 {
     match version {
         IpVersion::V4 => read_u16(head, l3_offset + 2).wrapping_sub(l4_offset - l3_offset),

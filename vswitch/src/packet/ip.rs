@@ -90,7 +90,8 @@ impl Ip {
     /// Reads the IP headers of a frame of `frame_len` bytes whose first bytes are `head`.
     ///
     /// Errors: `OtherProtocol` when it is not IP; otherwise as [`ParseError`] says.
-    #[inline]
+    // Inlined into its few callers: handed over through memory, the offsets cost more than finding them.
+    #[inline(always)]
     pub fn parse(head: &[u8], frame_len: usize, l2: &Ethernet) -> Result<Self, ParseError> {
         match l2.ethertype {
             ethertype::IPV4 => Self::parse_v4(head, frame_len, l2.header_len()),
@@ -99,6 +100,7 @@ impl Ip {
         }
     }
 
+    #[inline(always)]
     fn parse_v4(head: &[u8], frame_len: usize, l3_offset: usize) -> Result<Self, ParseError> {
         let h: &[u8; IPV4_MIN_LEN] = bytes_at(head, frame_len, l3_offset)?;
         let header_len = usize::from(h[0] & 0x0f) * 4;
@@ -123,7 +125,8 @@ impl Ip {
             end: l3_offset + total_len,
             protocol: h[9],
             fragment,
-            has_routing: has_source_route(&head[l3_offset + IPV4_MIN_LEN..l4_offset]),
+            has_routing: header_len > IPV4_MIN_LEN
+                && has_source_route(&head[l3_offset + IPV4_MIN_LEN..l4_offset]),
         })
     }
 

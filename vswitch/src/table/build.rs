@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use avio_proto::config::{MacAddr, VlanId};
@@ -17,6 +18,8 @@ use super::{
 use crate::port::PortKind;
 use crate::port::guest::PAIRS_MAX;
 
+/// The next table's id.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// Length of an Ethernet header without tag, in bytes.
 const ETHERNET_HEADER_LEN: usize = 14;
 
@@ -200,6 +203,7 @@ impl TableBuilder {
         let protected: Vec<u64> = self.protected.into_iter().collect();
         let has_pairs = self.ports.iter().flatten().any(|port| port.enabled.len() > 1);
         Table {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             ports: self.ports.into_boxed_slice(),
             domains: self.domains.into_boxed_slice(),
             macs: MacTable::new(&entries, &protected),

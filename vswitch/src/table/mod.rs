@@ -112,6 +112,8 @@ impl Port {
 /// The switch at one moment.
 #[derive(Debug)]
 pub struct Table {
+    /// No two tables of the process have the same, and none has 0.
+    pub(crate) id: u64,
     ports: Box<[Option<Port>]>,
     pub(crate) domains: Box<[Domain]>,
     pub(crate) macs: MacTable,

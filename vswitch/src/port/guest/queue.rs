@@ -58,13 +58,15 @@ pub struct TxQueue {
 /// A one-entry cache of the address table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LastDestination {
+    /// The table it was found in.
+    pub table: u64,
     pub key: u64,
     pub port: PortIndex,
 }
 
 impl LastDestination {
     /// No address has this key.
-    pub(crate) const NOTHING: Self = Self { key: u64::MAX, port: PortIndex(0) };
+    pub(crate) const NOTHING: Self = Self { table: 0, key: u64::MAX, port: PortIndex(0) };
 }
 
 /// How much one ring may report to control: the guest decides how often there is something.

@@ -1,0 +1,12 @@
+//! What forwarding does to frames, seen from the guests: real rings on both sides, no socket and no thread.
+
+mod counters;
+mod guard;
+mod learning;
+mod offload;
+mod pairs;
+mod panics;
+mod racing;
+pub(crate) mod rig;
+mod switching;
+mod workers;

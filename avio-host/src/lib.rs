@@ -3,10 +3,10 @@
 //! Called by the daemon crates (`vswitch`, later `storage-target`). It knows how to run a data path, never what the
 //! data path does: no frame and no SCSI command is understood here.
 
+pub mod blocking;
 pub mod config;
 pub mod control;
 pub mod facility;
-pub mod helper;
 pub mod inject;
 pub mod log;
 pub mod notify;

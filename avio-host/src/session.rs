@@ -22,7 +22,7 @@ pub use listener::{Access, SocketError};
 pub use mapping::SharedMapping;
 pub use owner::{UnknownAccount, gid_of, uid_of};
 
-use crate::helper::{Helpers, Mailbox};
+use crate::blocking::{Helpers, Mailbox};
 use crate::ratelimit::RateLimit;
 use endpoint::{Endpoint, Surroundings};
 use mio::unix::SourceFd;

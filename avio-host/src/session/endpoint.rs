@@ -7,7 +7,7 @@ use super::listener::{self, Access, Listener, SocketError};
 use super::mapping::SharedMapping;
 use super::stream::{Received, Stream, StreamError, send};
 use super::{Answer, EndpointId, Outcome};
-use crate::helper::{Helpers, Reply};
+use crate::blocking::{Helpers, Reply};
 use crate::notify::{kick_fd, signal_fd};
 use avio_proto::mem::Mapping;
 use avio_proto::vhost_user::backend::{Action, Backend, DeviceSpec, Event, RingStart};

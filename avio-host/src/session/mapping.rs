@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "mmap and munmap of memory that another process shares (DESIGN section 6)")]
 
 use super::sigbus::{self, Watch};
-use crate::helper::Helpers;
+use crate::blocking::Helpers;
 use avio_proto::mem::Mapping;
 use avio_proto::vhost_user::backend::MapRequest;
 use rustix::fs::FileType;

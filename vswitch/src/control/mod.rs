@@ -19,10 +19,10 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use avio_host::blocking::{DEFAULT_THREADS, Helpers, Mailbox};
 use avio_host::config::{check, load, surroundings};
 use avio_host::control::{Access, Server, TOKENS};
 use avio_host::facility::Facilities;
-use avio_host::helper::{DEFAULT_THREADS, Helpers, Mailbox};
 use avio_host::options::DaemonOptions;
 use avio_host::service::Service;
 use avio_host::session::{EndpointId, Sessions, gid_of};

@@ -3,8 +3,8 @@
 //! One reading at a time. A call of `Reload` that comes while one is under way has its own afterwards, because the files may
 //! have changed since; a SIGHUP likewise.
 
+use avio_host::blocking::{Helpers, Mailbox, Reply};
 use avio_host::config::{Config, ConfigErrors, Surroundings, load, surroundings};
-use avio_host::helper::{Helpers, Mailbox, Reply};
 use avio_proto::control::ReloadReply;
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! A front-end in a test's hands: a socket pair with [`Sessions`] on one end, raw messages on the other, and a device that
 //! does as it is told.
 
-use crate::helper::Helpers;
+use crate::blocking::Helpers;
 use crate::session::stream::{Received, Stream, send};
 use crate::session::{DeviceSpec, EndpointId, EndpointSpec, Event, RingStart, Role, Sessions};
 use avio_proto::vhost_user::features::IMPLEMENTED;

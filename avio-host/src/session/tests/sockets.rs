@@ -1,7 +1,7 @@
 //! Socket files: who may connect, what is in the way, and connecting again.
 
 use super::rig::net_device;
-use crate::helper::Helpers;
+use crate::blocking::Helpers;
 use crate::session::{Access, EndpointId, EndpointSpec, Event, Role, Sessions, SocketError};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};

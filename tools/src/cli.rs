@@ -1,7 +1,7 @@
 //! The command line of `avio` and of its Integrity VM names: options that all subcommands share, dispatch, exit status.
 //!
 //! A new subcommand is one module with an `Args` struct and a `run`, one variant of [`Command`] and one line in
-//! [`Command::run`].
+//! `Command::run`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;

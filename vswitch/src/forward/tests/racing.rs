@@ -249,7 +249,7 @@ fn descriptors_under(features: u64) {
                             let value = [60u32, 354, 12, 70_000, 0, 200][step % 6];
                             area.sub(entry * 16 + 8, 4).copy_from(&value.to_le_bytes());
                             step += 1;
-                            if step % 97 == 0 {
+                            if step.is_multiple_of(97) {
                                 area.sub(entry * 16, 8).copy_from(&(first + 4).to_le_bytes());
                             }
                         }

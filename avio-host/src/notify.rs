@@ -14,6 +14,9 @@ use crate::stats::Cell64;
 ///
 /// An eventfd is what QEMU and DPDK send, User-Mode Linux sends a pipe. Writing to or waiting for anything else may
 /// block the worker, at the pleasure of the file system behind it. `Err` says what it was.
+///
+/// Limit: the flag belongs to the open file, which the front-end holds too. One that clears it *and* keeps its own
+/// eventfd at the ceiling can still hold a worker in `write`; Linux has no per-call way to refuse that.
 pub fn signal_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
     let allowed = match kind {

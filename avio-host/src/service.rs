@@ -68,3 +68,50 @@ impl Service {
 fn one_line(text: &str) -> String {
     text.replace('\n', " ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    /// Set for the child process of the test below: the environment of this one belongs to all tests.
+    const CHILD: &str = "AVIO_TEST_SERVICE_CHILD";
+
+    #[test]
+    fn the_service_manager_is_told_in_its_own_words() {
+        let name = std::thread::current().name().unwrap().to_owned();
+        if std::env::var_os(CHILD).is_some() {
+            let mut service = Service::new("avio-test");
+            assert_eq!(service.watchdog_period(), Some(Duration::from_secs(1)));
+            service.ready("2 vswitches\nand more");
+            service.reloading();
+            service.stopping();
+            let now = Instant::now();
+            service.alive(now);
+            service.alive(now + Duration::from_millis(999));
+            service.alive(now + Duration::from_secs(1));
+            return;
+        }
+        let path = std::env::temp_dir().join(format!("avio-notify-{}", std::process::id()));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &name])
+            .env(CHILD, "1")
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "2000000")
+            .env_remove("WATCHDOG_PID")
+            .output()
+            .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(child.status.success(), "{child:?}");
+        socket.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 256];
+        let mut messages = Vec::new();
+        while let Ok(len) = socket.recv(&mut buffer) {
+            messages.push(String::from_utf8(buffer[..len].to_vec()).unwrap());
+        }
+        assert_eq!(messages[0], "READY=1\nSTATUS=2 vswitches and more\n");
+        assert!(messages[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{messages:?}");
+        assert_eq!(messages[2..], ["STOPPING=1\n", "WATCHDOG=1\n", "WATCHDOG=1\n"]);
+    }
+}

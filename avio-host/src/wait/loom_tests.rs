@@ -237,7 +237,9 @@ fn loom_control_waker_skips_no_write_that_is_needed() {
         });
         waker.drain();
         let seen = replies.each_ref().map(|reply| reply.load(Ordering::Relaxed));
-        workers.map(|worker| worker.join().unwrap());
+        for worker in workers {
+            worker.join().unwrap();
+        }
         assert!(seen == [true; 2] || waker.drain(), "a reply lies there and nobody wakes control");
     });
 }

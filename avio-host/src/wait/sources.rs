@@ -53,7 +53,7 @@ impl Token {
 /// Why a source was not added.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The worker holds [`SOURCES_MAX`] sources.
+    /// The worker holds as many sources as it can (65,536).
     #[error("the worker already has {SOURCES_MAX} sources")]
     TooMany,
     /// The kick descriptor cannot be waited for (not an eventfd, pipe or socket), or the kernel is out of memory.
@@ -154,6 +154,10 @@ impl Sources {
             }
         }
         self.active_without_kick += usize::from(kick.is_none());
+        // Room for every source in each list now, so that moving between them never allocates.
+        let count = self.slots.len();
+        self.active.reserve(count - self.active.len());
+        self.roused.reserve(count);
         let slot = &mut self.slots[index as usize];
         (slot.state, slot.kick, slot.idle) = (State::Active, kick, SourceIdle::new(self.now_ns));
         self.active.push(token);

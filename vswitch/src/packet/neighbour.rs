@@ -87,6 +87,10 @@ impl Discovery {
             return Err(ParseError::OtherProtocol);
         }
         let at = ip.l4_offset;
+        // Behind the packet's own end there may be padding, which must not be taken for the message type.
+        if at >= ip.end {
+            return Err(ParseError::Malformed);
+        }
         let [icmp_type]: [u8; 1] = *bytes_at(head, frame_len, at)?;
         let (kind, has_target, options_at) = match icmp_type {
             133 => (DiscoveryKind::RouterSolicitation, false, 8),

@@ -251,6 +251,7 @@ fn discovery_that_could_fool_a_guard_is_malformed() {
     assert!(bad(&SOURCE_OPTION).is_ok());
     assert_eq!(bad(&[SOURCE_OPTION, SOURCE_OPTION].concat()), Err(ParseError::Malformed), "two");
     assert_eq!(bad(&[1, 0, 0, 0, 0, 0, 0, 0]), Err(ParseError::Malformed), "length 0");
+    assert_eq!(bad(&[14, 0, 0, 0, 0, 0, 0, 0]), Err(ParseError::Malformed), "would never end");
     assert_eq!(bad(&[1, 2, 0, 0, 0, 0, 0, 0]), Err(ParseError::Malformed), "behind the end");
     assert_eq!(bad(&[[1, 2].as_slice(), &[0; 14]].concat()), Err(ParseError::Malformed), "16 bytes");
     // Behind a fragment header, as the first part of several or as the only one.
@@ -265,6 +266,10 @@ fn discovery_that_could_fool_a_guard_is_malformed() {
     assert_eq!(discovery(&long).unwrap().source_mac, Some(A));
     let truncated = ipv6(58, &[135, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(discovery(&truncated), Err(ParseError::Malformed));
+    // A first fragment that ends before the message, then padding that looks like an echo request.
+    let mut padded = ipv6(44, &[58, 0, 0, 1, 0, 0, 0, 9]);
+    padded.extend([128; 24]);
+    assert_eq!(discovery(&padded), Err(ParseError::Malformed));
 }
 
 #[test]

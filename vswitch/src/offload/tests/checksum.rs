@@ -3,6 +3,8 @@
 use super::super::checksum::{add, at_offset, fold, sum};
 use super::super::{Completion, Mode};
 use super::{ALL, Shape, build, check, honest, l4_offset, slow_sum, verified};
+use avio_proto::virtio::net::NetHeader;
+use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
 #[test]
@@ -59,15 +61,27 @@ fn the_checksum_of_a_tunnelled_packet_starts_from_what_the_guest_left() {
     let outer_shape = Shape { udp: true, ..Shape::default() };
     let mut frame = build(outer_shape, &[&[8, 0, 0, 0, 0, 0, 1, 0], inner.as_slice()].concat());
     let start = frame.len() - inner.len() + inner_l4;
-    let header = avio_proto::virtio::net::NetHeader {
-        csum_start: start as u16,
-        csum_offset: 16,
-        ..honest(outer_shape, &frame, 0)
-    };
+    let header = NetHeader { csum_start: start as u16, csum_offset: 16, ..honest(outer_shape, &frame, 0) };
     let offload = check(&header, &frame, ALL).unwrap();
     assert_eq!(offload.mode_for(0), Mode::CompleteChecksum);
     offload.completion(&frame).apply(&mut frame, Default::default());
     assert!(frame.ends_with(&wanted), "the inner packet is as if it had been complete");
+}
+
+#[test]
+fn icmp_has_a_pseudo_header_over_ipv6_only() {
+    let l2 = || PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    l2().ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9).icmpv4_echo_request(1, 2).write(&mut v4, b"abc").unwrap();
+    l2().ipv6([1; 16], [2; 16], 9).icmpv6_echo_request(1, 2).write(&mut v6, b"abc").unwrap();
+    for (whole, csum_start) in [(v4, 34u16), (v6, 54)] {
+        let header = NetHeader { flags: 1, csum_start, csum_offset: 2, ..NetHeader::default() };
+        let mut frame = whole.clone();
+        frame[usize::from(csum_start) + 2..usize::from(csum_start) + 4].fill(0x77);
+        let offload = check(&header, &frame, ALL).unwrap();
+        offload.completion(&frame).apply(&mut frame, Default::default());
+        assert_eq!(frame, whole);
+    }
 }
 
 proptest! {

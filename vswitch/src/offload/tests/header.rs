@@ -115,6 +115,7 @@ fn the_checksum_is_where_the_packet_has_one() {
     assert_eq!(place(TCP4, 6, 0), Err(BadHeader::ChecksumPlace));
     assert_eq!(place(TCP4, 0, 26), Err(BadHeader::ChecksumPlace));
     assert_eq!(place(TCP4, 33, 17), Err(BadHeader::ChecksumPlace));
+    assert_eq!(place(UDP4, 14, 12), Err(BadHeader::ChecksumPlace), "what a tunnel carries is behind");
     // In the transport header, but not its checksum.
     assert_eq!(place(TCP4, 34, 4), Err(BadHeader::ChecksumPlace));
     assert_eq!(place(TCP4, 34, 6), Err(BadHeader::ChecksumPlace), "UDP's place in TCP");

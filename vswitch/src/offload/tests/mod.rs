@@ -180,7 +180,7 @@ pub fn complete_as_receiver(header: &NetHeader, frame: &mut [u8]) {
     let start = usize::from(header.csum_start);
     let field = start + usize::from(header.csum_offset);
     let sum = match !slow_sum(&frame[start..]).0 {
-        0 => 0xffff,
+        0 if header.csum_offset == 6 => 0xffff,
         sum => sum,
     };
     frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());

@@ -105,8 +105,8 @@ fn spec(mac: MacAddr) -> PortSpec {
 /// Both ends of a ring in memory of its own.
 fn ring(features: u64, buffer_len: u64) -> (GuestMemory, Driver, DeviceRing) {
     // An odd number of lines, or all buffers would fall into the same few sets of the cache.
-    let stride = buffer_len.next_multiple_of(64) / 64 * 64;
-    let stride = if stride / 64 % 2 == 0 { stride + 64 } else { stride };
+    let stride = buffer_len.div_ceil(64) * 64;
+    let stride = if (stride / 64).is_multiple_of(2) { stride + 64 } else { stride };
     let rings = DriverLayout::bytes_needed(RING_SIZE, features).next_multiple_of(4096);
     let len = (rings + stride * u64::from(RING_SIZE)).next_multiple_of(4096);
     let memory = GuestMemory::new("bench", len as usize).expect("guest memory");

@@ -4,7 +4,7 @@
 //! of them have passed it, nothing of the former one is in use. Only relaxed atomics inside change (an entry's last use,
 //! steering, token buckets). Nothing here touches a frame.
 //!
-//! vswitches are isolated from each other because no two of them share a [`DomainIndex`]: a domain is one VLAN of one
+//! vswitches are isolated from each other because no two of them share a `DomainIndex`: a domain is one VLAN of one
 //! vswitch, or its untagged network, and every look-up names one.
 
 mod build;

@@ -41,7 +41,18 @@ pub fn parts(extent: Extent) -> Vec<Part> {
         run("crates", &["test", "--locked", "--workspace", "--exclude", "avio-tests", "--no-fail-fast"]);
     let mut own = run(
         "harness",
-        &["test", "--locked", "-p", "avio-tests", "--lib", "--test", "house_rules", "--no-fail-fast"],
+        &[
+            "test",
+            "--locked",
+            "-p",
+            "avio-tests",
+            "--lib",
+            "--test",
+            "house_rules",
+            "--test",
+            "vhost_crate",
+            "--no-fail-fast",
+        ],
     );
     if extent.long {
         crates.command.env("PROPTEST_CASES", "20000");
@@ -73,7 +84,7 @@ pub fn parts(extent: Extent) -> Vec<Part> {
 }
 
 /// The programs with system tests, in `tests/tests`.
-const SYSTEM: &[&str] = &["reference", "operator", "testpmd", "linux_guests"];
+const SYSTEM: &[&str] = &["reference", "guest_vs_testpmd", "operator", "testpmd", "linux_guests"];
 
 impl Part {
     /// Runs the part, showing each test as it ends with the seconds since the part began, and the whole output of what fails.

@@ -35,8 +35,8 @@ pub struct PortStatus {
     /// The eleven counters; absent on a port that has never been active.
     #[serde(default)]
     pub counters: Counters,
-    /// Dropped frames by reason.
-    #[serde(default)]
+    /// Dropped frames by reason; reasons that never came up are left out.
+    #[serde(default, deserialize_with = "not_zero")]
     pub discards: BTreeMap<String, u64>,
 }
 
@@ -55,6 +55,14 @@ pub struct Counters {
     pub outbound_unicast_local: u64,
     pub outbound_nonunicast: u64,
     pub outbound_discards: u64,
+}
+
+fn not_zero<'de, D: serde::Deserializer<'de>>(
+    input: D,
+) -> std::result::Result<BTreeMap<String, u64>, D::Error> {
+    let mut discards = BTreeMap::<String, u64>::deserialize(input)?;
+    discards.retain(|_, count| *count != 0);
+    Ok(discards)
 }
 
 impl Counters {

@@ -99,7 +99,10 @@ impl Pair {
                 measured.bits_per_second / 1e6,
                 measured.retransmits
             );
-            ensure(measured.bits_per_second > SLOWEST_BPS, || format!("iperf3 {options}: {measured:?}"))?;
+            ensure(measured.bits_per_second > SLOWEST_BPS, || {
+                let ports = self.daemon.vswitch("vs").map(|vswitch| vswitch.ports);
+                format!("iperf3 {options}: {measured:?}; {ports:#?}")
+            })?;
         }
         Ok(())
     }

@@ -33,8 +33,8 @@ pub struct RingSetup {
     pub device_user: u64,
     /// Acked virtio feature bits (`crate::virtio::features`).
     pub features: u64,
-    /// As SET_VRING_BASE gives it: split: next available index (16 bits); packed: next available index and wrap counter in
-    /// bits 0..=15, next used index and wrap counter in bits 16..=31.
+    /// As SET_VRING_BASE gives it. Packed: next available index and wrap counter in bits 0..=15, next used index and wrap
+    /// counter in bits 16..=31. Split: not looked at; the guest's used ring says where to go on.
     pub base: u32,
     /// Guest address to mark in the dirty log for writes to the used ring (VHOST_VRING_F_LOG), if asked.
     pub used_log: Option<u64>,

@@ -1,0 +1,83 @@
+//! The daemon's promised figures, with guests in this process: idle cost, the first frame after a pause, own memory.
+
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use avio_guest::Endpoint;
+use avio_guest::net::{NetGuest, NetOptions, NetQueue};
+use avio_proto::virtio::net::NetHeader;
+use avio_tests::case::{self, Case};
+use avio_tests::config::{Config, mac_of};
+use avio_tests::daemon::Daemon;
+use avio_tests::failure::ensure;
+use avio_tests::frames::{EXPERIMENT, ethernet};
+use avio_tests::{Failure, Result};
+
+fn main() -> ExitCode {
+    case::main(&[
+        Case::new("idle_with_16_guests_costs_less_than_a_hundredth_of_a_core", 30, idle),
+        Case::new("first_frame_after_a_pause_comes_within_100_us", 30, first_frame),
+        Case::new("a_hundred_guests_take_less_than_64_mib", 60, memory),
+    ])
+}
+
+/// A daemon as shipped, and `count` connected guests.
+fn connected(count: u16) -> Result<(Daemon, Vec<(NetGuest, NetQueue)>)> {
+    let extras = vec![""; usize::from(count)];
+    let daemon = Daemon::start(Config::one_switch(&extras))?;
+    let mut guests = Vec::new();
+    for index in 0..usize::from(count) {
+        let (guest, mut queues) =
+            NetGuest::connect(Endpoint::Connect(daemon.socket(index)), &NetOptions::default())
+                .map_err(|e| Failure::new(e.to_string()))?;
+        guests.push((guest, queues.remove(0)));
+    }
+    for number in 1..=u32::from(count) {
+        daemon.wait_active(number)?;
+    }
+    Ok((daemon, guests))
+}
+
+fn idle() -> Result {
+    let (mut daemon, guests) = connected(16)?;
+    sleep(Duration::from_millis(500));
+    let (before, begin) = (daemon.cpu_ms()?, Instant::now());
+    sleep(Duration::from_secs(4));
+    let (used, elapsed) = (daemon.cpu_ms()? - before, begin.elapsed().as_millis() as u64);
+    println!("idle with {} guests: {used} ms of CPU in {elapsed} ms", guests.len());
+    ensure(used * 100 < elapsed, || format!("{used} ms of CPU in {elapsed} ms without traffic"))
+}
+
+fn first_frame() -> Result {
+    let (mut daemon, mut guests) = connected(2)?;
+    let frame = ethernet(&mac_of(2), &mac_of(1), EXPERIMENT);
+    let (receivers, senders) = guests.split_at_mut(1);
+    let (sender, receiver) = (&mut receivers[0].1, &mut senders[0].1);
+    let mut delays_us = Vec::new();
+    for _ in 0..41 {
+        sleep(Duration::from_millis(50));
+        let begin = Instant::now();
+        ensure(sender.tx.push(&NetHeader::default(), &frame), || "no room to send".into())?;
+        sender.tx.flush();
+        let mut got = 0;
+        while got == 0 {
+            got = receiver.rx.poll(64, |_| {}).map_err(|e| Failure::new(e.to_string()))?;
+            ensure(begin.elapsed() < Duration::from_secs(5), || "the frame did not arrive".into())?;
+        }
+        delays_us.push(begin.elapsed().as_micros());
+        sender.tx.reclaim().map_err(|e| Failure::new(e.to_string()))?;
+    }
+    daemon.ensure_healthy()?;
+    delays_us.sort_unstable();
+    let median_us = delays_us[delays_us.len() / 2];
+    println!("first frame after 50 ms of silence: median {median_us} us, all {delays_us:?}");
+    ensure(median_us < 100, || format!("median {median_us} us: {delays_us:?}"))
+}
+
+fn memory() -> Result {
+    let (mut daemon, guests) = connected(100)?;
+    let own_kib = daemon.own_memory_kib()?;
+    println!("own memory with {} guests: {own_kib} KiB", guests.len());
+    ensure(own_kib < 64 * 1024, || format!("{own_kib} KiB with {} guests", guests.len()))
+}

@@ -14,6 +14,7 @@ pub mod frames;
 pub mod guest_image;
 pub mod linux_guest;
 pub mod qemu;
+pub mod qmp;
 pub mod runner;
 pub mod scratch;
 pub mod testpmd;

@@ -44,6 +44,12 @@ impl LinuxGuest {
         Ok(LinuxGuest { console, sequence: 0 })
     }
 
+    /// The same guest after it has moved to the process behind `console`.
+    #[must_use]
+    pub fn moved_to(self, console: Console) -> LinuxGuest {
+        LinuxGuest { console, sequence: self.sequence }
+    }
+
     /// The process that the guest is.
     pub fn console(&mut self) -> &mut Console {
         &mut self.console

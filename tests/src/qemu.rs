@@ -43,6 +43,8 @@ pub struct Qemu<'a> {
     pub queue_pairs: u16,
     /// Further properties of the device, such as `packed=on` or `host_mtu=9000`.
     pub device: &'a str,
+    /// Further arguments of the VMM.
+    pub arguments: Vec<String>,
 }
 
 /// Where `scripts/install-test-deps` unpacks what it does not install.
@@ -53,7 +55,7 @@ pub fn cache() -> PathBuf {
 impl<'a> Qemu<'a> {
     /// A guest with one queue pair that connects to `socket`.
     pub fn new(name: &'a str, socket: &'a Path, mac: &'a str) -> Qemu<'a> {
-        Qemu { name, socket, mac, server: false, queue_pairs: 1, device: "" }
+        Qemu { name, socket, mac, server: false, queue_pairs: 1, device: "", arguments: Vec::new() }
     }
 
     /// Boots the guest.
@@ -111,7 +113,8 @@ impl<'a> Qemu<'a> {
             .args(["-append", "console=ttyS0 quiet loglevel=1 net.ifnames=0 panic=-1 mitigations=off"])
             .args(["-chardev", &format!("socket,id=c0,path={}{server}", self.socket.display())])
             .args(["-netdev", &format!("vhost-user,id=n0,chardev=c0,queues={queues}")])
-            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={}{multi}{extra}", self.mac)]);
+            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={}{multi}{extra}", self.mac)])
+            .args(&self.arguments);
         Ok(Booting { console: Console::spawn(self.name, &mut command)?, seconds: BOOT_S })
     }
 }

@@ -84,7 +84,8 @@ pub fn parts(extent: Extent) -> Vec<Part> {
 }
 
 /// The programs with system tests, in `tests/tests`.
-const SYSTEM: &[&str] = &["reference", "guest_vs_testpmd", "promises", "operator", "testpmd", "linux_guests"];
+const SYSTEM: &[&str] =
+    &["reference", "guest_vs_testpmd", "promises", "operator", "testpmd", "linux_guests", "migration"];
 
 impl Part {
     /// Runs the part, showing each test as it ends with the seconds since the part began, and the whole output of what fails.

@@ -56,6 +56,10 @@ fn plan(line: &str) -> Result<Plan> {
 
 fn run(queue_pairs: u16, line: &str) -> Result<Report> {
     let plan = plan(line)?;
+    // testpmd is killed when it is no longer needed, so its sockets stay, and it does not bind over old ones.
+    for port in &plan.ports {
+        drop(std::fs::remove_file(&port.socket));
+    }
     let _switch = ReferenceSwitch::start([&plan.ports[0].socket, &plan.ports[1].socket], queue_pairs)?;
     let report = generate(&plan).map_err(Failure::new)?;
     let clean = report.ok && report.duplicated == 0 && report.reordered == 0 && report.foreign == 0;

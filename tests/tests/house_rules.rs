@@ -37,7 +37,7 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
 ];
 
 /// Folder and file names that tell nothing about what is inside.
-const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "base", "misc", "helpers", "helper", "stuff"];
+const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "base", "misc", "stuff"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate is in the workspace").to_owned()

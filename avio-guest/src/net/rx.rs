@@ -19,6 +19,9 @@ use std::sync::Arc;
 /// from the switch.
 const REPOST_COUNT: usize = 32;
 
+/// After this many polls without a frame in a row the rest is published too, so that a burst finds the whole ring.
+const IDLE_POLLS: u32 = 64;
+
 /// Switch to guest.
 pub struct RxQueue {
     ring: DriverRing,
@@ -37,6 +40,7 @@ pub struct RxQueue {
     used_end: usize,
     unpublished: usize,
     repost_count: usize,
+    empty_polls: u32,
     kicks: u64,
 }
 
@@ -88,6 +92,7 @@ impl RxQueue {
             used_end: 0,
             unpublished: 0,
             repost_count: REPOST_COUNT.min(layout.rx_count / 4).max(1),
+            empty_polls: 0,
             kicks: 0,
         })
     }
@@ -150,9 +155,8 @@ impl RxQueue {
             let mut hint = RegionHint::default();
             let mut buffers = 1;
             if self.mergeable {
-                let mut count = [0; 2];
-                self.pool.buffer(&mut hint, index, HEADER_LEN).sub(NUM_BUFFERS_OFFSET, 2).copy_to(&mut count);
-                buffers = u16::from_le_bytes(count);
+                let count = self.pool.buffer(&mut hint, index, HEADER_LEN).read(NUM_BUFFERS_OFFSET);
+                buffers = u16::from_le_bytes(count.unwrap_or_default());
             }
             let wrong = QueueError::Frame { buffers, len: first.len };
             if len < HEADER_LEN || len > self.pool.len || usize::from(buffers) > self.count || buffers == 0 {
@@ -175,7 +179,8 @@ impl RxQueue {
             self.used_at = end;
             frames += 1;
         }
-        if self.unpublished >= self.repost_count {
+        self.empty_polls = if frames == 0 { self.empty_polls.saturating_add(1) } else { 0 };
+        if self.unpublished >= self.repost_count || (self.empty_polls == IDLE_POLLS && self.unpublished > 0) {
             self.publish();
         }
         Ok(frames)
@@ -187,8 +192,11 @@ impl RxQueue {
         self.used_end -= self.used_at;
         self.used_at = 0;
         let count = self.ring.poll_used(&mut self.used[self.used_end..]);
+        let mut hint = RegionHint::default();
         for used in &mut self.used[self.used_end..self.used_end + count] {
             used.token = self.buffer_of[usize::from(used.token)];
+            // The switch has just written it: all of a batch come across at once instead of one after the other.
+            self.pool.buffer(&mut hint, used.token, HEADER_LEN).prefetch_read();
         }
         self.used_end += count;
         match self.ring.error() {
@@ -283,18 +291,14 @@ impl RxFrame<'_> {
     #[inline]
     #[must_use]
     pub fn header(&self) -> NetHeader {
-        let mut bytes = [0; HEADER_LEN];
-        self.first.copy_to(&mut bytes);
-        NetHeader::from_bytes(&bytes)
+        NetHeader::from_bytes(&self.first.read(0).unwrap_or([0; HEADER_LEN]))
     }
 
-    /// `N` bytes at `offset` of the frame; those beyond the first buffer or the frame's end are 0.
+    /// `N` bytes at `offset` of the frame; zeros unless all of them are in the first buffer.
     #[inline]
     #[must_use]
     pub fn bytes_at<const N: usize>(&self, offset: usize) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.first.sub(HEADER_LEN + offset, N).copy_to(&mut bytes);
-        bytes
+        self.first.read(HEADER_LEN + offset).unwrap_or([0; N])
     }
 
     /// How many buffers it took.

@@ -131,7 +131,12 @@ impl TxQueue {
     pub fn reclaim(&mut self) -> Result<usize, QueueError> {
         let count = self.ring.poll_used(&mut self.used);
         for used in &self.used[..count] {
-            self.free.push_back(self.slot_of[usize::from(used.token)]);
+            let slot = self.slot_of[usize::from(used.token)];
+            self.free.push_back(slot);
+            // The switch has read them last; what is written next is mostly in the first two lines.
+            let lines = self.pool.slot(slot);
+            lines.prefetch_write();
+            lines.sub(64, 1).prefetch_write();
         }
         self.completed += count as u64;
         match self.ring.error() {
@@ -176,6 +181,12 @@ impl TxQueue {
     #[must_use]
     pub fn frame_len_max(&self) -> usize {
         self.pool.len - HEADER_LEN
+    }
+
+    /// Slots altogether: the most frames in flight.
+    #[must_use]
+    pub fn slot_count(&self) -> usize {
+        self.tags.len()
     }
 
     /// Frames that the switch has taken so far.
@@ -248,13 +259,19 @@ impl TxSlot<'_> {
     /// Writes the virtio-net header.
     #[inline]
     pub fn set_header(&mut self, header: &NetHeader) {
-        self.queue.pool.slot(self.index).copy_from(&header.to_bytes());
+        self.queue.pool.slot(self.index).write(0, &header.to_bytes());
     }
 
     /// Writes frame bytes at `offset`; what does not fit is cut.
     #[inline]
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
         self.queue.pool.slot(self.index).sub(HEADER_LEN + offset, bytes.len()).copy_from(bytes);
+    }
+
+    /// Writes `N` frame bytes at `offset`; nothing if they do not fit. For short pieces: the length is known when compiling.
+    #[inline]
+    pub fn write_array<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) {
+        self.queue.pool.slot(self.index).write(HEADER_LEN + offset, bytes);
     }
 
     /// Makes the first `frame_len` bytes available to the switch, with the next [`TxQueue::flush`].

@@ -57,6 +57,30 @@ impl<'m> GuestSlice<'m> {
         unsafe { GuestSlice::new(self.ptr.add(offset), len.min(self.len - offset)) }
     }
 
+    /// `N` bytes at `offset`; `None` if it ends before. The length is known when compiling: a load or two.
+    #[inline]
+    #[must_use]
+    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset.checked_add(N)? > self.len {
+            return None;
+        }
+        let mut bytes = [0; N];
+        // SAFETY: `offset + N` bytes are mapped at `self.ptr`, `N` bytes are ours.
+        unsafe { copy::copy(self.ptr.add(offset), bytes.as_mut_ptr(), N) };
+        Some(bytes)
+    }
+
+    /// Stores `N` bytes at `offset`; false, and nothing stored, if it ends before.
+    #[inline]
+    pub fn write<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> bool {
+        if offset.checked_add(N).is_none_or(|end| end > self.len) {
+            return false;
+        }
+        // SAFETY: as in `read`.
+        unsafe { copy::copy(bytes.as_ptr(), self.ptr.add(offset), N) };
+        true
+    }
+
     /// Copies the first bytes out into `to`; returns how many: the shorter of the two lengths.
     #[inline]
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
@@ -99,6 +123,12 @@ impl<'m> GuestSlice<'m> {
         prefetch(self.ptr);
     }
 
+    /// Asks the processor to fetch the first line for writing.
+    #[inline]
+    pub fn prefetch_write(&self) {
+        prefetch_for_write(self.ptr);
+    }
+
     /// The same bytes with the lifetime forgotten.
     ///
     /// # Safety
@@ -116,6 +146,20 @@ pub(crate) fn prefetch(ptr: *const u8) {
     // SAFETY: a prefetch has no effect on memory and never faults.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ptr.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}
+
+/// Asks the processor to fetch the line at `ptr` as its own; any address will do.
+#[inline(always)]
+fn prefetch_for_write(ptr: *const u8) {
+    // The compiler turns its own hint for writing into one for reading unless the processor's model is known; every
+    // x86-64 processor takes this instruction, those that do not know it as a no-op.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect on memory and never faults.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) ptr, options(readonly, nostack, preserves_flags))
     };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = ptr;

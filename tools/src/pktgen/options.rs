@@ -39,7 +39,7 @@ pub enum Role {
 pub enum Traffic {
     /// One size (`--size`).
     Fixed,
-    /// Seven frames of 64 bytes, four of 594, one of 1,518.
+    /// Seven frames of 60 bytes, four of 590, one of 1,514 (64, 594 and 1,518 on a wire).
     Imix,
     /// TCP segmentation frames of 64 KiB (or `--size`).
     Tso,

@@ -227,7 +227,8 @@ impl Report {
         } else if self.corrupt > 0 {
             Some(format!("{} of {} checked frames were corrupt", self.corrupt, self.checked))
         } else {
-            Some("nothing arrived: are the ports on one vswitch, and the MAC addresses those of its definitions?".into())
+            Some("nothing arrived: are the ports on one vswitch, the MAC addresses those of its definitions, and the frames \
+                 at most 14 bytes longer than the mtu?".into())
         }
     }
 
@@ -241,7 +242,7 @@ impl Report {
         };
         let sizes = match self.sizes.as_slice() {
             [one] => format!("{one} B"),
-            _ => "7 x 64, 4 x 594, 1 x 1518 B".into(),
+            _ => "7 x 60, 4 x 590, 1 x 1514 B".into(),
         };
         line("Frames", format!("{} {}", self.pattern, sizes));
         line("Received", format!("{:.3} Mpps, {:.3} Gbit/s", self.mpps, self.gbit_s));

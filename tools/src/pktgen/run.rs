@@ -109,7 +109,7 @@ pub fn measure(
         measuring: AtomicBool::new(false),
         stop: AtomicBool::new(false),
     };
-    let (flags, wait) = (&flags, schedule.wait);
+    let flags = &flags;
     let (results, windows) = std::thread::scope(|scope| {
         let threads: Vec<_> = hands
             .into_iter()
@@ -117,7 +117,7 @@ pub fn measure(
             .map(|(t, lanes)| {
                 let core = cores.get(t).copied();
                 scope.spawn(move || {
-                    let result = drive(lanes, core, flags, wait);
+                    let result = drive(lanes, core, flags, schedule);
                     // A thread that failed must not leave the others and the caller waiting for it.
                     if result.is_err() {
                         flags.stop.store(true, Ordering::Relaxed);
@@ -157,7 +157,7 @@ fn drive(
     mut lanes: Vec<(usize, Lane<'_>)>,
     core: Option<usize>,
     flags: &Flags,
-    wait: bool,
+    schedule: &Schedule,
 ) -> Result<Hand, GuestError> {
     if let Some(id) = core {
         core_affinity::set_for_current(core_affinity::CoreId { id });
@@ -194,10 +194,11 @@ fn drive(
             continue;
         }
         idle_turns += 1;
-        if wait {
+        if schedule.wait {
             sleep(&mut lanes);
         }
-        if idle_turns.is_multiple_of(IDLE_TURNS_PER_CHECK) || (wait && idle_turns.is_multiple_of(64)) {
+        if idle_turns.is_multiple_of(IDLE_TURNS_PER_CHECK) || (schedule.wait && idle_turns.is_multiple_of(64))
+        {
             for (_, lane) in &mut lanes {
                 if !lane.port.guest.is_open() {
                     lane.port.guest.reconnect(&mut lane.port.queues)?;

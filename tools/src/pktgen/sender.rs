@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Most frames per call: a batch of the switch.
 pub const BURST_COUNT: usize = 64;
+/// Without a rate, smaller batches are not begun.
+const BATCH_MIN: usize = 32;
 /// With a rate, what may be caught up at once after a pause, in nanoseconds: longer gaps are lost rate, not a later burst.
 const CATCH_UP_NS: u64 = 2_000_000;
 
@@ -26,6 +28,10 @@ impl Rate {
     pub fn new(per_second: Option<f64>, now_ns: u64) -> Self {
         let ns_per_frame = per_second.map_or(0.0, |r| 1e9 / r.max(1e-3));
         Self { ns_per_frame, next_ns: now_ns as f64 }
+    }
+
+    fn is_unlimited(&self) -> bool {
+        self.ns_per_frame == 0.0
     }
 
     /// How many of `max` frames may go now.
@@ -114,7 +120,11 @@ impl Sender {
         }
         let room = tx.room(want)?;
         let count = want.min(room);
-        if count == 0 {
+        // At full speed the ring is full, and each look for a few free places takes the used ring's line away from the
+        // switch: wait until a batch fits.
+        if count == 0
+            || (self.rate.is_unlimited() && want > BATCH_MIN && room < tx.slot_count().min(BATCH_MIN))
+        {
             self.counts.full_polls += 1;
             return Ok(0);
         }
@@ -141,19 +151,19 @@ impl Sender {
             slot.set_tag(tag);
         }
         if self.varies_flow {
-            slot.write(SOURCE_PORT_AT, &frame::source_port(next.flow));
+            slot.write_array(SOURCE_PORT_AT, &frame::source_port(next.flow));
         }
         if let Some(to) = next.to {
-            slot.write(0, &to);
+            slot.write_array(0, &to);
         }
         if let Some(from) = next.from {
-            slot.write(6, &from);
+            slot.write_array(6, &from);
         }
         let mut stamp = Stamp { source: self.source, seed, flow: next.flow, seq: next.seq, time_ns: now_ns };
-        slot.write(template.stamp_at, &stamp.to_bytes());
+        slot.write_array(template.stamp_at, &stamp.to_bytes());
         for i in 1..next.seq_count {
             stamp.seq = stamp.seq.wrapping_add(1);
-            slot.write(template.stamp_at + i as usize * template.chunk_len, &stamp.to_bytes());
+            slot.write_array(template.stamp_at + i as usize * template.chunk_len, &stamp.to_bytes());
         }
         slot.push(template.bytes.len());
         self.counts.octets += template.bytes.len() as u64;

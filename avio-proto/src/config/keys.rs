@@ -66,14 +66,17 @@ pub const VSWITCHES_SECTIONS: &[Section] = &[
         path: "",
         keys: &[key("version", Live), key("workers", Restart), key("vswitch", Live), key("aggregate", Live)],
     },
-    Section { path: "workers", keys: &[key("cores", Restart), key("poll", Live), key("spin_us", Live)] },
+    Section {
+        path: "workers",
+        keys: &[key("cores", Restart), key("poll", Restart), key("spin_us", Restart)],
+    },
     Section {
         path: "vswitch",
         keys: &[
             key("name", Identity),
             noted("max_ports", Live, "never below a port that a guest reserves"),
             key("uplink", Live),
-            noted("enabled", Live, "halting takes the links of its ports down"),
+            noted("enabled", Live, "a halted vswitch forwards nothing; guests stay connected"),
         ],
     },
     Section {

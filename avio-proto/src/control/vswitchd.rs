@@ -247,7 +247,7 @@ pub struct ReloadReply {
     pub warnings: Vec<String>,
 }
 
-/// Parameters of `Restart`: takes the links of a vswitch's ports down and up again, and forgets what was learned.
+/// Parameters of `Restart`: the vswitch forgets what it has learned and is published anew; guests stay connected.
 /// Booting and halting are edits of `enabled` and a `Reload`, because the files are the truth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -22,6 +22,9 @@ pub fn run(program: &str, global: &Global, args: &NetArgs) -> Result<(), Failure
     if args.restart {
         return restart(global, args);
     }
+    if args.reload {
+        return reload(global);
+    }
     let mut staged = Staged::open(&global.config)?;
     let config = staged.check()?;
     if args.create {
@@ -116,6 +119,21 @@ fn apply(global: &Global, staged: &Staged) -> Result<(), Failure> {
             Err(refused(format!("the files are changed, but it is not known whether they apply: {error}")))
         }
     }
+}
+
+/// Has the daemon read files that somebody else edited.
+fn reload(global: &Global) -> Result<(), Failure> {
+    let reply: ReloadReply =
+        Client::vswitchd(&global.run_dir)?.call(method::RELOAD, &serde_json::json!({}))?;
+    for warning in &reply.warnings {
+        eprintln!("note: {warning}");
+    }
+    if global.json {
+        println!("{}", serde_json::json!(reply));
+    } else {
+        reply.changes.iter().for_each(|change| println!("{change}"));
+    }
+    Ok(())
 }
 
 fn restart(global: &Global, args: &NetArgs) -> Result<(), Failure> {

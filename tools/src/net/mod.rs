@@ -22,6 +22,7 @@ pub fn run(program: &str, global: &Global, args: NetArgs) -> Result<(), Failure>
         || args.boot
         || args.halt
         || args.restart
+        || args.reload
         || args.change
         || args.set_port.is_some();
     if args.uplink.is_some() && !(args.create || args.change) {

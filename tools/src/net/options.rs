@@ -11,7 +11,7 @@ use clap::{ArgAction, ArgGroup, Args};
     disable_help_flag = true,
     disable_version_flag = true,
     version,
-    group(ArgGroup::new("action").args(["create", "delete", "boot", "halt", "restart", "change", "set_port"])),
+    group(ArgGroup::new("action").args(["create", "delete", "boot", "halt", "restart", "reload", "change", "set_port"])),
     group(ArgGroup::new("which").args(["name", "number"])),
     after_help = "Without an action, shows all virtual switches, or one and its ports.\n\
         Files are the truth: actions edit vswitches.toml and guests/*.toml, then the daemon reloads them.\n\
@@ -57,9 +57,12 @@ pub struct NetArgs {
     /// Halt the virtual switch.
     #[arg(short = 'h', long = "halt", requires = "which")]
     pub halt: bool,
-    /// Restart the virtual switch: its ports' links go down and up.
+    /// Restart the virtual switch: it forgets what it has learned; guests stay connected.
     #[arg(short = 'r', long = "restart", requires = "which")]
     pub restart: bool,
+    /// Have the daemon read the files again, after you edited them; prints what changed.
+    #[arg(long = "reload")]
+    pub reload: bool,
     /// Change the virtual switch: its name (-N), its uplink (-n).
     #[arg(short = 'C', long = "change", requires = "which")]
     pub change: bool,

@@ -27,7 +27,7 @@ const MODULES: &[&str] = &[
 ];
 
 /// How long an emulated guest may take to boot beside another and a busy switch, in seconds.
-const BOOT_S: u64 = 40;
+const BOOT_S: u64 = 90;
 
 /// A guest to be started.
 pub struct Qemu<'a> {

@@ -9,7 +9,7 @@ use crate::qemu::Booting;
 use crate::{Result, guest_image, scratch};
 
 /// How long it may take to boot, in seconds: 1.4 when nothing else runs.
-const BOOT_S: u64 = 20;
+const BOOT_S: u64 = 45;
 
 /// What a network device needs, in load order.
 const MODULES: &[&str] = &["failover", "net_failover", "virtio_net"];

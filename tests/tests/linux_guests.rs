@@ -17,7 +17,7 @@ use avio_tests::{Result, uml};
 const UML_S: u64 = 90;
 
 /// For cases with emulated guests: they boot in 4 s each, or in 15 when the machine is busy.
-const QEMU_S: u64 = 180;
+const QEMU_S: u64 = 240;
 
 /// How long each throughput run takes, in seconds.
 const IPERF_S: u64 = 2;

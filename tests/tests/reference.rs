@@ -15,7 +15,8 @@ use avio_tests::{Result, scratch};
 fn main() -> ExitCode {
     case::main(&[
         Case::new("reference_testpmd_guests", 30, testpmd_guests),
-        Case::new("reference_two_qemu_guests", 60, two_qemu_guests),
+        Case::new("reference_two_qemu_guests", 120, || two_qemu_guests(1, "")),
+        Case::new("reference_qemu_queue_pairs", 120, || two_qemu_guests(2, "-P 4")),
     ])
 }
 
@@ -35,13 +36,13 @@ fn testpmd_guests() -> Result {
     ensure(got.rx_packets > 0 && got.rx_packets <= sent.tx_packets, || format!("sent {sent:?}, got {got:?}"))
 }
 
-fn two_qemu_guests() -> Result {
+fn two_qemu_guests(queue_pairs: u16, options: &str) -> Result {
     let (a, b) = (scratch::folder().join("a.sock"), scratch::folder().join("b.sock"));
-    let _switch = ReferenceSwitch::start([&a, &b], 1)?;
+    let _switch = ReferenceSwitch::start([&a, &b], queue_pairs)?;
     // Not User-Mode Linux: DPDK offers it a control queue that nobody serves.
     let (first_mac, second_mac) = (mac_of(1), mac_of(2));
-    let first = Qemu::new("first", &a, &first_mac).launch()?;
-    let second = Qemu::new("second", &b, &second_mac).launch()?;
+    let first = Qemu { queue_pairs, ..Qemu::new("first", &a, &first_mac) }.launch()?;
+    let second = Qemu { queue_pairs, ..Qemu::new("second", &b, &second_mac) }.launch()?;
     let (mut first, mut second) = (first.wait()?, second.wait()?);
     first.set_address("192.0.2.1/24")?;
     second.set_address("192.0.2.2/24")?;
@@ -49,7 +50,8 @@ fn two_qemu_guests() -> Result {
     let pinged = first.ping("192.0.2.2", 5, "")?;
     ensure(pinged.received == 5, || format!("{pinged:?}"))?;
     second.serve_iperf()?;
-    let forth = first.iperf("192.0.2.2", 2, "")?;
-    let back = first.iperf("192.0.2.2", 2, "-R")?;
+    let forth = first.iperf("192.0.2.2", 2, options)?;
+    let back = first.iperf("192.0.2.2", 2, &format!("{options} -R"))?;
+    println!("{forth:?} {back:?}");
     ensure(forth.bits_per_second > 1e6 && back.bits_per_second > 1e6, || format!("{forth:?} {back:?}"))
 }

@@ -17,7 +17,7 @@ use super::options::Options;
 const HUGE_PAGES: u64 = 1000;
 const HUGE_PAGES_FILE: &str = "/proc/sys/vm/nr_hugepages";
 /// What wins against other sessions of this machine; plain nice only orders processes inside a session.
-const SESSION_PRIORITY: &str = "-15";
+const SESSION_PRIORITY: &str = "-20";
 
 /// See the module.
 pub struct Machine {

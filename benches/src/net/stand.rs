@@ -78,7 +78,7 @@ impl Stand {
             switches: Vec::new(),
             shape: (0, false),
             window: options.window(),
-            warmup: Duration::from_millis(if options.quick { 60 } else { 150 }),
+            warmup: Duration::from_millis(if options.quick { 150 } else { 250 }),
             wanted: wanted.into_iter().filter(|f| options.wants_target(f.name())).collect(),
         }
     }

@@ -6,28 +6,20 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::OFlags;
 
 use crate::stats::Cell64;
+use crate::wait::tell;
 
 /// Checks a descriptor that a front-end sent to be notified by, and makes it non-blocking. Control thread.
 ///
 /// An eventfd is what QEMU and DPDK send, User-Mode Linux sends a pipe. Writing to or waiting for anything else may
 /// block the worker, at the pleasure of the file system behind it. `Err` says what it was.
-///
-/// Limit: the flag belongs to the open file, which the front-end holds too. One that clears it *and* keeps its own
-/// eventfd at the ceiling can still hold a worker in `write`; Linux has no per-call way to refuse that.
 pub fn signal_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
-    let allowed = match kind {
-        FileType::Fifo | FileType::Socket => true,
-        // Anonymous inodes have no type of their own in older kernels; their name tells them apart.
-        _ => is_eventfd(&fd),
-    };
-    if !allowed {
+    if !is_eventfd(&fd) && !kind(&fd).starts_with("pipe:[") {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{kind:?} instead of an eventfd or pipe"),
+            format!("{} instead of an eventfd or pipe", kind(&fd)),
         ));
     }
     let flags = rustix::fs::fcntl_getfl(&fd)?;
@@ -45,9 +37,14 @@ pub fn kick_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
 }
 
 fn is_eventfd(fd: &OwnedFd) -> bool {
+    kind(fd) == "anon_inode:[eventfd]"
+}
+
+/// What the kernel calls the file. Not fstat: that asks the file system, and the front-end may be the file system (FUSE).
+fn kind(fd: &OwnedFd) -> String {
     use std::os::fd::AsRawFd;
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    link.is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]")
+    link.map_or_else(|e| format!("an unreadable descriptor ({e})"), |link| link.display().to_string())
 }
 
 /// The notification of one ring, with its counters. One caller at a time (the worker that owns the ring, or who holds its lock).
@@ -65,16 +62,20 @@ impl CallFd {
     }
 
     /// After a batch was published: notifies if `wanted` (what the ring's publication returned), counts either way. One system call
-    /// at most; it never blocks, and a guest that does not read its notifications loses none (the count or pipe is
-    /// non-empty).
+    /// at most; a guest that does not read its notifications loses none (the count or pipe is non-empty). `false`: the
+    /// front-end held the writer ([`tell`]); its session is to be ended.
     #[inline]
-    pub fn call(&self, wanted: bool) {
+    #[must_use = "a front-end that holds its notifier does it again"]
+    pub fn call(&self, wanted: bool) -> bool {
         match &self.fd {
             Some(fd) if wanted => {
-                let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
                 self.sent.add(1);
+                tell(fd)
             }
-            _ => self.suppressed.add(1),
+            _ => {
+                self.suppressed.add(1);
+                true
+            }
         }
     }
 
@@ -98,13 +99,13 @@ mod tests {
     fn one_write_per_wanted_call() {
         let event = EventFd::new().unwrap();
         let call = CallFd::new(Some(signal_fd(event.try_clone().unwrap()).unwrap()));
-        call.call(false);
+        assert!(call.call(false));
         assert!(!event.drain());
-        call.call(true);
+        assert!(call.call(true));
         assert!(event.drain());
         assert_eq!((call.sent(), call.suppressed()), (1, 1));
         let none = CallFd::new(None);
-        none.call(true);
+        assert!(none.call(true));
         assert_eq!((none.sent(), none.suppressed()), (0, 1));
     }
 
@@ -112,11 +113,11 @@ mod tests {
     fn a_reader_that_sleeps_does_not_block_the_writer() {
         let full = EventFd::new().unwrap();
         rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        CallFd::new(Some(signal_fd(full.try_clone().unwrap()).unwrap())).call(true);
+        assert!(CallFd::new(Some(signal_fd(full.try_clone().unwrap()).unwrap())).call(true));
         // A pipe as User-Mode Linux sends it, blocking when it comes.
         let (_reader, writer) = rustix::pipe::pipe().unwrap();
         let call = CallFd::new(Some(signal_fd(writer).unwrap()));
-        (0..100_000).for_each(|_| call.call(true));
+        (0..100_000).for_each(|_| assert!(call.call(true)));
         assert_eq!(call.sent(), 100_000);
     }
 
@@ -128,6 +129,8 @@ mod tests {
         }
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
         assert!(signal_fd(epoll).is_err());
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(signal_fd(socket.into()).is_err());
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         assert!(kick_fd(reader).is_err());
         assert!(kick_fd(EventFd::new().unwrap().try_clone().unwrap()).is_ok());

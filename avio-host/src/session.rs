@@ -163,6 +163,12 @@ impl Sessions {
         self.settle();
     }
 
+    /// Ends the session on a socket whose front-end made a notification block, and takes no other there for a minute.
+    pub fn hold(&mut self, id: EndpointId) {
+        self.with(id, |endpoint, around| endpoint.hold(endpoint::HELD_US, around));
+        self.settle();
+    }
+
     /// Handles whatever is ready; call when the descriptor is readable.
     pub fn on_ready(&mut self) {
         for turn in 0..=TURNS {
@@ -221,6 +227,12 @@ impl Sessions {
                 None => {}
             },
         }
+    }
+
+    /// Whether [`Self::next_event`] has something.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The next thing that happened to a device, in order.

@@ -9,6 +9,7 @@ use super::stream::{Received, Stream, StreamError, send};
 use super::{Answer, EndpointId, Outcome};
 use crate::blocking::{Helpers, Reply};
 use crate::notify::{kick_fd, signal_fd};
+use crate::wait::tell;
 use avio_proto::mem::Mapping;
 use avio_proto::vhost_user::backend::{Action, Backend, DeviceSpec, Event, RingStart};
 use avio_proto::vhost_user::{Message, Request};
@@ -20,7 +21,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+/// How long a socket takes no session after one whose front-end held a thread of ours up: a quarter second in a minute is
+/// what it can take from the others.
+const HELD_FOR: Duration = Duration::from_secs(60);
+/// What is said about it.
+pub(super) const HELD_US: &str = "the front-end made a notification block";
 /// Messages handled for one session before the others get their turn. A whole start of a 4-pair device fits.
 const MESSAGES_PER_TURN: usize = 64;
 
@@ -80,6 +87,8 @@ pub(super) struct Endpoint {
     serials: u64,
     /// To be dropped once its session has ended.
     pub(super) removed: bool,
+    /// Takes no session before.
+    held_until: Option<Instant>,
 }
 
 impl Endpoint {
@@ -94,12 +103,30 @@ impl Endpoint {
                 .register(&mut SourceFd(&listener.as_raw_fd()), id.listener_token(), Interest::READABLE)
                 .map_err(register)?;
         }
-        Ok(Self { id, spec, listener, acceptable: true, session: None, serials: 0, removed: false })
+        Ok(Self {
+            id,
+            spec,
+            listener,
+            acceptable: true,
+            session: None,
+            serials: 0,
+            removed: false,
+            held_until: None,
+        })
     }
 
     /// An endpoint around a connection that exists already.
     pub(super) fn connected(id: EndpointId, spec: EndpointSpec) -> Self {
-        Self { id, spec, listener: None, acceptable: false, session: None, serials: 0, removed: false }
+        Self {
+            id,
+            spec,
+            listener: None,
+            acceptable: false,
+            session: None,
+            serials: 0,
+            removed: false,
+            held_until: None,
+        }
     }
 
     /// Whether it waits for a tick: to connect, or to accept again after a failure.
@@ -124,7 +151,7 @@ impl Endpoint {
 
     /// Takes the next connection, or makes one, if there is no session.
     pub(super) fn find_peer(&mut self, around: &mut Surroundings<'_>) {
-        if self.session.is_some() || self.removed {
+        if self.session.is_some() || self.removed || self.held_until.is_some_and(|end| Instant::now() < end) {
             return;
         }
         let found = match &self.listener {
@@ -231,6 +258,13 @@ impl Endpoint {
         self.disconnect(around);
     }
 
+    /// Ends the session and takes no other for [`HELD_FOR`].
+    pub(super) fn hold(&mut self, reason: &str, around: &mut Surroundings<'_>) {
+        self.held_until = Some(Instant::now() + HELD_FOR);
+        self.fail(&format!("{reason}; no other for {} s", HELD_FOR.as_secs()), around);
+        self.pump(around);
+    }
+
     fn fail(&mut self, reason: &str, around: &mut Surroundings<'_>) {
         (around.log)(&self.spec, &format!("session ended: {reason}"));
         self.close(around);
@@ -259,8 +293,11 @@ impl Endpoint {
             let Some(session) = &mut self.session else { return };
             if session.backend.is_closed() {
                 self.session = None;
-                // The next front-end may be waiting already.
-                around.again.push(self.id);
+                // The next front-end may be waiting already. A peer that we connect to is asked at the next tick: it may
+                // be one that hangs up on everybody.
+                if self.listener.is_some() {
+                    around.again.push(self.id);
+                }
                 return;
             }
             let Some(stream) = &mut session.stream else { return };
@@ -335,10 +372,12 @@ impl Endpoint {
                     });
                 }
                 Action::Event(event) => {
-                    if let Event::RingStart(start) = &event {
-                        nudge(start);
-                    }
+                    let nudged = if let Event::RingStart(start) = &event { nudge(start) } else { true };
                     around.events.push_back((self.id, event));
+                    if !nudged {
+                        self.held_until = Some(Instant::now() + HELD_FOR);
+                        self.fail(HELD_US, around);
+                    }
                 }
                 Action::Refused(error) => (around.log)(&self.spec, &error.to_string()),
             }
@@ -360,12 +399,11 @@ fn vet(message: &mut Message) -> Result<(), String> {
 }
 
 /// A ring that goes on where an earlier session stopped: its last notification may have been lost with that session, so the
-/// guest is told to look. One interrupt too many does no harm.
-fn nudge(start: &RingStart) {
-    if !matches!(start.setup.base, 0 | 0x8000_8000)
-        && let Some(call) = &start.call
-    {
-        let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+/// guest is told to look. One interrupt too many does no harm. `false`: the front-end held the writer.
+fn nudge(start: &RingStart) -> bool {
+    match &start.call {
+        Some(call) if !matches!(start.setup.base, 0 | 0x8000_8000) => tell(call),
+        _ => true,
     }
 }
 

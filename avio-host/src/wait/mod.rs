@@ -10,12 +10,14 @@ mod handoff;
 mod idle;
 mod sources;
 pub(crate) mod sync;
+mod tell;
 mod wake_cost;
 
 pub use eventfd::EventFd;
 pub use handoff::{Announced, Handoff};
 pub use idle::IdlePolicy;
 pub use sources::{SourceError, Sources, Token};
+pub use tell::tell;
 pub use wake_cost::wake_cost;
 
 pub(crate) use idle::SourceIdle;

@@ -6,8 +6,10 @@
 //! MAC address.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use avio_host::notify::CallFd;
+use avio_proto::mem::MemoryTable;
 use avio_proto::ring::{Chain, ChainArena, DeviceRing, RingError};
 
 /// Commands taken at a time: more than a driver has under way.
@@ -29,6 +31,17 @@ const CLASS_MQ: u8 = 4;
 const MAC_TABLE_SET: u8 = 0;
 /// CLASS_MQ: how many pairs the driver uses.
 const MQ_PAIRS_SET: u8 = 0;
+
+/// What serving came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Served {
+    /// Nothing is left.
+    All,
+    /// Come back at once: there is more than one turn may take.
+    Some,
+    /// The front-end made the notification block; its session is to be ended.
+    Held,
+}
 
 /// A running control queue.
 pub(super) struct ControlQueue {
@@ -64,43 +77,48 @@ impl ControlQueue {
         (self.ring.base(), self.kick)
     }
 
-    /// The guest has kicked: serves what there is. Returns whether to come back at once, because there is more than one turn
-    /// may take. The kick is listened to by its edges and never read.
+    /// The guest has kicked: serves what there is, as far as one turn may. The kick is listened to by its edges and never read.
     ///
     /// # Errors
     /// [`RingError`]: the ring is broken and is not to be looked at again.
-    pub(super) fn serve(&mut self) -> Result<bool, RingError> {
+    pub(super) fn serve(&mut self) -> Result<Served, RingError> {
+        let memory = Arc::clone(self.ring.memory());
         for _ in 0..ROUNDS_MAX {
             let mut done = [None; COMMANDS_MAX];
             {
                 let batch = self.ring.take(&mut self.arena, COMMANDS_MAX)?;
                 for (i, done) in done.iter_mut().enumerate().take(batch.len()) {
                     let chain = batch.chain(i);
-                    *done = Some((chain.id, acknowledge(&chain, self.queue_pairs)));
+                    *done = Some((chain.id, acknowledge(&memory, &chain, self.queue_pairs)));
                 }
             }
             for (id, written) in done.into_iter().flatten() {
                 self.ring.complete(id, written);
             }
             let wanted = self.ring.publish();
-            self.call.call(wanted);
+            if !self.call.call(wanted) {
+                return Ok(Served::Held);
+            }
             if !self.ring.enable_notifications() {
-                return Ok(false);
+                return Ok(Served::All);
             }
         }
-        Ok(true)
+        Ok(Served::Some)
     }
 }
 
 /// Executes one command and writes its acknowledgement, the only writable byte; returns how many bytes were written.
-fn acknowledge(chain: &Chain<'_>, queue_pairs: u16) -> u32 {
+fn acknowledge(memory: &MemoryTable, chain: &Chain<'_>, queue_pairs: u16) -> u32 {
     let mut command = [0; 4];
     let mut len = 0;
     for piece in chain.readable {
         len += piece.copy_to(&mut command[len..]);
     }
     let answer = if len < 2 { ERR } else { answer(command, len, queue_pairs) };
-    chain.writable.first().map_or(0, |to| to.copy_from(&[answer]) as u32)
+    let Some(to) = chain.writable.first() else { return 0 };
+    let written = to.copy_from(&[answer]);
+    memory.log_slice(to, written);
+    written as u32
 }
 
 /// The answer to a command whose first `len` bytes are `command`.

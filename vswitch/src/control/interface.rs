@@ -8,10 +8,11 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
 use avio_host::session::{EndpointId, RingStart};
+use avio_host::wait::tell;
 use avio_proto::config::NetworkConfig;
 use avio_proto::ring::{DeviceRing, RingError};
 
-use super::control_queue::ControlQueue;
+use super::control_queue::{ControlQueue, Served};
 use super::device::control_ring;
 use super::fabric::Fabric;
 use crate::port::PortKind;
@@ -74,6 +75,8 @@ pub(super) struct Interface {
     pub(super) features: Option<u64>,
     rings: Vec<Option<Ring>>,
     baseline: Snapshot,
+    /// The front-end made a notification of ours block: its session is to be ended.
+    held: bool,
 }
 
 impl Interface {
@@ -94,7 +97,13 @@ impl Interface {
             features: None,
             rings: Vec::new(),
             baseline: Snapshot::default(),
+            held: false,
         }
+    }
+
+    /// Whether the front-end made a notification block since this was last asked.
+    pub(super) fn take_held(&mut self) -> bool {
+        std::mem::take(&mut self.held)
     }
 
     /// Whether a front-end is connected.
@@ -186,7 +195,7 @@ impl Interface {
             }
         };
         if outcome.is_err() {
-            signal(err.as_ref());
+            self.held |= !signal(err.as_ref());
         }
         self.rings[at] = Some(Ring { place, base, err });
         outcome
@@ -235,13 +244,18 @@ impl Interface {
             _ => None,
         });
         let Some((queue, err)) = control else { return Ok(false) };
-        queue.serve().inspect_err(|_| signal(err.as_ref()))
+        let served = queue.serve();
+        self.held |= match served {
+            Ok(served) => served == Served::Held,
+            Err(_) => !signal(err.as_ref()),
+        };
+        served.map(|served| served == Served::Some)
     }
 
     /// A worker found the ring broken: its VMM is told.
-    pub(super) fn ring_broken(&self, index: u16) {
+    pub(super) fn ring_broken(&mut self, index: u16) {
         if let Some(Some(ring)) = self.rings.get(usize::from(index)) {
-            signal(ring.err.as_ref());
+            self.held |= !signal(ring.err.as_ref());
         }
     }
 
@@ -269,9 +283,7 @@ pub(super) enum StopRing {
     Later,
 }
 
-/// Writes to an error eventfd; a full one has told already.
-fn signal(err: Option<&OwnedFd>) {
-    if let Some(err) = err {
-        let _ = rustix::io::write(err, &1u64.to_ne_bytes());
-    }
+/// Writes to an error eventfd; a full one has told already. `false`: the front-end held the writer.
+fn signal(err: Option<&OwnedFd>) -> bool {
+    err.is_none_or(tell)
 }

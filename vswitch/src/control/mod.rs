@@ -12,6 +12,8 @@ mod reload;
 mod show;
 mod sockets;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod varlink;
 
 use std::io;
@@ -154,7 +156,10 @@ impl Loop {
                 timeout = timeout.min(period);
             }
             // Rounded up, so that a turn is never a moment too early and then again.
-            match self.poll.poll(&mut events, Some(timeout + Duration::from_millis(1))) {
+            if !timeout.is_zero() {
+                timeout += Duration::from_millis(1);
+            }
+            match self.poll.poll(&mut events, Some(timeout)) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(format!("event loop: {e}")),

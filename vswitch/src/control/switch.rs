@@ -22,6 +22,9 @@ use super::varlink::CAPABILITIES;
 use crate::forward::Event as WorkerEvent;
 use crate::table::{PortIndex, TableBuilder};
 
+/// Session events handled per turn: a thousand starting guests need some turns more, a hostile one delays nobody by more
+/// than some milliseconds.
+const SESSION_EVENTS_PER_TURN: usize = 256;
 /// Worker events handled per turn, so that a guest that causes many does not keep the control thread.
 const WORKER_EVENTS_PER_TURN: usize = 1024;
 /// How often learned addresses are looked through for old ones, and the host's interfaces for new ones.
@@ -95,10 +98,13 @@ impl Switch {
         for endpoint in std::mem::take(&mut self.kicked) {
             self.on_control_kick(endpoint, now);
         }
-        loop {
+        // Bounded: some stops are answered at once, the session then reads on, and what it reads may be the next stop. A
+        // front-end that writes fast enough would keep the control thread here for ever.
+        for _ in 0..SESSION_EVENTS_PER_TURN {
             self.take_released();
             let Some((endpoint, event)) = self.sessions.next_event() else { break };
             self.on_session_event(endpoint, event, now);
+            self.end_if_held(endpoint);
         }
         for event in self.events.try_iter().take(WORKER_EVENTS_PER_TURN).collect::<Vec<_>>() {
             self.on_worker_event(event, now);
@@ -129,7 +135,7 @@ impl Switch {
 
     /// When [`Self::turn`] is due again even if nothing happens.
     pub(super) fn next_turn(&self, now: Instant) -> Duration {
-        if !self.kicked.is_empty() {
+        if !self.kicked.is_empty() || self.sessions.has_events() {
             return Duration::ZERO;
         }
         let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
@@ -159,6 +165,14 @@ impl Switch {
             Ok(true) => self.kicked.push(endpoint),
             Err(error) => self.log(now, &name, &format!("control queue stopped: {error}")),
         }
+        self.end_if_held(endpoint);
+    }
+
+    /// Ends the session whose front-end made a notification of ours block.
+    fn end_if_held(&mut self, endpoint: EndpointId) {
+        if self.interface_of(endpoint).is_some_and(Interface::take_held) {
+            self.sessions.hold(endpoint);
+        }
     }
 
     fn on_session_event(&mut self, endpoint: EndpointId, event: SessionEvent, now: Instant) {
@@ -171,13 +185,14 @@ impl Switch {
             }
             SessionEvent::Mtu(mtu) => {
                 if let Some(interface) = self.interface_of(endpoint) {
-                    tracing::info!("{}: the guest's MTU is {mtu}", interface.key);
+                    let name = interface.key.to_string();
+                    self.note(now, &name, &format!("the guest's MTU is {mtu}"));
                 }
             }
-            SessionEvent::Announce(mac) => self.on_announce(endpoint, MacAddr(mac)),
+            SessionEvent::Announce(mac) => self.on_announce(endpoint, MacAddr(mac), now),
             SessionEvent::RingStart(start) => self.on_ring_start(endpoint, *start, now),
             SessionEvent::RingStop { index } => self.on_ring_stop(endpoint, index, now),
-            SessionEvent::Disconnected => self.on_disconnected(endpoint),
+            SessionEvent::Disconnected => self.on_disconnected(endpoint, now),
         }
     }
 
@@ -203,25 +218,26 @@ impl Switch {
         }
         if let Some(interface) = self.interfaces.get_mut(&key) {
             interface.connect();
-            tracing::info!(
-                "{key}: front-end connected, port {} of {}",
-                interface.network.port,
-                interface.network.vswitch
+            let line = format!(
+                "front-end connected, port {} of {}",
+                interface.network.port, interface.network.vswitch
             );
             self.fabric.touch();
+            self.note(now, &key.to_string(), &line);
         }
     }
 
-    fn on_disconnected(&mut self, endpoint: EndpointId) {
+    fn on_disconnected(&mut self, endpoint: EndpointId, now: Instant) {
         match self.owners.get(&endpoint) {
             Some(Owner::Interface(key)) => {
                 if let Some(interface) = self.interfaces.get_mut(key)
                     && interface.is_connected()
                 {
-                    tracing::info!("{key}: front-end disconnected");
                     interface.disconnect();
                     self.fabric.learner.forget_port(interface.index);
                     self.fabric.touch();
+                    let name = key.to_string();
+                    self.note(now, &name, "front-end disconnected");
                     self.reopen_sockets();
                 }
             }
@@ -267,9 +283,10 @@ impl Switch {
 
     /// The guest has moved here (SEND_RARP). Its address is static in every table, so nobody on this host has to learn
     /// anything; the wire will be told by the uplink.
-    fn on_announce(&mut self, endpoint: EndpointId, mac: MacAddr) {
+    fn on_announce(&mut self, endpoint: EndpointId, mac: MacAddr, now: Instant) {
         if let Some(interface) = self.interface_of(endpoint) {
-            tracing::info!("{}: announced itself as {mac}", interface.key);
+            let name = interface.key.to_string();
+            self.note(now, &name, &format!("announced itself as {mac}"));
         }
     }
 
@@ -300,6 +317,11 @@ impl Switch {
                 self.on_ring_broken(port, 2 * pair + 1, error, now)
             }
             WorkerEvent::RxBroken { port, pair, error } => self.on_ring_broken(port, 2 * pair, error, now),
+            WorkerEvent::Held { port } => {
+                if let Some(endpoint) = self.endpoint_of(port) {
+                    self.sessions.hold(endpoint);
+                }
+            }
         }
     }
 
@@ -310,6 +332,7 @@ impl Switch {
         let name = interface.key.to_string();
         let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
         self.log(now, &name, &format!("ring {index} stopped: {why}"));
+        self.end_if_held(endpoint);
     }
 
     /// Publishes a table of everything as it is now.
@@ -325,7 +348,11 @@ impl Switch {
             for mac in host_macs {
                 builder.protect(*mac);
             }
-            for interface in interfaces.values() {
+            // Who is connected comes first: where two claim one address in one VLAN, because a definition changed under a
+            // guest that keeps its old address until it reconnects, the running guest goes on.
+            let (connected, others): (Vec<_>, Vec<_>) =
+                interfaces.values().partition(|interface| interface.is_connected());
+            for interface in connected.into_iter().chain(others) {
                 // A port that is reserved by several guests has one address in the table: the active guest's. The
                 // others' addresses are protected.
                 let number = config.vswitch(&interface.network.vswitch).filter(|v| v.settings.enabled);
@@ -373,6 +400,13 @@ impl Switch {
     /// One line about a guest, at most a few a second each.
     fn log(&mut self, now: Instant, name: &str, line: &str) {
         self.log_as_is(now, name, &format!("{name}: {line}"));
+    }
+
+    /// As [`Self::log`], for what is in order: a front-end decides how often it happens.
+    fn note(&mut self, now: Instant, name: &str, line: &str) {
+        if self.limit.check(name.to_owned(), now).is_some() {
+            tracing::info!("{name}: {line}");
+        }
     }
 
     fn log_as_is(&mut self, now: Instant, name: &str, line: &str) {

@@ -180,8 +180,8 @@ impl Forwarder {
                 cell.discard(reason, u64::from(tally.discards[reason.index()]));
             }
         }
-        if notify && queue.notifier.notify() {
-            cell.notifications.add(1);
+        if notify {
+            self.events.notify(&queue.notifier, cell, queue.port);
         }
         Ok((count, count == max))
     }

@@ -100,6 +100,10 @@ impl Courier<'_> {
             }
         }
         let is_broken = ring.broken;
+        // Only a panic leaves this set: nobody has told control yet.
+        if std::mem::take(&mut ring.publishing) {
+            self.events.send(Event::RxBroken { port: job.port, pair: job.pair, error: None });
+        }
         drop(ring);
         if is_broken {
             self.refuse_all(job, port);
@@ -119,8 +123,8 @@ impl Courier<'_> {
             cell.discard(DiscardReason::ReceiverMtu, out.receiver_mtu);
         }
         self.copied_len += out.octets;
-        if notify && rx.notifier.notify() {
-            cell.notifications.add(1);
+        if notify {
+            self.events.notify(&rx.notifier, cell, job.port);
         }
         true
     }

@@ -12,6 +12,7 @@ use avio_proto::control::DiscardReason;
 use avio_proto::ring::RingError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
+use crate::port::guest::{Notified, Notifier, PortCell};
 use crate::table::{PortIndex, PortSpec};
 
 /// Events that wait for control. A worker makes few: learning and refusals are limited per ring, a ring breaks once.
@@ -48,6 +49,11 @@ pub enum Event {
         pair: u16,
         /// What was wrong with it; `None`: a panic while it was being published.
         error: Option<RingError>,
+    },
+    /// A VMM made a notification block the worker. Control ends its session.
+    Held {
+        /// The port.
+        port: PortIndex,
     },
 }
 
@@ -95,6 +101,15 @@ impl Events {
     pub fn new(control: ControlWaker) -> (Self, Receiver<Event>) {
         let (sender, receiver) = bounded(EVENTS_MAX);
         (Self { sender, control }, receiver)
+    }
+
+    /// Notifies the guest of `port` and counts it in `cell`.
+    pub(crate) fn notify(&self, notifier: &Notifier, cell: &PortCell, port: PortIndex) {
+        match notifier.notify() {
+            Notified::Yes => cell.notifications.add(1),
+            Notified::Nobody => {}
+            Notified::Held => self.send(Event::Held { port }),
+        }
     }
 
     /// Sends without waiting; drops the event when control is that far behind.

@@ -161,7 +161,9 @@ fn check_ip(port: &Port, head: &[u8], len: usize, l2: &Ethernet) -> Result<(), D
 fn check_discovery(port: &Port, head: &[u8], len: usize, l2: &Ethernet) -> Result<(), DiscardReason> {
     let ip = Ip::parse(head, len, l2).map_err(|e| unreadable(e, DiscardReason::NdGuard))?;
     if ip.version == IpVersion::V6 && ip.fragment == Fragment::First && ip.protocol == protocol::ICMPV6 {
-        let echo = head.get(ip.l4_offset).is_some_and(|kind| matches!(kind, 128 | 129));
+        // Not out of padding: the type may come with the next fragment.
+        let echo =
+            ip.l4_offset < ip.end && head.get(ip.l4_offset).is_some_and(|kind| matches!(kind, 128 | 129));
         return if echo { Ok(()) } else { Err(DiscardReason::NdGuard) };
     }
     let message = match Discovery::parse(head, len, &ip) {

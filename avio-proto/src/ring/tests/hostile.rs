@@ -135,3 +135,32 @@ proptest! {
         prop_assert!(guest.canaries_alive());
     }
 }
+
+/// Descriptors of length 0 are walked like others, so they must be bounded like others: many heads may name one long chain.
+#[test]
+fn a_chain_of_nothing_is_as_long_as_any_other() {
+    const SIZE: u16 = 4096;
+    let guest = Guest::new(0, &[0x20000]);
+    let setup = RingSetup {
+        size: SIZE,
+        desc_user: USER,
+        driver_user: 0x10000 + USER,
+        device_user: 0x14000 + USER,
+        features: VERSION_1,
+        base: 0,
+        used_log: None,
+    };
+    // Descriptor i: address 0, length 0, NEXT, i + 1; every head names the first, the last ends the chain.
+    for (last, heads, outcome) in
+        [(2500, 1, Err(RingError::ChainTooLong)), (1500, 64, Ok(1)), (31, 64, Ok(64))]
+    {
+        for i in 0..last as u16 {
+            let high = 1u64 << 32 | (u64::from(i) + 1) << 48;
+            guest.write(u64::from(i) * 16 + 8, &high.to_le_bytes());
+        }
+        guest.write(last as u64 * 16 + 8, &0u64.to_le_bytes());
+        guest.write(0x10002, &(heads as u16).to_le_bytes());
+        let mut ring = DeviceRing::new(guest.table.clone(), &setup).unwrap();
+        assert_eq!(ring.take(&mut ChainArena::new(), 64).map(|batch| batch.len()), outcome);
+    }
+}

@@ -231,6 +231,10 @@ fn an_addressed_port_says_by_discovery_only_what_is_so() {
     let mut fragment = vec![58, 0, 0, 1, 0, 0, 0, 1];
     fragment.extend(&own);
     refused(&mut rig, &ipv6(OWN, ALL_NODES, 44, &fragment), Reason::NdGuard);
+    // A first fragment that ends before the message: its padding is no echo.
+    let mut before = ipv6(OWN, ALL_NODES, 44, &[60, 0, 0, 1, 0, 0, 0, 1, 58, 0, 1, 4, 0, 0, 0, 0]);
+    before.extend([128; 8]);
+    refused(&mut rig, &before, Reason::NdGuard);
     // A header that ends behind what is looked at.
     let mut deep = vec![58, 30, 0, 0, 0, 0, 0, 0];
     deep.resize(31 * 8, 0);

@@ -8,6 +8,7 @@ use avio_proto::config::MacAddr;
 use avio_proto::control::DiscardReason as Reason;
 
 use super::rig::{Attach, Rig, frame};
+use crate::forward::Event;
 use crate::table::tests::mac;
 
 const IPV4: u16 = 0x0800;
@@ -82,6 +83,12 @@ fn a_half_published_receive_ring_is_broken_and_the_rest_goes_on() {
             rig.send(2, &frame(mac(1), mac(2), IPV4, 60));
             assert_eq!(rig.received(1).len(), 0);
             assert_eq!(rig.stats(1).discards[Reason::ReceiverDown], 1);
+            let broken = |event: &Event| matches!(event, Event::RxBroken { error: None, .. });
+            assert_eq!(
+                rig.events.try_iter().filter(|event| broken(event)).count(),
+                1,
+                "control is told, once"
+            );
             rig.send(1, &frame(mac(2), mac(1), IPV4, 60));
             assert_eq!(rig.received(2).len(), 1);
         },

@@ -63,6 +63,8 @@ pub fn parts(extent: Extent) -> Vec<Part> {
     // Everything that a loom model compiles differs, so its build has a folder of its own.
     let mut loom = run("loom", &["test", "--locked", "-p", "avio-host", "--lib", "--release", "--", "loom"]);
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    // Optimised, since a model runs its code a million times; but whole-program optimisation is for the product.
+    loom.command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     loom.command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", format!("{target}/loom"));
     parts.push(loom);
 

@@ -20,6 +20,8 @@ use avio_vswitch::table::{PortIndex, PortSpec, PortState, TableBuilder};
 
 const SIZE: u16 = 256;
 const BATCH: usize = 32;
+/// Batches per window; the best window counts.
+const WINDOW: u32 = 100;
 const STRIDE: u64 = 2048 + 64;
 
 struct Guest {
@@ -152,7 +154,8 @@ fn measure(name: &str, features: u64, frame_len: u32, ports: u32) {
             b.held[usize::from(token)] = buffer;
         }
         b.rx.publish();
-        if round % 2000 == 1999 {
+        // Short windows: on a busy machine a long one always contains somebody else's turn.
+        if round % WINDOW == WINDOW - 1 {
             best = best.min(inside.as_nanos() as f64 / frames as f64);
             (inside, frames) = (Duration::ZERO, 0);
         }
@@ -160,7 +163,7 @@ fn measure(name: &str, features: u64, frame_len: u32, ports: u32) {
     let delivered = states[1].stats.snapshot().counters.inbound_unicast_local;
     assert_eq!(delivered, rounds as u64 * BATCH as u64);
     println!(
-        "{name:<24} {frame_len:>5} B {ports:>5} ports: {best:6.1} ns/frame (best of 2,000 batches of {BATCH})"
+        "{name:<24} {frame_len:>5} B {ports:>5} ports: {best:6.1} ns/frame (best window of {WINDOW} batches of {BATCH})"
     );
 }
 

@@ -15,7 +15,7 @@ use avio_proto::ring::{Batch, ChainArena, RingError};
 use super::deliver::Courier;
 use super::guard::{GROUP_BIT, Passed, inspect, is_common, is_link_local};
 use super::scratch::{
-    BATCH_MAX, Egress, FRAME_AT, Frame, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch,
+    BATCH_MAX, Egress, FRAME_AT, Frame, Front, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch,
 };
 use super::{Event, Events, Refusal};
 use crate::packet::{ETHERNET_LEN, Ethernet, TAG_LEN, flow_hash, vlan};
@@ -27,8 +27,6 @@ use crate::table::{DomainIndex, MacNumber, Port, PortIndex, Table, key};
 const BATCH_COST_MAX: u64 = 256 * 1024;
 /// Octets that one delivered frame costs beside its bytes: 50 ns of ring work at 4 GB/s.
 const FRAME_COST: u64 = 200;
-/// How many chains ahead the first line of a frame is fetched: 4 x 15 ns covers a line from another core's cache, near.
-const PREFETCH: usize = 4;
 /// Depth of the `rate_mbps` bucket.
 const RATE_BURST_NS: u64 = 10_000_000;
 /// Depth of the `storm_pps` bucket: bursts of ARP after a link flap are short.
@@ -209,13 +207,7 @@ impl Run<'_> {
         let records_flows = port.enabled.len() > 1;
         // Group of the last frame's destination.
         let mut group_of: Option<(u64, u8)> = None;
-        for i in 0..PREFETCH.min(count) {
-            prefetch(batch, i);
-        }
         for i in 0..count {
-            if i + PREFETCH < count {
-                prefetch(batch, i + PREFETCH);
-            }
             inject::point("forward::frame");
             let chain = batch.chain(i);
             if chain.readable_len < header_len + ETHERNET_LEN {
@@ -226,10 +218,12 @@ impl Run<'_> {
             let head_len = len.min(limit);
             let snap = &mut self.scratch.snaps[i];
             snap.fill(&chain, header_len, head_len);
-            let (destination, source, kind) = snap.l2();
+            #[cfg(test)]
+            super::tests::rewriting::after_snapshot();
+            let Front { destination, source, kind, asks_nothing } = snap.front(header_len);
             let is_plain = port.plain
                 && source == port.mac
-                && snap.asks_nothing(header_len)
+                && asks_nothing
                 && is_common(kind)
                 && len <= port.frame_len_max;
             if is_plain {
@@ -371,7 +365,7 @@ impl Run<'_> {
     /// A broadcast or multicast frame.
     fn send_to_group(&mut self, i: usize, destination: MacNumber, domain: DomainIndex, len: usize) {
         if is_link_local(destination) {
-            let (_, source, kind) = self.scratch.snaps[i].l2();
+            let Front { source, kind, .. } = self.scratch.snaps[i].front(self.source.header_len);
             self.refuse(DiscardReason::LinkLocalDestination, source, kind);
             return;
         }
@@ -529,13 +523,6 @@ impl Run<'_> {
         };
         courier.run(jobs);
         courier.copied_len
-    }
-}
-
-#[inline]
-fn prefetch(batch: &Batch<'_>, i: usize) {
-    if let Some(first) = batch.chain(i).readable.first() {
-        first.prefetch_read();
     }
 }
 

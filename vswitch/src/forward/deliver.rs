@@ -154,39 +154,45 @@ impl Courier<'_> {
         features: u64,
         out: &mut Outcome,
     ) -> Result<(), RingError> {
+        // Held in registers: `self` and `out` would be read and written for each frame.
+        let (frames, snaps, batch) = (self.frames, self.snaps, self.batch);
+        let (domain, len_max) = (port.domain, port.frame_len_max);
+        let (mut count, mut octets, mut grouped) = (0, 0, 0);
         let mut at = job.first;
         while at != NONE {
             let i = usize::from(at);
-            let frame = &self.frames[i];
+            let frame = &frames[i];
             at = frame.next;
             if job.by_flow && !is_for(job, port, frame) {
                 continue;
             }
             inject::point("forward::push");
-            if frame.plain && frame.domain == port.domain {
-                if frame.len as usize > port.frame_len_max {
-                    out.offered += 1;
-                    out.receiver_mtu += 1;
-                    continue;
-                }
-                let head = self.snaps[i].head(usize::from(frame.start), usize::from(frame.head_len));
-                let pushed = delivery.push(&PLAIN_HEADER, head, self.tail(i, frame));
-                out.count(pushed, frame.len, frame.group_addressed)?;
-            } else {
+            let len = frame.len as usize;
+            if !frame.plain || frame.domain != domain || len > len_max {
                 self.push_changed(delivery, port, features, i, out)?;
+                continue;
+            }
+            let head_len = usize::from(frame.head_len);
+            let head = snaps[i].head(usize::from(frame.start), head_len);
+            let tail = if len == head_len {
+                Tail::default()
+            } else {
+                Tail { slices: batch.chain(i).readable, skip: usize::from(frame.skip), len: len - head_len }
+            };
+            match delivery.push(&PLAIN_HEADER, head, tail) {
+                Ok(()) => {
+                    count += 1;
+                    octets += len as u64;
+                    grouped += u64::from(frame.group_addressed);
+                }
+                failed => out.count(failed, frame.len, false)?,
             }
         }
+        out.offered += count;
+        out.octets += octets;
+        out.group_addressed += grouped;
+        out.unicast += count - grouped;
         Ok(())
-    }
-
-    /// What follows the snapshot of frame `i`.
-    #[inline]
-    fn tail(&self, i: usize, frame: &Frame) -> Tail<'_> {
-        let len = frame.len as usize - usize::from(frame.head_len);
-        if len == 0 {
-            return Tail::default();
-        }
-        Tail { slices: self.batch.chain(i).readable, skip: usize::from(frame.skip), len }
     }
 
     /// A frame that this receiver gets with a tag, or with an offload still to be done.

@@ -4,7 +4,7 @@
 //! numbers only, nothing of a table or ring.
 
 use avio_proto::ring::Chain;
-use avio_proto::virtio::net::{HEADER_LEN, NetHeader};
+use avio_proto::virtio::net::{HEADER_LEN, LEGACY_HEADER_LEN, NetHeader};
 
 use crate::offload::{HEAD_CAPACITY, Validated};
 use crate::packet::TAG_LEN;
@@ -29,42 +29,55 @@ const MAC_MASK: u64 = 0xffff_ffff_ffff;
 /// The bytes of one frame, copied once. Five cache lines: an odd number, so that consecutive snapshots spread over the
 /// cache's sets.
 #[repr(align(64))]
-pub(super) struct Snap([u8; 320]);
+pub(super) struct Snap([u8; SNAP_LEN]);
 
-const _: () = assert!(FRAME_AT + SNAPSHOT_LEN_IPS <= 320);
+/// Five lines.
+const SNAP_LEN: usize = 320;
+const _: () = assert!(FRAME_AT + SNAPSHOT_LEN_IPS <= SNAP_LEN);
 
 impl Snap {
     /// Copies the virtio-net header (`header_len` bytes) and the first `head_len` bytes of the frame out of guest memory:
     /// the only time that either is read. The chain must hold that many.
     #[inline]
     pub(super) fn fill(&mut self, chain: &Chain<'_>, header_len: usize, head_len: usize) {
-        let to = &mut self.0[FRAME_AT - header_len..FRAME_AT + head_len];
-        let mut done = 0;
-        for slice in chain.readable {
-            done += slice.copy_to(&mut to[done..]);
-            if done == to.len() {
-                return;
+        match chain.readable.first() {
+            // Two copies, so that the frame's first sixteen bytes are one store: `front` loads words of them at once, and a load that
+            // spans two stores on their way to the cache waits for both.
+            Some(first) if first.len() >= header_len + head_len => {
+                // The length is a constant on either side, so that the copy is two moves and not a loop.
+                if header_len == HEADER_LEN {
+                    first.copy_to(&mut self.0[FRAME_AT - HEADER_LEN..FRAME_AT]);
+                } else {
+                    first.copy_to(&mut self.0[FRAME_AT - LEGACY_HEADER_LEN..FRAME_AT]);
+                }
+                first.sub(header_len, head_len).copy_to(&mut self.0[FRAME_AT..FRAME_AT + head_len]);
             }
+            _ => gather(chain, &mut self.0[FRAME_AT - header_len..FRAME_AT + head_len]),
         }
     }
 
-    /// Destination, source and type of the frame.
-    #[inline]
-    pub(super) fn l2(&self) -> (MacNumber, MacNumber, u16) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n] =
-            *self.0[FRAME_AT..].first_chunk::<14>().unwrap_or(&[0; 14]);
-        (
-            u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 16,
-            u64::from_be_bytes([e, f, g, h, i, j, k, l]) & MAC_MASK,
-            u16::from_be_bytes([m, n]),
-        )
+    /// What the short check of a frame needs, behind a virtio-net header of `header_len` bytes.
+    #[inline(always)]
+    pub(super) fn front(&self, header_len: usize) -> Front {
+        // Overlapping words: destination and two bytes more, source after two bytes, type.
+        let first = u64::from_be_bytes(self.word::<FRAME_AT, 8>());
+        let second = u64::from_be_bytes(self.word::<{ FRAME_AT + 4 }, 8>());
+        let at = FRAME_AT - header_len;
+        Front {
+            destination: first >> 16,
+            source: second & MAC_MASK,
+            kind: u16::from_be_bytes(self.word::<{ FRAME_AT + 12 }, 2>()),
+            asks_nothing: self.0[at] | self.0[at + 1] == 0,
+        }
     }
 
-    /// Whether the virtio-net header asks for nothing: no flag and no segmentation.
-    #[inline]
-    pub(super) fn asks_nothing(&self, header_len: usize) -> bool {
-        let at = FRAME_AT - header_len;
-        self.0[at] | self.0[at + 1] == 0
+    /// The `N` bytes at `AT`, which lie inside: the compiler checks it.
+    #[inline(always)]
+    fn word<const AT: usize, const N: usize>(&self) -> [u8; N] {
+        const { assert!(AT + N <= SNAP_LEN) };
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.0[AT..AT + N]);
+        bytes
     }
 
     /// The virtio-net header; `num_buffers` is meaningless in this direction.
@@ -84,6 +97,28 @@ impl Snap {
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
+}
+
+/// Fills `to` from the pieces of a chain.
+fn gather(chain: &Chain<'_>, to: &mut [u8]) {
+    let mut done = 0;
+    for slice in chain.readable {
+        done += slice.copy_to(&mut to[done..]);
+        if done == to.len() {
+            return;
+        }
+    }
+}
+
+/// The first things to know about a frame.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Front {
+    pub destination: MacNumber,
+    pub source: MacNumber,
+    /// Ethertype, tag type or length.
+    pub kind: u16,
+    /// The virtio-net header has no flag and no segmentation.
+    pub asks_nothing: bool,
 }
 
 /// What is known about one frame of the batch.
@@ -169,7 +204,7 @@ pub(super) struct Scratch {
 impl Scratch {
     pub(super) fn new() -> Self {
         Self {
-            snaps: (0..BATCH_MAX).map(|_| Snap([0; 320])).collect(),
+            snaps: (0..BATCH_MAX).map(|_| Snap([0; SNAP_LEN])).collect(),
             frames: [NO_FRAME; BATCH_MAX],
             offloads: [Validated::PLAIN; BATCH_MAX],
             groups: [Group { egress: Egress::Members(DomainIndex(0)), first: NONE, last: NONE }; BATCH_MAX],

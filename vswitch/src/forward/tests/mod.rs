@@ -7,6 +7,7 @@ mod offload;
 mod pairs;
 mod panics;
 mod racing;
+pub(crate) mod rewriting;
 pub(crate) mod rig;
 mod switching;
 mod workers;

@@ -115,8 +115,8 @@ vswitches.toml
   aggregate      live
 vswitches.toml [workers]
   cores          on daemon restart
-  poll           live
-  spin_us        live
+  poll           on daemon restart
+  spin_us        on daemon restart
 vswitches.toml [vswitch]
   name           never (makes another object)
   max_ports      live               never below a port that a guest reserves

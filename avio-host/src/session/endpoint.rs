@@ -31,6 +31,9 @@ pub(super) const HELD_US: &str = "the front-end made a notification block";
 /// Messages handled for one session before the others get their turn. A whole start of a 4-pair device fits.
 const MESSAGES_PER_TURN: usize = 64;
 
+/// Events that may wait for the device before no more messages are read: a front-end writes faster than a device listens.
+const EVENTS_WAITING_MAX: usize = 1024;
+
 /// Which side of the socket the daemon is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -312,6 +315,9 @@ impl Endpoint {
             }
             if !session.readable || !session.backend.wants_message() {
                 return;
+            }
+            if around.events.len() >= EVENTS_WAITING_MAX {
+                break;
             }
             match stream.receive() {
                 Ok(Received::Message(mut message)) => {

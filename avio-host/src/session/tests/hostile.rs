@@ -233,3 +233,20 @@ proptest! {
         rig.vanish();
     }
 }
+
+#[test]
+fn events_that_nobody_takes_stop_the_reading_and_none_is_lost() {
+    const COUNT: usize = 3000;
+    let mut rig = Rig::new();
+    let say = number(Request::SEND_RARP, 0x0605_0403_0201);
+    let one = Outgoing::new(say.request.0, 0, &say.payload, vec![]).bytes;
+    rig.send_raw(&one.repeat(COUNT), &[]);
+    let mut total = 0;
+    for _ in 0..4 {
+        (0..50).for_each(|_| rig.sessions.on_ready());
+        let waiting = std::iter::from_fn(|| rig.sessions.next_event()).count();
+        assert!(waiting < 1100, "{waiting} events wait");
+        total += waiting;
+    }
+    assert_eq!(total, COUNT);
+}

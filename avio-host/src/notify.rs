@@ -13,13 +13,14 @@ use crate::wait::tell;
 
 /// Checks a descriptor that a front-end sent to be notified by, and makes it non-blocking. Control thread.
 ///
-/// An eventfd is what QEMU and DPDK send, User-Mode Linux sends a pipe. Writing to or waiting for anything else may
-/// block the worker, at the pleasure of the file system behind it. `Err` says what it was.
+/// An eventfd is what QEMU and DPDK send; what User-Mode Linux calls a pipe is one end of a socket pair. Writing to or waiting
+/// for anything else may block the worker, at the pleasure of the file system behind it. `Err` says what it was.
 pub fn signal_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
-    if !is_eventfd(&fd) && !kind(&fd).starts_with("pipe:[") {
+    let kind = kind(&fd);
+    if !is_eventfd(&fd) && !kind.starts_with("pipe:[") && !kind.starts_with("socket:[") {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{} instead of an eventfd or pipe", kind(&fd)),
+            format!("{kind} instead of an eventfd or pipe"),
         ));
     }
     let flags = rustix::fs::fcntl_getfl(&fd)?;
@@ -129,8 +130,12 @@ mod tests {
         }
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
         assert!(signal_fd(epoll).is_err());
-        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(signal_fd(socket.into()).is_err());
+        // User-Mode Linux's "pipe"; one whose other end is gone is an error of write, not a signal.
+        let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let call = CallFd::new(Some(signal_fd(socket.into()).unwrap()));
+        assert!(call.call(true));
+        drop(other);
+        assert!(call.call(true));
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         assert!(kick_fd(reader).is_err());
         assert!(kick_fd(EventFd::new().unwrap().try_clone().unwrap()).is_ok());

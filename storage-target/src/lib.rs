@@ -1,0 +1,1 @@
+//! The AVIO storage target: everything that `avio-stord` is made of.

@@ -1,0 +1,3 @@
+//! `avio-stord`: the AVIO storage target as a program.
+
+fn main() {}

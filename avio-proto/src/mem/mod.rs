@@ -6,11 +6,13 @@
 
 mod copy;
 mod log;
+mod pieces;
 mod slice;
 mod table;
 
 pub(crate) use copy::{add_carry, fold};
 pub use log::DirtyLog;
+pub use pieces::GuestPieces;
 pub(crate) use slice::prefetch;
 pub use slice::{GuestSlice, Tail, TailSum};
 pub use table::{Mapping, MemoryTable, REGIONS_MAX, Region, RegionHint, TableError};

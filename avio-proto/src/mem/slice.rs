@@ -8,8 +8,9 @@
 use super::copy;
 use std::marker::PhantomData;
 
-/// `len` bytes of guest memory, valid for as long as the table it came from.
+/// `len` bytes of guest memory, valid for as long as the table it came from. Laid out as `struct iovec`.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct GuestSlice<'m> {
     ptr: *mut u8,
     len: usize,

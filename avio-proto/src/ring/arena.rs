@@ -253,7 +253,14 @@ pub struct ChainArena {
     pub(super) segments: Segments,
     chains: Box<[Shape]>,
     count: usize,
+    /// The table of the ring that was last taken from: only compared, never followed.
+    table: *const MemoryTable,
 }
+
+// SAFETY: `table` is never followed, and `segments` may move.
+unsafe impl Send for ChainArena {}
+// SAFETY: as above.
+unsafe impl Sync for ChainArena {}
 
 impl Default for ChainArena {
     fn default() -> Self {
@@ -269,13 +276,16 @@ impl ChainArena {
             segments: Segments::new(SEGMENTS_MAX),
             chains: vec![Shape::default(); CHAINS_MAX].into_boxed_slice(),
             count: 0,
+            table: std::ptr::null(),
         }
     }
 
+    /// Forgets the last batch; the next one is of a ring in `table`.
     #[inline]
-    pub(super) fn clear(&mut self) {
+    pub(super) fn clear(&mut self, table: &MemoryTable) {
         self.segments.clear();
         self.count = 0;
+        self.table = table;
     }
 
     /// The list of pieces, and the place for the chain that comes next; it counts once `add` is called. Callers stay below
@@ -321,6 +331,12 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The table that the chains lie in, to compare with.
+    #[inline]
+    pub(super) fn table(&self) -> *const MemoryTable {
+        self.arena.table
     }
 
     /// The `i`th chain.

@@ -10,6 +10,7 @@ mod delivery;
 mod descriptor;
 mod device;
 mod driver;
+mod held;
 mod index;
 mod packed;
 mod queue;
@@ -19,6 +20,7 @@ pub use arena::{Batch, CHAINS_MAX, Chain, ChainArena, ChainId, SEGMENTS_MAX};
 pub use delivery::{Delivery, Undelivered};
 pub use device::DeviceRing;
 pub use driver::{DriverLayout, DriverRing, GuestBuffer, Used};
+pub use held::{HeldChains, HeldId, Side};
 
 /// Everything needed to start a ring, as vhost-user's SET_VRING_* messages gave it.
 #[derive(Clone, Debug)]

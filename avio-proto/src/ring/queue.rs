@@ -124,7 +124,7 @@ impl Core {
         arena: &'a mut ChainArena,
         max_count: usize,
     ) -> Result<Batch<'a>, RingError> {
-        arena.clear();
+        arena.clear(&self.memory);
         self.taken_count = 0;
         if let Some(error) = self.broken {
             return Err(error);

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "memory for the rings under test")]
 
 mod delivery;
+mod held;
 mod hostile;
 mod log;
 mod packed_bytes;

@@ -260,7 +260,7 @@ impl Sources {
 
     /// Waits for events up to `timeout` (`None`: until something happens); returns how many there are, the worker's own
     /// included.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> usize {
+    pub fn wait(&mut self, timeout: Option<Duration>) -> usize {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),

@@ -2,7 +2,7 @@
 //!
 //! Implemented by the daemons, called by the worker loop (`turn`) on the worker's thread only.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::wait::{Sources, Token};
 
@@ -26,7 +26,7 @@ pub enum Polled {
 
 /// A data path as a worker runs it. One value per worker; its methods are called on that worker's thread alone.
 ///
-/// A turn of the worker is: commands, one `poll` of every active source, `turn_end`. Between two turns is a quiescent
+/// A turn of the worker is: commands, `poll_kernel`, one `poll` of every active source, `turn_end`. Between two turns is a quiescent
 /// point: the engine holds no reference into a table or ring that control may take away, and none of its methods is
 /// running. No method may block or allocate without bound.
 ///
@@ -45,6 +45,19 @@ pub trait Engine: Send + 'static {
 
     /// Takes up one command, at a quiescent point, in the order sent.
     fn command(&mut self, sources: &mut Sources, command: Self::Command);
+
+    /// Takes up what the kernel has completed since the last turn; returns how many completions. Once a turn, so with
+    /// nothing to find it may cost a load or two and no system call. An engine without kernel I/O has none.
+    fn poll_kernel(&mut self, sources: &mut Sources) -> usize {
+        let _ = sources;
+        0
+    }
+
+    /// Sleeps until a source is kicked, control announces something, a kernel operation of the engine completes or `timeout`
+    /// is over (`None`: no limit); returns how many events there were. An engine with kernel I/O waits for both at once.
+    fn wait(&mut self, sources: &mut Sources, timeout: Option<Duration>) -> usize {
+        sources.wait(timeout)
+    }
 
     /// Processes at most `budget` items of one active source. Bounded in time as well (DESIGN section 3).
     fn poll(&mut self, token: Token, budget: usize) -> Polled;

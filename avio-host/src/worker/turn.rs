@@ -152,8 +152,10 @@ impl<E: Engine> Turns<E> {
                 return;
             }
             self.disarm_roused();
+            let reaped = self.engine.poll_kernel(&mut self.sources);
             let scan = self.scan();
-            if scan.worked {
+            self.clock.units += reaped;
+            if scan.worked || reaped > 0 {
                 self.engine.turn_end(&mut self.sources);
                 self.kickless_sleep = KICKLESS_SLEEP_MIN;
             }
@@ -332,7 +334,7 @@ impl<E: Engine> Turns<E> {
         if !self.shared.handoff.fall_asleep(self.seen) {
             return;
         }
-        let events = self.sources.wait(timeout);
+        let events = self.engine.wait(&mut self.sources, timeout);
         self.shared.handoff.wake_up();
         let asleep_from_ns = self.clock.now_ns;
         self.clock.read();

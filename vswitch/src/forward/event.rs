@@ -6,13 +6,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use avio_host::wait::{Notified, Notifier};
 use avio_host::worker::ControlWaker;
 use avio_proto::config::{MacAddr, VlanId};
 use avio_proto::control::DiscardReason;
 use avio_proto::ring::RingError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
-use crate::port::guest::{Notified, Notifier, PortCell};
+use crate::port::guest::PortCell;
 use crate::table::{PortIndex, PortSpec};
 
 /// Events that wait for control. A worker makes few: learning and refusals are limited per ring, a ring breaks once.

@@ -10,7 +10,7 @@ mod queue;
 mod stats;
 
 pub(crate) use queue::{LastDestination, Reports, RxRing};
-pub use queue::{Notified, Notifier, PAIRS_MAX, RxQueue, TxQueue, TxStopped};
+pub use queue::{PAIRS_MAX, RxQueue, TxQueue, TxStopped};
 pub use stats::{PortCell, PortStats, Snapshot};
 
 use std::sync::Arc;

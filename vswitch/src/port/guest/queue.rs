@@ -5,11 +5,10 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use avio_host::wait::tell;
+use avio_host::wait::Notifier;
 use avio_proto::ring::DeviceRing;
 use avio_proto::virtio::net::header_len;
 
@@ -17,48 +16,6 @@ use crate::table::PortIndex;
 
 /// Most queue pairs of a port; the configuration allows no more.
 pub const PAIRS_MAX: usize = avio_proto::config::QUEUE_PAIRS_MAX as usize;
-
-/// The guest's interrupt for one ring.
-#[derive(Debug)]
-pub struct Notifier {
-    call: Option<OwnedFd>,
-    /// It held a writer: it is not written again.
-    held: AtomicBool,
-}
-
-/// What a notification came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notified {
-    /// The guest is interrupted.
-    Yes,
-    /// There is nobody to interrupt.
-    Nobody,
-    /// The guest's VMM held the writer until it was interrupted. Said once; its session is to be ended.
-    Held,
-}
-
-impl Notifier {
-    /// Writes to `call` (vhost-user SET_VRING_CALL); `None`: the guest polls.
-    #[must_use]
-    pub fn new(call: Option<OwnedFd>) -> Self {
-        Self { call, held: AtomicBool::new(false) }
-    }
-
-    /// Interrupts the guest. One system call; a full eventfd counter means that the guest has been notified already. A VMM that
-    /// makes the call block does so once, for a fraction of a second ([`tell`]).
-    pub fn notify(&self) -> Notified {
-        match &self.call {
-            Some(call) if !self.held.load(Ordering::Relaxed) => {
-                if tell(call) {
-                    return Notified::Yes;
-                }
-                self.held.store(true, Ordering::Relaxed);
-                Notified::Held
-            }
-            _ => Notified::Nobody,
-        }
-    }
-}
 
 /// A guest's transmit ring with what forwarding needs to know about it. Made by control, owned by one worker.
 pub struct TxQueue {

@@ -83,6 +83,16 @@ pub(super) enum Stop {
     Bad(RingError),
 }
 
+impl Stop {
+    /// For a walk that has the whole arena for itself.
+    pub fn error(self) -> RingError {
+        match self {
+            Stop::Full => RingError::ChainTooLong,
+            Stop::Bad(error) => error,
+        }
+    }
+}
+
 /// What a chain amounts to; its pieces lie in [`Segments`] from `first` on, readable ones before writable ones.
 ///
 /// Filled in place: passed by value it is stored in small pieces and loaded again in large ones at once, which the

@@ -12,6 +12,7 @@ mod device;
 mod driver;
 mod held;
 mod index;
+mod inflight;
 mod packed;
 mod queue;
 mod split;
@@ -21,6 +22,7 @@ pub use delivery::{Delivery, Undelivered};
 pub use device::DeviceRing;
 pub use driver::{DriverLayout, DriverRing, GuestBuffer, Used};
 pub use held::{HeldChains, HeldId, Side};
+pub use inflight::{Inflight, InflightError};
 
 /// Everything needed to start a ring, as vhost-user's SET_VRING_* messages gave it.
 #[derive(Clone, Debug)]

@@ -105,6 +105,35 @@ impl PackedQueue {
         Descriptor::packed(unsafe { self.desc.descriptor(usize::from(index), order) })
     }
 
+    /// Next available and next used position.
+    pub fn positions(&self) -> (Position, Position) {
+        (self.avail, self.used)
+    }
+
+    /// Goes on at `used`, with `slots` descriptors in flight behind it.
+    pub fn resume(&mut self, used: Position, slots: u16) {
+        self.used = used;
+        self.avail = used;
+        self.avail.advance(slots, self.size);
+        self.in_flight = u32::from(slots);
+    }
+
+    /// The descriptor at a position, copied out.
+    pub fn descriptor_at(&self, at: Position) -> Descriptor {
+        self.descriptor(at.index(), Ordering::Relaxed)
+    }
+
+    /// Whether the driver was given a used element at that position (§2.8.1).
+    pub fn is_used_at(&self, at: Position) -> bool {
+        let flags = self.descriptor_at(at).flags;
+        (flags & F_AVAIL != 0) == at.wrap() && (flags & F_USED != 0) == at.wrap()
+    }
+
+    /// Whether any descriptor was ever used: a new ring has none.
+    pub fn was_ever_used(&self) -> bool {
+        (0..self.size).any(|i| self.descriptor(i, Ordering::Relaxed).flags & F_USED != 0)
+    }
+
     /// Whether flags mark a descriptor available at the position where we look (§2.8.1).
     #[inline(always)]
     fn is_available(&self, flags: u16) -> bool {

@@ -115,6 +115,17 @@ impl SplitQueue {
         })
     }
 
+    /// Used index as published.
+    pub fn used_idx(&self) -> u16 {
+        self.used_idx.get()
+    }
+
+    /// `count` chains are in flight: the next one to take is behind them.
+    pub fn skip_in_flight(&mut self, count: usize) {
+        self.last_avail.advance(count as u16);
+        self.avail_seen = self.last_avail;
+    }
+
     /// Chains known to be available without looking again.
     #[inline]
     pub fn available_seen(&self) -> usize {

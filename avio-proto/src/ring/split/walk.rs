@@ -10,7 +10,7 @@ impl SplitQueue {
     /// Appends the chain that starts at descriptor `head` to `out`. Each descriptor is copied out once and only the copy
     /// is looked at.
     #[inline(always)]
-    pub(super) fn walk(
+    pub(in crate::ring) fn walk(
         &self,
         memory: &MemoryTable,
         hint: &mut RegionHint,

@@ -7,6 +7,7 @@
 mod delivery;
 mod held;
 mod hostile;
+mod inflight;
 mod log;
 mod packed_bytes;
 mod pair;

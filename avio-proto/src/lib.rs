@@ -8,5 +8,6 @@ pub mod config;
 pub mod control;
 pub mod mem;
 pub mod ring;
+pub mod scsi;
 pub mod vhost_user;
 pub mod virtio;

@@ -1,7 +1,7 @@
-//! `avio-vswitchd` as a child process: its configuration, run and state folders, its life, and `avio` pointed at it. Started
+//! A daemon as a child process: its configuration, run and state folders, its life, and `avio` pointed at it. Started
 //! by tests and the demo; killed on drop. Everything is asked through the operator's commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -17,13 +17,33 @@ use crate::{Failure, Result, scratch};
 /// How long the daemon may take until it says that it is ready, in seconds.
 const READY_S: u64 = 5;
 
+/// What a daemon is to serve, as files in a folder.
+pub trait Definitions {
+    /// The daemon that reads them.
+    const PROGRAM: &str;
+
+    /// Writes all files into `folder`, over what is there.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    fn write(&self, folder: &Path) -> Result;
+}
+
+impl Definitions for Config {
+    const PROGRAM: &str = "avio-vswitchd";
+
+    fn write(&self, folder: &Path) -> Result {
+        Config::write(self, folder)
+    }
+}
+
 /// A running daemon with its folders.
-pub struct Daemon {
+pub struct Daemon<D = Config> {
     console: Option<Console>,
     folder: PathBuf,
     starts: u32,
     /// What it serves; change it, then [`Daemon::reload`].
-    pub config: Config,
+    pub config: D,
 }
 
 /// The path of a program of this workspace: in `AVIO_BIN_DIR` if set, else in `release` of this program's target folder.
@@ -46,21 +66,21 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-impl Daemon {
+impl<D: Definitions> Daemon<D> {
     /// Writes `config` and starts a daemon on it; returns when it is ready.
     ///
     /// # Errors
-    /// When it does not get ready; its output is in `vswitchd-N.log`.
-    pub fn start(config: Config) -> Result<Daemon> {
-        Daemon::start_in(scratch::folder(), config)
+    /// When it does not get ready; its output is in `PROGRAM-N.log`.
+    pub fn start(config: D) -> Result<Self> {
+        Self::start_in(scratch::folder(), config)
     }
 
     /// As [`Daemon::start`] with folders of its own below `folder`, for a second daemon in one test.
     ///
     /// # Errors
     /// As [`Daemon::start`].
-    pub fn start_in(folder: PathBuf, config: Config) -> Result<Daemon> {
-        let mut daemon = Daemon { console: None, folder, starts: 0, config };
+    pub fn start_in(folder: PathBuf, config: D) -> Result<Self> {
+        let mut daemon = Self { console: None, folder, starts: 0, config };
         daemon.config.write(&daemon.config_folder())?;
         fs::create_dir_all(daemon.run_folder())?;
         fs::create_dir_all(daemon.folder.join("state"))?;
@@ -75,9 +95,9 @@ impl Daemon {
     pub fn restart(&mut self) -> Result {
         self.console = None;
         self.starts += 1;
-        let mut command = command(program("avio-vswitchd")?);
+        let mut command = command(program(D::PROGRAM)?);
         self.add_folders(&mut command);
-        let mut console = Console::spawn(&format!("vswitchd-{}", self.starts), &mut command)?;
+        let mut console = Console::spawn(&format!("{}-{}", D::PROGRAM, self.starts), &mut command)?;
         console.wait_for("ready", READY_S)?;
         self.console = Some(console);
         Ok(())
@@ -96,11 +116,6 @@ impl Daemon {
     /// The folder with its sockets.
     pub fn run_folder(&self) -> PathBuf {
         self.folder.join("run")
-    }
-
-    /// The vhost-user socket of the `index`th port of the configuration.
-    pub fn socket(&self, index: usize) -> PathBuf {
-        self.config.ports()[index].socket(&self.run_folder())
     }
 
     /// The process.
@@ -157,6 +172,52 @@ impl Daemon {
         Ok(command.args(arguments).output()?)
     }
 
+    /// CPU time that the daemon has used, in milliseconds, all threads together.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu_ms(&mut self) -> Result<u64> {
+        let pid = self.console()?.pid();
+        let mut sum_ns = 0;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let text = fs::read_to_string(task?.path().join("schedstat"))?;
+            sum_ns += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(sum_ns / 1_000_000)
+    }
+
+    /// Its own memory in KiB: anonymous pages, and private pages of files. Guest memory does not count.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn own_memory_kib(&mut self) -> Result<u64> {
+        let pid = self.console()?.pid();
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+        let mut sum_kib = 0;
+        // Memory of guests is mapped from memfds.
+        let mut is_guests = false;
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("Private_Clean:" | "Private_Dirty:") if !is_guests => {
+                    sum_kib += words.next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+                }
+                Some(word) if !word.ends_with(':') => {
+                    is_guests = line.contains("/memfd:") || line.contains("/dev/shm/")
+                }
+                _ => {}
+            }
+        }
+        Ok(sum_kib)
+    }
+}
+
+impl Daemon<Config> {
+    /// The vhost-user socket of the `index`th port of the configuration.
+    pub fn socket(&self, index: usize) -> PathBuf {
+        self.config.ports()[index].socket(&self.run_folder())
+    }
+
     /// The vswitch `name` with its ports and counters, as `avio net -S NAME -A --json` tells them.
     ///
     /// # Errors
@@ -197,44 +258,5 @@ impl Daemon {
     pub fn wait_active(&self, number: u32) -> Result {
         let is_active = |v: &Vswitch| v.port(number).is_ok_and(|port| port.state == "Active");
         self.vswitch_when("vs", 10, is_active).map(drop)
-    }
-
-    /// CPU time that the daemon has used, in milliseconds, all threads together.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub fn cpu_ms(&mut self) -> Result<u64> {
-        let pid = self.console()?.pid();
-        let mut sum_ns = 0;
-        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            sum_ns += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(sum_ns / 1_000_000)
-    }
-
-    /// Its own memory in KiB: anonymous pages, and private pages of files. Guest memory does not count.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub fn own_memory_kib(&mut self) -> Result<u64> {
-        let pid = self.console()?.pid();
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-        let mut sum_kib = 0;
-        // Memory of guests is mapped from memfds.
-        let mut is_guests = false;
-        for line in text.lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                Some("Private_Clean:" | "Private_Dirty:") if !is_guests => {
-                    sum_kib += words.next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-                }
-                Some(word) if !word.ends_with(':') => {
-                    is_guests = line.contains("/memfd:") || line.contains("/dev/shm/")
-                }
-                _ => {}
-            }
-        }
-        Ok(sum_kib)
     }
 }

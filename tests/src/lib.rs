@@ -17,6 +17,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod runner;
 pub mod scratch;
+pub mod storage;
 pub mod testpmd;
 pub mod uml;
 

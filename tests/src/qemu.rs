@@ -1,4 +1,4 @@
-//! QEMU guests without hardware virtualization: Debian's cloud kernel, an initramfs of ours, vhost-user network devices with
+//! QEMU guests without hardware virtualization: Debian's cloud kernel, an initramfs of ours, vhost-user devices with
 //! shared memory. Needs `scripts/install-test-deps`.
 
 use std::env;
@@ -71,6 +71,55 @@ impl<'a> Qemu<'a> {
     /// # Errors
     /// When something is missing.
     pub fn launch(&self) -> Result<Booting> {
+        let queues = self.queue_pairs;
+        let server = if self.server { ",server=on,wait=off" } else { ",reconnect=1" };
+        let extra = if self.device.is_empty() { String::new() } else { format!(",{}", self.device) };
+        let multi = if queues > 1 { ",mq=on" } else { "" };
+        let mut machine = Machine::new(self.name, MODULES);
+        machine.cpus = queues;
+        machine.arguments = [
+            ["-chardev".to_owned(), format!("socket,id=c0,path={}{server}", self.socket.display())],
+            ["-netdev".to_owned(), format!("vhost-user,id=n0,chardev=c0,queues={queues}")],
+            [
+                "-device".to_owned(),
+                format!("virtio-net-pci,netdev=n0,mac={}{multi},{NO_MSI_X}{extra}", self.mac),
+            ],
+        ]
+        .concat();
+        machine.arguments.extend(self.arguments.iter().cloned());
+        machine.launch()
+    }
+}
+
+/// No MSI-X: QEMU 7.2 without KVM dies on the first interrupt of a vhost-user device that has it (its table of kernel
+/// interrupts is never made). Interrupts then come over the device's one line, for all queues.
+pub const NO_MSI_X: &str = "vectors=0";
+
+/// An emulated machine with Debian's cloud kernel and our root file system, before its devices.
+pub struct Machine<'a> {
+    /// Names its transcript.
+    pub name: &'a str,
+    /// Kernel modules, in load order.
+    pub modules: &'a [&'a str],
+    /// Virtual CPUs.
+    pub cpus: u16,
+    /// Memory in MiB, shared with the back-ends.
+    pub memory_mib: u32,
+    /// Further arguments of the VMM: the devices.
+    pub arguments: Vec<String>,
+}
+
+impl<'a> Machine<'a> {
+    /// One CPU, 320 MiB, no devices.
+    pub fn new(name: &'a str, modules: &'a [&'a str]) -> Machine<'a> {
+        Machine { name, modules, cpus: 1, memory_mib: 320, arguments: Vec::new() }
+    }
+
+    /// Starts the machine without waiting for it, so that several can boot at the same time.
+    ///
+    /// # Errors
+    /// When something is missing.
+    pub fn launch(&self) -> Result<Booting> {
         let kernel = cache().join("kernel");
         let image = fs::read_dir(kernel.join("boot"))
             .map_err(|e| {
@@ -80,19 +129,14 @@ impl<'a> Qemu<'a> {
             .map(|entry| entry.path())
             .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz-")))
             .ok_or_else(|| Failure::new("the unpacked kernel package has no kernel"))?;
-        let initramfs = scratch::folder().join("qemu.cpio");
+        let initramfs = scratch::folder().join(format!("qemu-{}.cpio", self.modules.len()));
         if !initramfs.exists() {
             guest_image::write(
                 &initramfs,
-                &guest_image::find_modules(&kernel.join("lib/modules"), MODULES)?,
+                &guest_image::find_modules(&kernel.join("lib/modules"), self.modules)?,
             )?;
         }
-        let queues = self.queue_pairs;
-        let server = if self.server { ",server=on,wait=off" } else { ",reconnect=1" };
-        let extra = if self.device.is_empty() { String::new() } else { format!(",{}", self.device) };
-        // No MSI-X: QEMU 7.2 without KVM dies on the first interrupt of a vhost-user device that has it (its table of
-        // kernel interrupts is never made). Interrupts then come over the device's one line, for all queues.
-        let multi = if queues > 1 { ",mq=on,vectors=0" } else { ",vectors=0" };
+        let memory = self.memory_mib;
         let mut command = command("qemu-system-x86_64");
         command
             .args([
@@ -104,16 +148,14 @@ impl<'a> Qemu<'a> {
                 "none",
                 "-nodefaults",
             ])
-            .args(["-object", "memory-backend-memfd,id=m,share=on,size=320M", "-m", "320M"])
-            .args(["-smp", &queues.to_string(), "-no-reboot", "-serial", "stdio", "-monitor", "none"])
+            .args(["-object", &format!("memory-backend-memfd,id=m,share=on,size={memory}M")])
+            .args(["-m", &format!("{memory}M")])
+            .args(["-smp", &self.cpus.to_string(), "-no-reboot", "-serial", "stdio", "-monitor", "none"])
             .arg("-kernel")
             .arg(image)
             .arg("-initrd")
             .arg(initramfs)
             .args(["-append", "console=ttyS0 quiet loglevel=1 net.ifnames=0 panic=-1 mitigations=off"])
-            .args(["-chardev", &format!("socket,id=c0,path={}{server}", self.socket.display())])
-            .args(["-netdev", &format!("vhost-user,id=n0,chardev=c0,queues={queues}")])
-            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={}{multi}{extra}", self.mac)])
             .args(&self.arguments);
         Ok(Booting { console: Console::spawn(self.name, &mut command)?, seconds: BOOT_S })
     }

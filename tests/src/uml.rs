@@ -30,21 +30,32 @@ pub fn start(name: &str, socket: &Path) -> Result<LinuxGuest> {
 /// # Errors
 /// When something is missing.
 pub fn launch(name: &str, socket: &Path) -> Result<Booting> {
-    let initramfs = scratch::folder().join("uml.cpio");
+    launch_with(name, MODULES, &[(socket, VIRTIO_ID_NET)])
+}
+
+/// Starts a guest with these kernel modules, in load order, and these devices: socket and virtio device id of each (virtio 1.3
+/// section 5).
+///
+/// # Errors
+/// When something is missing.
+pub fn launch_with(name: &str, modules: &[&str], devices: &[(&Path, u8)]) -> Result<Booting> {
+    let initramfs = scratch::folder().join(format!("uml-{}.cpio", modules.len()));
     if !initramfs.exists() {
         guest_image::write(
             &initramfs,
-            &guest_image::find_modules(Path::new("/usr/lib/uml/modules"), MODULES)?,
+            &guest_image::find_modules(Path::new("/usr/lib/uml/modules"), modules)?,
         )?;
     }
     let mut command = command("linux.uml");
     command
-        // Its memory is a file there, and the switch maps it.
+        // Its memory is a file there, and the daemon maps it.
         .env("TMPDIR", "/dev/shm")
         .args(["mem=192M", "con=null", "con0=fd:0,fd:1", "ssl=null", "quiet", "loglevel=1", "panic=-1"])
         .arg(format!("initrd={}", initramfs.display()))
         .arg(format!("umid={}-{}", std::process::id(), name))
-        .arg(format!("uml_dir={}", scratch::folder().display()))
-        .arg(format!("virtio_uml.device={}:{VIRTIO_ID_NET}", socket.display()));
+        .arg(format!("uml_dir={}", scratch::folder().display()));
+    for (socket, id) in devices {
+        command.arg(format!("virtio_uml.device={}:{id}", socket.display()));
+    }
     Ok(Booting { console: Console::spawn(name, &mut command)?, seconds: BOOT_S })
 }

@@ -10,7 +10,7 @@ use crate::socket::{Endpoint, Socket};
 use avio_proto::vhost_user::features as protocol;
 use avio_proto::vhost_user::frontend::{Event, Frontend, FrontendError, Negotiated, RingStart, Wanted};
 use avio_proto::vhost_user::message::Request;
-use avio_proto::vhost_user::payload::{MemoryRegion, VringAddr};
+use avio_proto::vhost_user::payload::{InflightArea, MemoryRegion, VringAddr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -289,6 +289,58 @@ impl Session {
             path: self.endpoint.path().to_owned(),
             request: Request::GET_VRING_BASE,
         })
+    }
+
+    /// Reads the first `len` bytes of configuration space; `None` if the back-end refused.
+    ///
+    /// # Errors
+    /// [`SessionError::Missing`] without protocol feature CONFIG.
+    pub fn config(&mut self, len: u32) -> Result<Option<Vec<u8>>, SessionError> {
+        self.need(protocol::CONFIG, "configuration space (protocol feature CONFIG)")?;
+        self.frontend.get_config(0, len);
+        let found = self.settle()?.into_iter().find_map(|event| match event {
+            Event::Config(bytes) => Some(bytes),
+            _ => None,
+        });
+        Ok(found.filter(|bytes| !bytes.is_empty()))
+    }
+
+    /// Asks for an in-flight region for `queues` rings of `queue_size` entries.
+    ///
+    /// # Errors
+    /// [`SessionError::Missing`] without protocol feature INFLIGHT_SHMFD.
+    pub fn inflight(
+        &mut self,
+        queues: u16,
+        queue_size: u16,
+    ) -> Result<(InflightArea, OwnedFd), SessionError> {
+        self.need(protocol::INFLIGHT_SHMFD, "in-flight tracking (protocol feature INFLIGHT_SHMFD)")?;
+        self.frontend.get_inflight(queues, queue_size);
+        let found = self.settle()?.into_iter().find_map(|event| match event {
+            Event::Inflight(area, fd) => Some((area, fd)),
+            _ => None,
+        });
+        found.ok_or_else(|| SessionError::Refused {
+            path: self.endpoint.path().to_owned(),
+            request: Request::GET_INFLIGHT_FD,
+        })
+    }
+
+    /// Hands the in-flight region over, before the rings start.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub fn set_inflight(&mut self, area: &InflightArea, fd: BorrowedFd<'_>) -> Result<(), SessionError> {
+        let fd = self.duplicate(fd)?;
+        self.frontend.set_inflight(area, fd);
+        self.settle().map(drop)
+    }
+
+    fn need(&self, feature: u64, what: &'static str) -> Result<(), SessionError> {
+        if self.negotiated.protocol_features & feature == 0 {
+            return Err(SessionError::Missing { path: self.endpoint.path().to_owned(), what });
+        }
+        Ok(())
     }
 
     /// Whether the back-end is still connected; does not wait.

@@ -107,6 +107,14 @@ impl DriverRing {
         with!(&mut self.layout, ring => ring.disable_interrupts());
     }
 
+    /// Where a device that takes the ring over goes on, in SET_VRING_BASE's encoding: behind the last chain taken back. Call it
+    /// after `poll_used` has taken back everything that the previous device had published; what that device still had is
+    /// then found through the in-flight region.
+    #[must_use]
+    pub fn resume_base(&self) -> u32 {
+        with!(&self.layout, ring => ring.resume_base())
+    }
+
     /// Descriptors that are free. A chain takes one per buffer, or one if it goes through an indirect table.
     #[inline]
     #[must_use]

@@ -253,6 +253,10 @@ impl PackedDriver {
         unsafe { self.driver.u16(2) }.store(EVENT_DISABLE.to_le(), Ordering::Relaxed);
     }
 
+    pub fn resume_base(&self) -> u32 {
+        u32::from(self.used.bits()) | u32::from(self.used.bits()) << 16
+    }
+
     #[inline]
     pub fn free_count(&self) -> usize {
         self.free_slots as usize

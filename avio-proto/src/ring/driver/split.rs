@@ -312,6 +312,10 @@ impl SplitDriver {
         }
     }
 
+    pub fn resume_base(&self) -> u32 {
+        u32::from(self.last_used.get())
+    }
+
     #[inline]
     pub fn free_count(&self) -> usize {
         self.free.count()

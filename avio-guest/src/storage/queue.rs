@@ -1,0 +1,265 @@
+//! One ring of requests: slots, each with a head, a response and a data buffer, placed once.
+//!
+//! Owns which slot is in flight. Whoever drives the queue fills a slot's head, submits it, flushes once per batch and takes
+//! back what is done. A slot keeps its bytes from one use to the next; nothing is allocated per request.
+
+use super::options::StorageOptions;
+use super::{Kind, StorageError};
+use crate::eventfd::{EventFd, wait_readable};
+use crate::memory::GuestMemory;
+use crate::rings::RingPlace;
+use crate::session::Session;
+use avio_proto::mem::{GuestSlice, MemoryTable, RegionHint};
+use avio_proto::ring::{DriverRing, RingError, Used};
+use avio_proto::virtio::features::RING_PACKED;
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes for a request's head, the longest is virtio-scsi's 51; the response stands behind it.
+const HEAD_LEN: usize = 64;
+/// Head and response of a slot: a response is 108 bytes at most.
+pub(super) const HEAD_STRIDE: usize = 192;
+
+/// What a request moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// Nothing.
+    None,
+    /// This many bytes from the slot's buffer to the device.
+    Out(u32),
+    /// This many bytes from the device into the slot's buffer.
+    In(u32),
+}
+
+/// A request that is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Its slot, still the caller's until [`RequestQueue::give`].
+    pub slot: u16,
+    /// Bytes that the device says it wrote, response included.
+    pub written: u32,
+}
+
+/// One ring and its slots. One thread at a time drives it.
+pub struct RequestQueue {
+    ring: DriverRing,
+    place: RingPlace,
+    features: u64,
+    kind: Kind,
+    kick: EventFd,
+    call: EventFd,
+    table: Arc<MemoryTable>,
+    heads: u64,
+    data: u64,
+    data_len: usize,
+    data_stride: usize,
+    /// First in, first out, so that a slot meets the same descriptors again and they need not be rewritten.
+    free: VecDeque<u16>,
+    slot_of: Vec<u16>,
+    used: Vec<Used>,
+    in_flight: usize,
+    started: bool,
+    kicks: u64,
+}
+
+impl RequestQueue {
+    pub(super) fn new(
+        memory: &mut GuestMemory,
+        options: &StorageOptions,
+        features: u64,
+        depth: u16,
+        data_len: usize,
+    ) -> Result<Self, StorageError> {
+        let place = RingPlace::alloc(memory, options.ring_size(features), features)?;
+        let data_stride = data_len.next_multiple_of(4096);
+        let heads = memory.alloc(u64::from(depth) * HEAD_STRIDE as u64, 64)?;
+        let data = memory.alloc(u64::from(depth) * data_stride as u64, 4096)?;
+        let mut ring = DriverRing::new(memory.table().clone(), &place.layout, features)?;
+        ring.disable_interrupts();
+        Ok(Self {
+            ring,
+            place,
+            features,
+            kind: options.kind,
+            kick: EventFd::new()?,
+            call: EventFd::new()?,
+            table: memory.table().clone(),
+            heads,
+            data,
+            data_len,
+            data_stride,
+            free: (0..depth).collect(),
+            slot_of: vec![0; usize::from(place.layout.size)],
+            used: vec![Used::default(); usize::from(depth)],
+            in_flight: 0,
+            started: false,
+            kicks: 0,
+        })
+    }
+
+    /// Starts the ring, at its beginning the first time, then behind what the device has given back: everything that it
+    /// still owes us is in flight.
+    pub(super) fn start(&mut self, session: &mut Session, index: u32) -> Result<(), StorageError> {
+        let base = match (self.started, self.features & RING_PACKED != 0) {
+            (true, _) => self.ring.resume_base(),
+            // Both positions 0, both wrap counters 1 (vhost-user "SET_VRING_BASE").
+            (false, true) => 0x8000_8000,
+            (false, false) => 0,
+        };
+        self.started = true;
+        Ok(session.start_ring(index, &self.place, base, &self.kick, &self.call)?)
+    }
+
+    pub(super) fn kick_now(&mut self) {
+        if self.in_flight > 0 {
+            self.kick.signal();
+        }
+    }
+
+    fn slice(&self, addr: u64, len: usize) -> GuestSlice<'_> {
+        // Slots were allocated in the guest's one region.
+        self.table
+            .slice(&mut RegionHint::default(), addr, len)
+            .unwrap_or_else(|| unreachable!("slots lie in guest memory"))
+    }
+
+    #[inline]
+    fn head_addr(&self, slot: u16) -> u64 {
+        self.heads + u64::from(slot) * HEAD_STRIDE as u64
+    }
+
+    #[inline]
+    fn data_addr(&self, slot: u16) -> u64 {
+        self.data + u64::from(slot) * self.data_stride as u64
+    }
+
+    /// A free slot, the caller's until it is submitted or given back.
+    #[inline]
+    pub fn take(&mut self) -> Option<u16> {
+        self.free.pop_front()
+    }
+
+    /// The caller is done with `slot`.
+    #[inline]
+    pub fn give(&mut self, slot: u16) {
+        debug_assert!(!self.free.contains(&slot), "a slot was given back twice");
+        self.free.push_back(slot);
+    }
+
+    /// A slot's head, 64 bytes for the device to read.
+    #[inline]
+    #[must_use]
+    pub fn head(&self, slot: u16) -> GuestSlice<'_> {
+        self.slice(self.head_addr(slot), HEAD_LEN)
+    }
+
+    /// A slot's response, for the device to write: a block request's status byte stands first.
+    #[inline]
+    #[must_use]
+    pub fn response(&self, slot: u16) -> GuestSlice<'_> {
+        self.slice(self.head_addr(slot) + HEAD_LEN as u64, HEAD_STRIDE - HEAD_LEN)
+    }
+
+    /// A slot's data buffer.
+    #[inline]
+    #[must_use]
+    pub fn data(&self, slot: u16) -> GuestSlice<'_> {
+        self.slice(self.data_addr(slot), self.data_len)
+    }
+
+    /// Makes a taken slot's request available with the next [`RequestQueue::flush`]: `head_len` bytes of head,
+    /// `response_len` of response. False, and the slot still the caller's, if the ring has no room or the data no place.
+    #[inline]
+    pub fn submit(&mut self, slot: u16, head_len: u32, response_len: u32, transfer: Transfer) -> bool {
+        let head = (self.head_addr(slot), head_len);
+        let response = (self.head_addr(slot) + HEAD_LEN as u64, response_len);
+        let data = self.data_addr(slot);
+        let (Transfer::Out(len) | Transfer::In(len)) = transfer else {
+            let added = self.ring.add(&[head][..usize::from(head_len > 0)], &[response]);
+            return self.note(slot, added);
+        };
+        if len as usize > self.data_len || len == 0 {
+            return false;
+        }
+        let added = match (transfer, self.kind) {
+            (Transfer::Out(_), _) => self.ring.add(&[head, (data, len)], &[response]),
+            // A block request ends with its status (§5.2.6), a SCSI response comes before the data (§5.6.6.1).
+            (_, Kind::Blk) => self.ring.add(&[head], &[(data, len), response]),
+            (_, Kind::Scsi) => self.ring.add(&[head], &[response, (data, len)]),
+        };
+        self.note(slot, added)
+    }
+
+    #[inline]
+    fn note(&mut self, slot: u16, added: Option<u16>) -> bool {
+        let Some(token) = added else { return false };
+        self.slot_of[usize::from(token)] = slot;
+        self.in_flight += 1;
+        true
+    }
+
+    /// Publishes what was submitted and kicks the device if it wants that.
+    #[inline]
+    pub fn flush(&mut self) {
+        if self.ring.publish() {
+            self.kicks += 1;
+            self.kick.signal();
+        }
+    }
+
+    /// Takes back requests that are done, as many as fit `out`; returns how many.
+    ///
+    /// # Errors
+    /// [`RingError`] if the device broke the ring.
+    #[inline]
+    pub fn poll(&mut self, out: &mut [Done]) -> Result<usize, RingError> {
+        let most = out.len().min(self.used.len());
+        let count = self.ring.poll_used(&mut self.used[..most]);
+        for (done, used) in out.iter_mut().zip(&self.used[..count]) {
+            *done = Done { slot: self.slot_of[usize::from(used.token)], written: used.len };
+        }
+        self.in_flight -= count;
+        match self.ring.error() {
+            Some(error) => Err(error),
+            None => Ok(count),
+        }
+    }
+
+    /// Sleeps until the device signals, or `timeout` is over; returns at once if something is done already.
+    pub fn wait(&mut self, timeout: Duration) {
+        if !self.ring.enable_interrupts() {
+            wait_readable(&[self.call.as_fd()], timeout);
+        }
+        self.call.clear();
+        self.ring.disable_interrupts();
+    }
+
+    /// Requests that the device has.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Kicks sent so far.
+    #[must_use]
+    pub fn kicks(&self) -> u64 {
+        self.kicks
+    }
+
+    /// The ring, for tests that break its rules.
+    pub fn ring(&mut self) -> &mut DriverRing {
+        &mut self.ring
+    }
+}
+
+impl std::fmt::Debug for RequestQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RequestQueue")
+            .field("kind", &self.kind)
+            .field("place", &self.place)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}

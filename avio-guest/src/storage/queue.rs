@@ -263,3 +263,70 @@ impl std::fmt::Debug for RequestQueue {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use avio_proto::ring::{ChainArena, DeviceRing, RingSetup};
+    use avio_proto::virtio::features as f;
+
+    /// Order of buffers as the standard has it: a block status last (§5.2.6), a SCSI response before data in (§5.6.6.1).
+    #[test]
+    fn buffers_stand_in_the_standards_order() {
+        for (kind, features, want) in [
+            (Kind::Blk, f::VERSION_1, [4096, 1]),
+            (Kind::Scsi, f::VERSION_1, [108, 4096]),
+            (Kind::Scsi, f::VERSION_1 | f::RING_PACKED | f::RING_INDIRECT_DESC, [108, 4096]),
+        ] {
+            let options = StorageOptions { depth: 4, ..StorageOptions::new(kind) };
+            let mut memory = GuestMemory::new("test", options.memory_len(features)).unwrap();
+            let mut queue = RequestQueue::new(&mut memory, &options, features, 4, 4096).unwrap();
+            let setup = RingSetup {
+                size: queue.place.layout.size,
+                desc_user: queue.place.desc_user,
+                driver_user: queue.place.driver_user,
+                device_user: queue.place.device_user,
+                features,
+                base: if features & f::RING_PACKED != 0 { 0x8000_8000 } else { 0 },
+                used_log: None,
+            };
+            let mut device = DeviceRing::new(memory.table().clone(), &setup).unwrap();
+            let mut arena = ChainArena::new();
+            let slot = queue.take().unwrap();
+            queue.head(slot).copy_from(&[0xa5; 51]);
+            let response_len = if kind == Kind::Blk { 1 } else { 108 };
+            assert!(queue.submit(slot, 51, response_len, Transfer::In(4096)));
+            queue.flush();
+            let batch = device.take(&mut arena, 8).unwrap();
+            assert_eq!(batch.len(), 1);
+            let chain = batch.chain(0);
+            let (id, mut head) = (chain.id, [0; 51]);
+            chain.readable[0].copy_to(&mut head);
+            assert_eq!(head, [0xa5; 51]);
+            let lens: Vec<usize> = chain.writable.iter().map(GuestSlice::len).collect();
+            assert_eq!(lens, want, "{kind:?} {features:#x}");
+            chain.writable[0].copy_from(&[7]);
+            device.complete(id, 4097);
+            device.publish();
+            let mut done = [Done::default(); 4];
+            assert_eq!(queue.poll(&mut done), Ok(1));
+            assert_eq!((done[0], queue.in_flight()), (Done { slot, written: 4097 }, 0));
+            let first = if kind == Kind::Blk { queue.data(slot) } else { queue.response(slot) };
+            assert_eq!(first.read::<1>(0), Some([7]));
+            // A device that takes over goes on where this one stopped.
+            let base = queue.ring.resume_base();
+            assert_eq!(base & 0xffff, device.base() & 0xffff, "{kind:?} {features:#x}");
+        }
+    }
+
+    #[test]
+    fn data_that_does_not_fit_stays_the_callers() {
+        let options = StorageOptions { depth: 2, ..StorageOptions::new(Kind::Blk) };
+        let mut memory = GuestMemory::new("test", options.memory_len(f::VERSION_1)).unwrap();
+        let mut queue = RequestQueue::new(&mut memory, &options, f::VERSION_1, 2, 4096).unwrap();
+        let slot = queue.take().unwrap();
+        assert!(!queue.submit(slot, 16, 1, Transfer::Out(4097)));
+        queue.give(slot);
+        assert_eq!(queue.in_flight(), 0);
+    }
+}

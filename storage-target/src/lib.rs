@@ -1,1 +1,8 @@
 //! The AVIO storage target: everything that `avio-stord` is made of.
+
+pub mod adapter;
+pub mod backing;
+pub mod lun;
+pub mod scsi;
+pub mod serve;
+pub mod uring;

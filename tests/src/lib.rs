@@ -9,6 +9,7 @@ pub mod config;
 pub mod console;
 pub mod counters;
 pub mod daemon;
+pub mod disk_guest;
 pub mod failure;
 pub mod frames;
 pub mod guest_image;

@@ -4,6 +4,7 @@
 //! ([`Config::from_files`]). `avio_host::config` reads the files for the daemons; `tools` edits them and checks its edit
 //! before anything is replaced. Nothing here opens a file or keeps state.
 
+mod backing;
 mod check;
 mod errors;
 mod guest;
@@ -16,6 +17,7 @@ mod source;
 mod vlan;
 mod vswitches;
 
+pub use backing::{BackingError, BackingSpec, FaultRules, parse_size};
 pub use errors::{ConfigError, ConfigErrors, nearest};
 pub use guest::{
     BackingCache, DEFAULT_MAC_LIMIT, DEFAULT_MTU, GuestFile, IPS_MAX, LunConfig, LunDevice, MAC_LIMIT_MAX,

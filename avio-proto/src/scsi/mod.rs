@@ -2,4 +2,6 @@
 //!
 //! Owns names and layouts only; what a logical unit does with them lives in `avio-stord`.
 
+pub mod opcode;
+pub mod sense;
 pub mod vendor;

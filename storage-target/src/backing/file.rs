@@ -1,0 +1,29 @@
+//! Files and block devices: what is known of an open one.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+/// FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (fallocate(2)): reads as zeroes, space is given back.
+pub(super) const PUNCH_HOLE: i32 = 0x01 | 0x02;
+/// FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE: reads as zeroes, space is kept where that is possible.
+pub(super) const ZERO_RANGE: i32 = 0x01 | 0x10;
+
+/// An open file or block device.
+#[derive(Debug)]
+pub struct FileMedium {
+    pub(super) fd: Arc<OwnedFd>,
+    /// Device and inode, or number of a block device.
+    pub(super) identity: (u64, u64),
+    /// Writes are durable when they complete: opened with O_DSYNC.
+    pub(super) writes_through: bool,
+}
+
+impl FileMedium {
+    /// How large it is now, in bytes. The place of the descriptor is nobody's: all accesses name theirs.
+    pub(super) fn size_bytes(&self) -> Result<u64, Errno> {
+        seek(&self.fd, SeekFrom::End(0))
+    }
+}

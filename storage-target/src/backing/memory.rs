@@ -1,0 +1,77 @@
+//! `memory:SIZE`: anonymous memory shared by all workers.
+//!
+//! It is mapped like a guest's memory and touched by the same raw copies: guests may race on it as they may on a disk.
+
+use std::sync::Arc;
+
+use avio_host::session::SharedMapping;
+use avio_proto::mem::{GuestPieces, GuestSlice, MemoryTable, Region, RegionHint};
+use avio_proto::vhost_user::backend::{MapPurpose, MapRequest};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+/// The store.
+#[derive(Debug)]
+pub struct MemoryStore(Arc<MemoryTable>);
+
+impl MemoryStore {
+    /// `size` zeroes. Pages are taken when they are first written.
+    ///
+    /// # Errors
+    /// When the address space does not hold them: what the kernel said.
+    pub fn new(size: u64) -> Result<Self, String> {
+        let fd = memfd_create("avio-disk", MemfdFlags::CLOEXEC).map_err(|e| format!("memfd_create: {e}"))?;
+        ftruncate(&fd, size).map_err(|e| format!("a memory file of {size} bytes: {e}"))?;
+        let request = MapRequest { ticket: 0, fd, offset: 0, len: size, purpose: MapPurpose::Guest };
+        let mapping = Arc::new(SharedMapping::map(&request, None)?);
+        let region = Region { guest_base: 0, user_base: 0, len: size, mapping, mapping_offset: 0 };
+        let table = MemoryTable::new(vec![region], None).map_err(|e| e.to_string())?;
+        Ok(Self(Arc::new(table)))
+    }
+
+    fn range(&self, offset: u64, len: usize) -> Option<GuestSlice<'_>> {
+        self.0.slice(&mut RegionHint::default(), offset, len)
+    }
+
+    /// Copies from the store to a guest; `false` if the range is not all there.
+    pub(super) fn read(&self, offset: u64, to: &GuestPieces) -> bool {
+        let Some(range) = self.range(offset, to.len()) else { return false };
+        let mut at = 0;
+        for piece in to.slices() {
+            at += piece.copy_from_guest(&range.sub(at, piece.len()));
+        }
+        true
+    }
+
+    /// Copies from a guest to the store.
+    pub(super) fn write(&self, offset: u64, from: &GuestPieces) -> bool {
+        let Some(range) = self.range(offset, from.len()) else { return false };
+        let mut at = 0;
+        for piece in from.slices() {
+            at += range.sub(at, piece.len()).copy_from_guest(piece);
+        }
+        true
+    }
+
+    /// As [`read`](Self::read), to memory of ours.
+    pub(super) fn read_own(&self, offset: u64, to: &mut [u8]) -> bool {
+        self.range(offset, to.len()).is_some_and(|range| range.copy_to(to) == to.len())
+    }
+
+    /// As [`write`](Self::write), from memory of ours.
+    pub(super) fn write_own(&self, offset: u64, from: &[u8]) -> bool {
+        self.range(offset, from.len()).is_some_and(|range| range.copy_from(from) == from.len())
+    }
+
+    /// Zeroes a range.
+    pub(super) fn zero(&self, offset: u64, len: u64) -> bool {
+        static ZEROES: [u8; 65536] = [0; 65536];
+        let Some(range) = usize::try_from(len).ok().and_then(|len| self.range(offset, len)) else {
+            return false;
+        };
+        let mut at = 0;
+        while at < range.len() {
+            at += range.sub(at, ZEROES.len()).copy_from(&ZEROES);
+        }
+        true
+    }
+}

@@ -1,0 +1,134 @@
+//! Where the data of a LUN are: kinds of backings, and byte-level access to them.
+//!
+//! Control opens a [`Backing`] on a helper thread ([`Backing::open`]); workers read and write it through their [`Io`]. It
+//! knows bytes, not blocks or commands.
+
+mod fault;
+mod file;
+mod io;
+mod limits;
+mod memory;
+mod open;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use avio_proto::config::BackingSpec;
+use rustix::io::Errno;
+
+pub use crate::uring::{AlignedBuf, Memory, Woken};
+pub use fault::Faults;
+pub use file::FileMedium;
+pub use io::{Completion, Io, Started};
+pub use limits::Limits;
+pub use memory::MemoryStore;
+pub use open::{OpenError, OpenOptions};
+
+/// What is done to a range of a backing. Offsets and lengths are in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads.
+    Read,
+    /// Writes; `durable`: completes when a power failure cannot undo it.
+    Write {
+        /// Whether it must be durable although the backing's cache is volatile.
+        durable: bool,
+    },
+    /// Makes durable what was written before.
+    Flush,
+    /// The data are not needed any more; what they read as then is up to the backing.
+    Discard,
+    /// The data read as zeroes from now on; `unmap`: the space may be given back.
+    WriteZeroes {
+        /// Whether it may be.
+        unmap: bool,
+    },
+}
+
+/// Why an access failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IoError {
+    /// The kernel said so.
+    #[error("{0}")]
+    Os(Errno),
+    /// No answer in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// There is nothing behind the LUN any more, or less than there was.
+    #[error("the backing is gone")]
+    Gone,
+}
+
+/// Where bytes come from and go to.
+#[derive(Debug)]
+pub enum Medium {
+    /// No data: see [`BackingSpec::Null`].
+    Null,
+    /// Memory of the daemon.
+    Memory(MemoryStore),
+    /// A file or block device.
+    File(FileMedium),
+}
+
+/// One open backing. Shared by control and all workers.
+#[derive(Debug)]
+pub struct Backing {
+    spec: BackingSpec,
+    medium: Medium,
+    limits: Limits,
+    size_bytes: AtomicU64,
+    faults: Option<Faults>,
+    /// Accesses that were given up and that the kernel still has.
+    stuck: AtomicU32,
+}
+
+impl Backing {
+    /// How its definition names it.
+    #[must_use]
+    pub fn spec(&self) -> &BackingSpec {
+        &self.spec
+    }
+
+    /// What it can do.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Its size, in bytes: a multiple of the logical block.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What tells it from others: device and inode of a file, number of a block device. `None`: nobody else can have it.
+    #[must_use]
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        match &self.medium {
+            Medium::File(file) => Some(file.identity),
+            Medium::Null | Medium::Memory(_) => None,
+        }
+    }
+
+    /// Looks how large it is now; returns the size if it has changed. May block: helper threads.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn refresh_size(&self) -> Result<Option<u64>, Errno> {
+        let Medium::File(file) = &self.medium else { return Ok(None) };
+        let size = file.size_bytes()? / u64::from(self.limits.block_size) * u64::from(self.limits.block_size);
+        let before = self.size_bytes.swap(size, Ordering::Relaxed);
+        Ok((before != size).then_some(size))
+    }
+
+    /// Whether accesses were given up that the kernel has not given back: then new ones fail at once.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed) != 0
+    }
+}
+
+/// A backing in a view: shared.
+pub type SharedBacking = Arc<Backing>;

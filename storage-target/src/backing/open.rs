@@ -1,0 +1,289 @@
+//! Opening a backing: what it is, whether it may be used, what it can do.
+//!
+//! Helper threads only: everything here may block. A refusal is one line: what, and what would be right. Nothing is left
+//! behind by one.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use avio_proto::config::BackingSpec;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, StatxFlags, fstat, ioctl_blkpbszget, ioctl_blksszget, open, statx,
+};
+use rustix::io::Errno;
+
+use super::{Backing, Faults, FileMedium, Limits, Medium, MemoryStore};
+use crate::uring::{ClaimError, claim};
+
+/// Between two tries to claim what a predecessor still has.
+const CLAIM_AGAIN: Duration = Duration::from_millis(50);
+/// Smallest disk, in bytes (SEMANTICS 1.1).
+const DISK_MIN: u64 = 512;
+/// Smallest DVD, in bytes.
+const DVD_MIN: u64 = 2048;
+
+/// How to open a backing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Never write; others may read.
+    pub readonly: bool,
+    /// Logical block, in bytes; `None`: what the backing has.
+    pub block_size: Option<u32>,
+    /// Writes are durable before they succeed; `None`: as the kind of backing makes right.
+    pub writes_through: Option<bool>,
+    /// It is a DVD: 2,048-byte blocks, read only.
+    pub dvd: bool,
+    /// How long to wait for a predecessor's requests to end.
+    pub patience: Duration,
+}
+
+/// Why a backing was not opened; a line for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(String);
+
+fn refuse<T>(spec: &BackingSpec, what: impl std::fmt::Display) -> Result<T, OpenError> {
+    Err(OpenError(format!("{spec}: {what}")))
+}
+
+impl Backing {
+    /// Opens what `spec` names. Helper threads.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(spec: &BackingSpec, options: &OpenOptions) -> Result<Arc<Self>, OpenError> {
+        let (rules, inner) = match spec {
+            BackingSpec::Fault(rules, inner) => (Some(*rules), &**inner),
+            spec => (None, spec),
+        };
+        let writes_through = options.writes_through.unwrap_or(inner.writes_through());
+        let (medium, limits, size) = match inner {
+            BackingSpec::Null(size) => (Medium::Null, plain(options), *size),
+            BackingSpec::Memory(size) => match MemoryStore::new(*size) {
+                Ok(store) => (Medium::Memory(store), plain(options), *size),
+                Err(why) => return refuse(spec, why),
+            },
+            BackingSpec::File(path) => open_file(inner, path, options, writes_through)?,
+            BackingSpec::Disk(path) | BackingSpec::Lv(path) => {
+                open_device(inner, path, options, writes_through)?
+            }
+            BackingSpec::Empty => return refuse(spec, "there is no medium to open"),
+            BackingSpec::Fault(..) => return refuse(spec, "one fault: is enough"),
+        };
+        let least = if options.dvd { DVD_MIN } else { DISK_MIN }.max(u64::from(limits.block_size));
+        if size < least {
+            return refuse(spec, format_args!("{size} bytes are too small; {least} is the least"));
+        }
+        let size = size / u64::from(limits.block_size) * u64::from(limits.block_size);
+        Ok(Arc::new(Self {
+            spec: spec.clone(),
+            medium,
+            limits,
+            size_bytes: AtomicU64::new(size),
+            faults: rules.map(Faults::new),
+            stuck: AtomicU32::new(0),
+        }))
+    }
+}
+
+/// Limits of what is no file.
+fn plain(options: &OpenOptions) -> Limits {
+    let block_size = if options.dvd { 2048 } else { options.block_size.unwrap_or(512) };
+    Limits {
+        block_size,
+        physical_block_size: block_size,
+        memory_align: 1,
+        readonly: options.readonly || options.dvd,
+        volatile_cache: false,
+        rotational: false,
+        discards: true,
+        discards_read_zeroes: true,
+    }
+}
+
+fn flags(options: &OpenOptions, writes_through: bool, direct: bool, exclusive: bool) -> OFlags {
+    let mut flags = OFlags::CLOEXEC;
+    flags |= if options.readonly || options.dvd { OFlags::RDONLY } else { OFlags::RDWR };
+    flags.set(OFlags::DSYNC, writes_through && !options.readonly && !options.dvd);
+    flags.set(OFlags::DIRECT, direct);
+    flags.set(OFlags::EXCL, exclusive);
+    flags
+}
+
+fn open_path(spec: &BackingSpec, path: &Path, flags: OFlags) -> Result<OwnedFd, OpenError> {
+    open(path, flags, Mode::empty()).or_else(|errno| match errno {
+        Errno::NOENT => refuse(spec, "there is no such file; create it, or correct the path"),
+        Errno::BUSY => refuse(spec, "it is mounted or in use; unmount it, or end what uses it"),
+        Errno::ACCESS | Errno::PERM | Errno::ROFS => {
+            refuse(spec, format_args!("{errno}; give the daemon the right to it, or set readonly = true"))
+        }
+        errno => refuse(spec, errno),
+    })
+}
+
+fn open_file(
+    spec: &BackingSpec,
+    path: &Path,
+    options: &OpenOptions,
+    writes_through: bool,
+) -> Result<(Medium, Limits, u64), OpenError> {
+    // A device would be opened without the checks that it needs.
+    let plain = open_path(spec, path, flags(options, writes_through, false, false) | OFlags::NONBLOCK)?;
+    let stat = fstat(&plain).or_else(|e| refuse(spec, e))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::BlockDevice => return refuse(spec, "it is a block device; write disk: or lv: instead"),
+        FileType::Directory => return refuse(spec, "it is a folder; name an image file in it"),
+        _ => return refuse(spec, "it is no regular file; name an image file"),
+    }
+    take(spec, plain.as_fd(), !(options.readonly || options.dvd), options.patience)?;
+    let block_size = if options.dvd { 2048 } else { options.block_size.unwrap_or(512) };
+    // What the file system asks of direct I/O; zeroes: it has none.
+    let found = statx(&plain, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
+    let (memory, offset) = found.map_or((0, 0), |x| (x.stx_dio_mem_align, x.stx_dio_offset_align));
+    let direct = offset > 0 && offset <= block_size;
+    if !direct {
+        tracing::info!(
+            "{spec}: through the page cache: its file system has no direct I/O of {block_size} bytes"
+        );
+    }
+    let fd = if direct {
+        // The same file again: the claim belongs to the open file, so it has to be taken on this one.
+        let fd = open_path(spec, path, flags(options, writes_through, true, false))?;
+        drop(plain);
+        take(spec, fd.as_fd(), !(options.readonly || options.dvd), options.patience)?;
+        fd
+    } else {
+        plain
+    };
+    let identity = (stat.st_dev, stat.st_ino);
+    let medium = FileMedium { fd: Arc::new(fd), identity, writes_through };
+    let size = medium.size_bytes().or_else(|e| refuse(spec, e))?;
+    let limits = Limits {
+        block_size,
+        physical_block_size: block_size.max(4096),
+        memory_align: if direct { memory.max(1) } else { 1 },
+        readonly: options.readonly || options.dvd,
+        volatile_cache: !writes_through,
+        rotational: false,
+        discards: true,
+        discards_read_zeroes: true,
+    };
+    Ok((Medium::File(medium), limits, size))
+}
+
+/// Claims a file, waiting for the requests of a daemon that was killed.
+fn take(spec: &BackingSpec, file: BorrowedFd<'_>, write: bool, patience: Duration) -> Result<(), OpenError> {
+    let end = Instant::now() + patience;
+    let mut said = false;
+    loop {
+        match claim(file, write) {
+            Ok(()) => return Ok(()),
+            Err(ClaimError::Taken) if Instant::now() < end => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::info!("{spec}: waits for requests of another process to end");
+                }
+                sleep(CLAIM_AGAIN);
+            }
+            Err(error) => {
+                return refuse(spec, format_args!("{error}; end it, or set readonly = true on both sides"));
+            }
+        }
+    }
+}
+
+fn open_device(
+    spec: &BackingSpec,
+    path: &Path,
+    options: &OpenOptions,
+    writes_through: bool,
+) -> Result<(Medium, Limits, u64), OpenError> {
+    let look = open_path(spec, path, OFlags::CLOEXEC | OFlags::RDONLY | OFlags::NONBLOCK)?;
+    let stat = fstat(&look).or_else(|e| refuse(spec, e))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => {}
+        FileType::RegularFile => return refuse(spec, "it is a file; write file: instead"),
+        FileType::CharacterDevice => {
+            return refuse(
+                spec,
+                "it is a character device; tapes and changers are not supported, whole disks are",
+            );
+        }
+        _ => return refuse(spec, "it is no block device; name a whole disk"),
+    }
+    drop(look);
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    let sys = format!("/sys/dev/block/{major}:{minor}");
+    if Path::new(&sys).join("partition").exists() {
+        return refuse(
+            spec,
+            "it is a partition, which is not supported; name the whole disk, or a logical volume",
+        );
+    }
+    let is_mapped = Path::new(&sys).join("dm").exists();
+    // A loop device is a volume that somebody made of a file: near enough for those who have no volume group.
+    let is_loop = Path::new(&sys).join("loop").exists()
+        || fs::canonicalize(path)
+            .is_ok_and(|p| p.starts_with("/dev/loop") || p.to_string_lossy().starts_with("/dev/loop"));
+    if matches!(spec, BackingSpec::Lv(_)) && !is_mapped && !is_loop {
+        return refuse(spec, "it is no logical volume; write disk: instead");
+    }
+    let queue = |name: &str| -> Option<u64> {
+        fs::read_to_string(format!("{sys}/queue/{name}")).ok()?.trim().parse().ok()
+    };
+    let readonly = options.readonly || options.dvd;
+    if !readonly && fs::read_to_string(format!("{sys}/ro")).is_ok_and(|ro| ro.trim() == "1") {
+        return refuse(spec, "the device is read-only; set readonly = true");
+    }
+    let fd = claim_device(spec, path, flags(options, writes_through, true, true), options.patience)?;
+    let logical = ioctl_blksszget(&fd).or_else(|e| refuse(spec, e))?;
+    let physical = ioctl_blkpbszget(&fd).unwrap_or(logical);
+    let block_size = if options.dvd { 2048 } else { options.block_size.unwrap_or(logical) };
+    if block_size < logical {
+        return refuse(
+            spec,
+            format_args!(
+                "the device has blocks of {logical} bytes; set block_size = {logical}, or leave it out"
+            ),
+        );
+    }
+    let identity = (0, stat.st_rdev);
+    let medium = FileMedium { fd: Arc::new(fd), identity, writes_through };
+    let size = medium.size_bytes().or_else(|e| refuse(spec, e))?;
+    let limits = Limits {
+        block_size,
+        physical_block_size: physical.max(block_size),
+        memory_align: queue("dma_alignment").map_or(512, |mask| mask as u32 + 1),
+        readonly,
+        volatile_cache: !writes_through,
+        rotational: queue("rotational") == Some(1),
+        discards: queue("discard_max_bytes").is_some_and(|most| most > 0),
+        // fallocate(2) punches holes in a device only where they read as zeroes.
+        discards_read_zeroes: true,
+    };
+    Ok((Medium::File(medium), limits, size))
+}
+
+fn claim_device(
+    spec: &BackingSpec,
+    path: &Path,
+    flags: OFlags,
+    patience: Duration,
+) -> Result<OwnedFd, OpenError> {
+    let end = Instant::now() + patience;
+    loop {
+        match open_path(spec, path, flags) {
+            Err(_)
+                if Instant::now() < end && matches!(open(path, flags, Mode::empty()), Err(Errno::BUSY)) =>
+            {
+                sleep(CLAIM_AGAIN);
+            }
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! The table of commands, and the way through it (SPC-5 4.2, SAM-5 5).
+//!
+//! Everything that is known of a command stands in its row: REPORT SUPPORTED OPERATION CODES reads the same table. An
+//! operation code without a row is refused (05h/20h/00h).
+
+use avio_proto::scsi::opcode::*;
+use avio_proto::scsi::sense::{DATA_PROTECT, ILLEGAL_REQUEST, Sense, UNIT_ATTENTION};
+use avio_proto::scsi::vendor::{self, Approval, Scope, VendorCommand};
+
+use super::reservation::{OUT_LEN, Refusal};
+use super::unit::{Media, out_of_range};
+use super::{
+    AccessKind, DeviceKind, Effect, Env, LogicalUnit, MediumOp, Nexus, Outcome, Reply, block, report,
+};
+
+const INVALID_OPCODE: Sense = Sense::new(ILLEGAL_REQUEST, 0x20, 0x00);
+const INVALID_FIELD: Sense = Sense::new(ILLEGAL_REQUEST, 0x24, 0x00);
+const INVALID_PARAMETER: Sense = Sense::new(ILLEGAL_REQUEST, 0x26, 0x00);
+const LENGTH_ERROR: Sense = Sense::new(ILLEGAL_REQUEST, 0x1a, 0x00);
+/// Most parameter data that a command may bring: UNMAP's list and WRITE SAME's block fit many times.
+const PARAMETERS_MAX: usize = 64 << 10;
+
+/// What stands in a command's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// Nothing: answered whatever the state, and unit attentions stay (SPC-5 5.15).
+    Always,
+    /// A unit attention only.
+    Attention,
+    /// A unit attention and the medium's state.
+    Ready,
+    /// As a read of the medium: reservations as well.
+    Read,
+    /// As a write of the medium.
+    Write,
+}
+
+/// What does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Does {
+    Inquiry,
+    RequestSense,
+    ReportLuns,
+    TestUnitReady,
+    ModeSense,
+    ModeSelect,
+    StartStop,
+    Prevent,
+    Capacity10,
+    Capacity16,
+    LbaStatus,
+    LogSense,
+    ReportOpcodes,
+    ReportTmfs,
+    Reserve,
+    Release,
+    PersistentIn,
+    PersistentOut,
+    Medium,
+    Vendor,
+    Toc,
+    Configuration,
+    EventStatus,
+    DiscInformation,
+    Mechanism,
+}
+
+/// Which devices have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    Both,
+    Disk,
+    Dvd,
+}
+
+/// One command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    pub opcode: u8,
+    pub service_action: Option<u8>,
+    pub gate: Gate,
+    pub does: Does,
+    on: On,
+}
+
+const fn row(opcode: u8, gate: Gate, does: Does, on: On) -> Row {
+    Row { opcode, service_action: None, gate, does, on }
+}
+
+const fn action(opcode: u8, service_action: u8, gate: Gate, does: Does, on: On) -> Row {
+    Row { opcode, service_action: Some(service_action), gate, does, on }
+}
+
+pub(super) const TABLE: &[Row] = &[
+    row(TEST_UNIT_READY, Gate::Read, Does::TestUnitReady, On::Both),
+    row(REQUEST_SENSE, Gate::Always, Does::RequestSense, On::Both),
+    row(INQUIRY, Gate::Always, Does::Inquiry, On::Both),
+    row(REPORT_LUNS, Gate::Always, Does::ReportLuns, On::Both),
+    row(MODE_SENSE_6, Gate::Read, Does::ModeSense, On::Both),
+    row(MODE_SENSE_10, Gate::Read, Does::ModeSense, On::Both),
+    row(MODE_SELECT_6, Gate::Write, Does::ModeSelect, On::Both),
+    row(MODE_SELECT_10, Gate::Write, Does::ModeSelect, On::Both),
+    row(LOG_SENSE, Gate::Attention, Does::LogSense, On::Both),
+    row(START_STOP_UNIT, Gate::Attention, Does::StartStop, On::Both),
+    row(PREVENT_ALLOW, Gate::Attention, Does::Prevent, On::Both),
+    row(RESERVE_6, Gate::Attention, Does::Reserve, On::Disk),
+    row(RELEASE_6, Gate::Attention, Does::Release, On::Disk),
+    row(RESERVE_10, Gate::Attention, Does::Reserve, On::Disk),
+    row(RELEASE_10, Gate::Attention, Does::Release, On::Disk),
+    row(READ_CAPACITY_10, Gate::Ready, Does::Capacity10, On::Both),
+    action(SERVICE_ACTION_IN_16, SA_READ_CAPACITY_16, Gate::Ready, Does::Capacity16, On::Disk),
+    action(SERVICE_ACTION_IN_16, SA_GET_LBA_STATUS, Gate::Read, Does::LbaStatus, On::Disk),
+    action(MAINTENANCE_IN, SA_REPORT_OPCODES, Gate::Attention, Does::ReportOpcodes, On::Both),
+    action(MAINTENANCE_IN, SA_REPORT_TMFS, Gate::Attention, Does::ReportTmfs, On::Both),
+    action(PERSISTENT_RESERVE_IN, 0, Gate::Attention, Does::PersistentIn, On::Disk),
+    action(PERSISTENT_RESERVE_IN, 1, Gate::Attention, Does::PersistentIn, On::Disk),
+    action(PERSISTENT_RESERVE_IN, 2, Gate::Attention, Does::PersistentIn, On::Disk),
+    action(PERSISTENT_RESERVE_IN, 3, Gate::Attention, Does::PersistentIn, On::Disk),
+    action(PERSISTENT_RESERVE_OUT, 0, Gate::Attention, Does::PersistentOut, On::Disk),
+    action(PERSISTENT_RESERVE_OUT, 1, Gate::Attention, Does::PersistentOut, On::Disk),
+    action(PERSISTENT_RESERVE_OUT, 2, Gate::Attention, Does::PersistentOut, On::Disk),
+    action(PERSISTENT_RESERVE_OUT, 3, Gate::Attention, Does::PersistentOut, On::Disk),
+    action(PERSISTENT_RESERVE_OUT, 4, Gate::Attention, Does::PersistentOut, On::Disk),
+    action(PERSISTENT_RESERVE_OUT, 5, Gate::Attention, Does::PersistentOut, On::Disk),
+    action(PERSISTENT_RESERVE_OUT, 6, Gate::Attention, Does::PersistentOut, On::Disk),
+    row(READ_6, Gate::Read, Does::Medium, On::Disk),
+    row(READ_10, Gate::Read, Does::Medium, On::Both),
+    row(READ_12, Gate::Read, Does::Medium, On::Both),
+    row(READ_16, Gate::Read, Does::Medium, On::Disk),
+    row(VERIFY_10, Gate::Read, Does::Medium, On::Disk),
+    row(VERIFY_12, Gate::Read, Does::Medium, On::Disk),
+    row(VERIFY_16, Gate::Read, Does::Medium, On::Disk),
+    row(WRITE_6, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_10, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_12, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_16, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_AND_VERIFY_10, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_AND_VERIFY_12, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_AND_VERIFY_16, Gate::Write, Does::Medium, On::Disk),
+    row(SYNCHRONIZE_CACHE_10, Gate::Write, Does::Medium, On::Disk),
+    row(SYNCHRONIZE_CACHE_16, Gate::Write, Does::Medium, On::Disk),
+    row(UNMAP, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_SAME_10, Gate::Write, Does::Medium, On::Disk),
+    row(WRITE_SAME_16, Gate::Write, Does::Medium, On::Disk),
+    row(COMPARE_AND_WRITE, Gate::Write, Does::Medium, On::Disk),
+    row(vendor::OPCODE, Gate::Always, Does::Vendor, On::Both),
+    row(READ_TOC, Gate::Ready, Does::Toc, On::Dvd),
+    row(GET_CONFIGURATION, Gate::Always, Does::Configuration, On::Dvd),
+    row(GET_EVENT_STATUS, Gate::Always, Does::EventStatus, On::Dvd),
+    row(READ_DISC_INFORMATION, Gate::Ready, Does::DiscInformation, On::Dvd),
+    row(MECHANISM_STATUS, Gate::Always, Does::Mechanism, On::Dvd),
+];
+
+/// The rows that a kind of device has.
+pub(super) fn rows(kind: DeviceKind) -> impl Iterator<Item = &'static Row> {
+    let has = move |row: &&Row| match row.on {
+        On::Both => true,
+        On::Disk => kind == DeviceKind::Disk,
+        On::Dvd => kind == DeviceKind::Dvd,
+    };
+    TABLE.iter().filter(has)
+}
+
+/// Bytes of data that the driver brings and [`LogicalUnit::execute`] needs; at most 64 KiB.
+#[must_use]
+pub fn parameter_len(cdb: &[u8; 32]) -> usize {
+    let len = match cdb[0] {
+        MODE_SELECT_6 => usize::from(cdb[4]),
+        MODE_SELECT_10 | UNMAP => usize::from(u16::from_be_bytes([cdb[7], cdb[8]])),
+        PERSISTENT_RESERVE_OUT => u32::from_be_bytes([cdb[5], cdb[6], cdb[7], cdb[8]]) as usize,
+        // One block; it is no longer than this.
+        WRITE_SAME_10 | WRITE_SAME_16 => 4096,
+        vendor::OPCODE => Approval::LEN,
+        _ => 0,
+    };
+    len.min(PARAMETERS_MAX)
+}
+
+impl LogicalUnit {
+    /// What a command comes to. Any worker; takes the logical unit's lock for a moment.
+    #[must_use]
+    pub fn execute(&self, nexus: &Nexus, cdb: &[u8; 32], parameters: &[u8], env: &Env<'_>) -> Outcome {
+        match self.try_execute(nexus, cdb, parameters, env) {
+            Ok(outcome) => outcome,
+            Err(Refused::Sense(sense)) => Outcome::Reply(self.lock().check(sense)),
+            Err(Refused::Reply(reply)) => Outcome::Reply(*reply),
+        }
+    }
+
+    fn try_execute(
+        &self,
+        nexus: &Nexus,
+        cdb: &[u8; 32],
+        parameters: &[u8],
+        env: &Env<'_>,
+    ) -> Result<Outcome, Refused> {
+        let mut known = false;
+        let row = rows(self.profile.kind).find(|row| {
+            known |= row.opcode == cdb[0];
+            row.opcode == cdb[0] && row.service_action.is_none_or(|action| action == cdb[1] & 0x1f)
+        });
+        let Some(row) = row else {
+            // Of a known code with another service action, the field is wrong.
+            return Err(if known { INVALID_FIELD } else { INVALID_OPCODE }.into());
+        };
+        self.pass(nexus, row)?;
+        self.perform(row.does, nexus, cdb, parameters, env)
+    }
+
+    fn pass(&self, nexus: &Nexus, row: &Row) -> Result<(), Refused> {
+        let attention = || match nexus.take() {
+            Some(sense) => Err(Refused::Reply(Box::new(self.lock().check(sense)))),
+            None => Ok(()),
+        };
+        match row.gate {
+            Gate::Always => Ok(()),
+            Gate::Attention => attention(),
+            Gate::Ready => {
+                attention()?;
+                self.lock().not_ready().map_or(Ok(()), |sense| Err(sense.into()))
+            }
+            Gate::Read => self.admit(nexus, AccessKind::Read).map_err(Refused::Reply),
+            Gate::Write => self.admit(nexus, AccessKind::Write).map_err(Refused::Reply),
+        }
+    }
+
+    fn perform(
+        &self,
+        does: Does,
+        nexus: &Nexus,
+        cdb: &[u8; 32],
+        parameters: &[u8],
+        env: &Env<'_>,
+    ) -> Result<Outcome, Refused> {
+        let short = usize::from(cdb[4]);
+        let medium = usize::from(u16::from_be_bytes([cdb[7], cdb[8]]));
+        let long = u32::from_be_bytes([cdb[6], cdb[7], cdb[8], cdb[9]]) as usize;
+        let longest = u32::from_be_bytes([cdb[10], cdb[11], cdb[12], cdb[13]]) as usize;
+        let reply = |data: Vec<u8>, allocation: usize| Ok(Outcome::Reply(Reply::data(data, allocation)));
+        match does {
+            Does::Inquiry => reply(self.inquiry(cdb)?, usize::from(u16::from_be_bytes([cdb[3], cdb[4]]))),
+            Does::RequestSense => reply(self.request_sense(nexus, cdb[1] & 1 != 0), short),
+            Does::ReportLuns => reply(report::luns(cdb)?, long),
+            Does::TestUnitReady => Ok(Outcome::Reply(Reply::good())),
+            Does::ModeSense => {
+                let allocation = if cdb[0] == MODE_SENSE_6 { short } else { medium };
+                reply(self.mode_sense(cdb, env.readonly)?, allocation)
+            }
+            Does::ModeSelect => {
+                self.mode_select(cdb, parameters, nexus)?;
+                Ok(Outcome::Reply(Reply::good()))
+            }
+            Does::StartStop => self.start_stop(cdb),
+            Does::Prevent => {
+                nexus.set_prevents(cdb[4] & 1 != 0);
+                Ok(Outcome::Reply(Reply::good()))
+            }
+            Does::Capacity10 => reply(self.capacity_10(), 8),
+            Does::Capacity16 => reply(self.capacity_16(), longest),
+            Does::LbaStatus => reply(self.lba_status(cdb)?, longest),
+            Does::LogSense => reply(self.log_sense(cdb, env)?, medium),
+            Does::ReportOpcodes => reply(report::opcodes(self.profile.kind, cdb)?, long),
+            Does::ReportTmfs => reply(report::tmfs(cdb), long),
+            Does::Reserve => self.reserve(nexus, true),
+            Does::Release => self.reserve(nexus, false),
+            Does::PersistentIn => {
+                let data = self.lock().reservations.persistent_in(cdb[1] & 0x1f).ok_or(INVALID_FIELD)?;
+                reply(data, medium)
+            }
+            Does::PersistentOut => self.persistent_out(nexus, cdb, parameters),
+            Does::Medium => self.medium(cdb, parameters, env),
+            Does::Vendor => self.vendor(cdb, parameters, env),
+            Does::Toc => reply(self.read_toc(cdb)?, medium),
+            Does::Configuration => reply(self.configuration(), medium),
+            Does::EventStatus => reply(self.event_status(cdb)?, medium),
+            Does::DiscInformation => reply(Self::disc_information(), medium),
+            Does::Mechanism => reply(vec![0; 8], long),
+        }
+    }
+
+    /// REQUEST SENSE (SPC-5 6.39): a unit attention, or why it is not ready, in the data.
+    fn request_sense(&self, nexus: &Nexus, descriptor: bool) -> Vec<u8> {
+        let sense = nexus.take().or_else(|| self.lock().not_ready()).unwrap_or_default();
+        if descriptor { sense.descriptor() } else { sense.fixed().to_vec() }
+    }
+
+    fn start_stop(&self, cdb: &[u8; 32]) -> Result<Outcome, Refused> {
+        let (eject, start) = (cdb[4] & 2 != 0, cdb[4] & 1 != 0);
+        // POWER CONDITION: none but start and stop.
+        if cdb[4] & 0xf0 != 0 {
+            return Err(INVALID_FIELD.into());
+        }
+        match (self.profile.kind, eject) {
+            (DeviceKind::Disk, true) => Err(INVALID_FIELD.into()),
+            (DeviceKind::Disk, false) => {
+                let mut state = self.lock();
+                match (state.media, start) {
+                    (Media::Ready, false) => state.media = Media::Stopped,
+                    (Media::Stopped, true) => state.media = Media::Ready,
+                    _ => {}
+                }
+                self.update_word(&state);
+                Ok(Outcome::Reply(Reply::good()))
+            }
+            // MEDIUM REMOVAL PREVENTED.
+            (DeviceKind::Dvd, true) if !start && self.is_locked_in() => {
+                Err(Sense::new(ILLEGAL_REQUEST, 0x53, 0x02).into())
+            }
+            (DeviceKind::Dvd, true) if !start => Ok(Outcome::Event(Effect::Eject, Reply::good())),
+            (DeviceKind::Dvd, _) => Ok(Outcome::Reply(Reply::good())),
+        }
+    }
+
+    fn reserve(&self, nexus: &Nexus, reserve: bool) -> Result<Outcome, Refused> {
+        let mut state = self.lock();
+        let name = nexus.name();
+        let good = if reserve { state.reservations.reserve(name) } else { state.reservations.release(name) };
+        self.update_word(&state);
+        if !good {
+            return Ok(Outcome::Reply(Reply::conflict()));
+        }
+        state.version += 1;
+        Ok(Outcome::Persist { reply: Reply::good(), version: state.version })
+    }
+
+    fn persistent_out(&self, nexus: &Nexus, cdb: &[u8; 32], parameters: &[u8]) -> Result<Outcome, Refused> {
+        // The list has one length (SPC-5 6.17.1), apart from REGISTER AND MOVE's, which is not offered.
+        if parameter_len(cdb) != OUT_LEN || parameters.len() < OUT_LEN {
+            return Err(LENGTH_ERROR.into());
+        }
+        let mut list = [0; OUT_LEN];
+        list.copy_from_slice(&parameters[..OUT_LEN]);
+        let mut state = self.lock();
+        let done = state.reservations.persistent_out(nexus.name(), cdb[1] & 0x1f, cdb[2], &list);
+        self.update_word(&state);
+        let done = match done {
+            Ok(done) => done,
+            Err(Refusal::Conflict) => return Ok(Outcome::Reply(Reply::conflict())),
+            Err(Refusal::Check(sense)) => return Ok(Outcome::Reply(state.check(sense))),
+        };
+        for (name, ascq) in &done.attentions {
+            match state.nexuses.iter().find(|nexus| nexus.name() == name) {
+                Some(nexus) => nexus.owe(0x2a, *ascq),
+                None => state.owed.push((name.clone(), vec![(0x2a, *ascq)])),
+            }
+        }
+        state.version += 1;
+        let reply = Reply::good();
+        if done.aborts.is_empty() {
+            return Ok(Outcome::Persist { reply, version: state.version });
+        }
+        Ok(Outcome::PersistAndAbort { reply, version: state.version, others: done.aborts })
+    }
+
+    fn medium(&self, cdb: &[u8; 32], parameters: &[u8], env: &Env<'_>) -> Result<Outcome, Refused> {
+        let op = block::parse(cdb, parameters, self.profile.block_size)?;
+        if op.kind() == AccessKind::Write && (env.readonly || self.profile.readonly) && op != MediumOp::Flush
+        {
+            return Err(Sense::new(DATA_PROTECT, 0x27, 0x00).into());
+        }
+        let in_range = match &op {
+            MediumOp::Unmap(ranges) => ranges.iter().all(|&(lba, blocks)| self.has(lba, blocks.into())),
+            op => op.range().is_none_or(|(lba, blocks)| self.has(lba, blocks)),
+        };
+        if !in_range {
+            return Err(out_of_range(op.range()).into());
+        }
+        if matches!(op, MediumOp::Unmap(_)) && !self.profile.unmaps {
+            return Err(INVALID_OPCODE.into());
+        }
+        match op.range() {
+            // Nothing to do is done.
+            Some((_, 0)) => Ok(Outcome::Reply(Reply::good())),
+            _ => Ok(Outcome::Medium(op)),
+        }
+    }
+
+    /// The vendor's commands (docs/vendor-commands.md).
+    fn vendor(&self, cdb: &[u8; 32], parameters: &[u8], env: &Env<'_>) -> Result<Outcome, Refused> {
+        let mut head = [0; vendor::CDB_LEN];
+        head.copy_from_slice(&cdb[..vendor::CDB_LEN]);
+        let command = match VendorCommand::from_cdb(&head) {
+            None => return Err(INVALID_OPCODE.into()),
+            Some(Err(_)) => return Err(INVALID_FIELD.into()),
+            Some(Ok(command)) => command,
+        };
+        match command {
+            VendorCommand::GetReplacementState { allocation_length } => {
+                let data = self.replacement_state().to_bytes().to_vec();
+                Ok(Outcome::Reply(Reply::data(data, allocation_length as usize)))
+            }
+            VendorCommand::ApproveReplacement { .. } => {
+                let approval = Approval::from_bytes(parameters).map_err(|_| INVALID_PARAMETER)?;
+                let version = self.approve(approval.nonce, &approval.serial).ok_or(INVALID_PARAMETER)?;
+                Ok(Outcome::Persist { reply: Reply::good(), version })
+            }
+            VendorCommand::ClearStatistics { scope } => {
+                let adapter = scope == Scope::Adapter;
+                Ok(Outcome::Event(Effect::ClearStatistics { adapter }, Reply::good()))
+            }
+            VendorCommand::GetAdapterInformation { allocation_length } => {
+                let statistics = env.statistics.ok_or(INVALID_FIELD)?;
+                let data = statistics.adapter().to_bytes().to_vec();
+                Ok(Outcome::Reply(Reply::data(data, allocation_length as usize)))
+            }
+        }
+    }
+}
+
+/// A command that is not done.
+enum Refused {
+    Sense(Sense),
+    Reply(Box<Reply>),
+}
+
+impl From<Sense> for Refused {
+    fn from(sense: Sense) -> Self {
+        debug_assert_ne!(sense.key, UNIT_ATTENTION);
+        Self::Sense(sense)
+    }
+}

@@ -1,0 +1,205 @@
+//! What is there and what can be asked for: capacities, LUNs, commands, log pages, and the drive's own reports.
+
+use avio_proto::scsi::opcode::cdb_len;
+use avio_proto::scsi::sense::{ILLEGAL_REQUEST, Sense};
+use avio_proto::scsi::vendor::{
+    LOG_PAGE_ADAPTER, LOG_PAGE_LUN, LOG_PAGE_SUPPORTED, LOG_PAGES, supported_log_pages,
+};
+
+use super::dispatch::{Row, rows};
+use super::unit::Media;
+use super::{DeviceKind, Env, LogicalUnit};
+
+const INVALID_FIELD: Sense = Sense::new(ILLEGAL_REQUEST, 0x24, 0x00);
+
+/// REPORT LUNS (SPC-5 6.33): each target has LUN 0 and no other.
+pub(super) fn luns(cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+    match cdb[2] {
+        // Without, or with, well-known ones: there are none.
+        0x00 | 0x02 => Ok([&8u32.to_be_bytes()[..], &[0; 12]].concat()),
+        0x01 => Ok(vec![0; 8]),
+        _ => Err(INVALID_FIELD),
+    }
+}
+
+/// REPORT SUPPORTED OPERATION CODES (SPC-5 6.35).
+pub(super) fn opcodes(kind: DeviceKind, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+    let (timeouts, options) = (cdb[2] & 0x80 != 0, cdb[2] & 7);
+    let (opcode, action) = (cdb[3], u16::from_be_bytes([cdb[4], cdb[5]]));
+    // Nominal and recommended timeouts: none is specified.
+    let descriptor = if timeouts { vec![0, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] } else { Vec::new() };
+    if options == 0 {
+        let mut list = Vec::new();
+        for row in rows(kind) {
+            let flags = u8::from(row.service_action.is_some()) | if timeouts { 2 } else { 0 };
+            list.extend([row.opcode, 0, 0, row.service_action.unwrap_or(0), 0, flags]);
+            list.extend((length(row) as u16).to_be_bytes());
+            list.extend(&descriptor);
+        }
+        return Ok([(list.len() as u32).to_be_bytes().to_vec(), list].concat());
+    }
+    let with_code: Vec<&Row> = rows(kind).filter(|row| row.opcode == opcode).collect();
+    let has_actions = with_code.iter().any(|row| row.service_action.is_some());
+    // The form must fit the command (SPC-5 table 249).
+    if options == 1 && has_actions || options == 2 && !has_actions && !with_code.is_empty() || options > 3 {
+        return Err(INVALID_FIELD);
+    }
+    let found = with_code.iter().find(|row| row.service_action.is_none_or(|of| u16::from(of) == action));
+    let Some(row) = found else { return Ok(vec![0, 1, 0, 0]) };
+    let mut data = vec![0, 3 | if timeouts { 0x80 } else { 0 }];
+    data.extend((length(row) as u16).to_be_bytes());
+    data.extend(usage(row));
+    data.extend(descriptor);
+    Ok(data)
+}
+
+fn length(row: &Row) -> usize {
+    cdb_len(row.opcode)
+}
+
+/// Which bits of the CDB are looked at: all but the reserved first ones and the control byte. Service actions are given.
+fn usage(row: &Row) -> Vec<u8> {
+    let len = length(row);
+    let mut map = vec![0xff; len];
+    map[0] = row.opcode;
+    match row.service_action {
+        Some(action) => map[1] = action,
+        None if len == 6 => map[1] = 0x1f,
+        None => {}
+    }
+    map[len - 1] = 0;
+    map
+}
+
+/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-5 6.36): abort task, abort task set, clear task set, logical unit reset,
+/// query task; query task set, I_T nexus reset.
+pub(super) fn tmfs(cdb: &[u8; 32]) -> Vec<u8> {
+    let head = [0b1101_1001, 0b0000_0101, 0];
+    if cdb[2] & 0x80 == 0 {
+        return [&head[..], &[0]].concat();
+    }
+    [&head[..], &[12], &[0; 12]].concat()
+}
+
+impl LogicalUnit {
+    /// READ CAPACITY (10) (SBC-4 5.20).
+    pub(super) fn capacity_10(&self) -> Vec<u8> {
+        let last = u32::try_from(self.blocks().saturating_sub(1)).unwrap_or(u32::MAX);
+        [last.to_be_bytes(), self.profile.block_size.to_be_bytes()].concat()
+    }
+
+    /// READ CAPACITY (16) (SBC-4 5.21).
+    pub(super) fn capacity_16(&self) -> Vec<u8> {
+        let mut data = self.blocks().saturating_sub(1).to_be_bytes().to_vec();
+        data.extend(self.profile.block_size.to_be_bytes());
+        data.resize(32, 0);
+        // Logical blocks per physical block, as a power of two.
+        data[13] = (self.profile.physical_block_size / self.profile.block_size).max(1).trailing_zeros() as u8;
+        if self.profile.unmaps {
+            // LBPME; LBPRZ.
+            data[14] = 0x80 | if self.profile.unmapped_is_zero { 0x40 } else { 0 };
+        }
+        data
+    }
+
+    /// GET LBA STATUS (SBC-4 5.6). What is unmapped is not tracked: all of it may be mapped, and that is said.
+    pub(super) fn lba_status(&self, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+        let lba = u64::from_be_bytes([cdb[2], cdb[3], cdb[4], cdb[5], cdb[6], cdb[7], cdb[8], cdb[9]]);
+        if lba >= self.blocks() {
+            return Err(super::unit::out_of_range(Some((lba, 0))));
+        }
+        let blocks = u32::try_from(self.blocks() - lba).unwrap_or(u32::MAX);
+        let mut data = 20u32.to_be_bytes().to_vec();
+        data.extend([0; 4]);
+        data.extend(lba.to_be_bytes());
+        data.extend(blocks.to_be_bytes());
+        data.extend([0; 4]);
+        Ok(data)
+    }
+
+    /// LOG SENSE (SPC-5 6.8): the vendor's pages.
+    pub(super) fn log_sense(&self, cdb: &[u8; 32], env: &Env<'_>) -> Result<Vec<u8>, Sense> {
+        let (page, subpage) = (cdb[2] & 0x3f, cdb[3]);
+        let from = u16::from_be_bytes([cdb[5], cdb[6]]);
+        match (page, env.statistics) {
+            _ if subpage != 0 => Err(INVALID_FIELD),
+            (LOG_PAGE_SUPPORTED, None) => Ok(supported_log_pages(&LOG_PAGES[..1])),
+            (LOG_PAGE_SUPPORTED, Some(_)) => Ok(supported_log_pages(&LOG_PAGES)),
+            (LOG_PAGE_LUN | LOG_PAGE_ADAPTER, Some(statistics)) => {
+                Ok(statistics.numbers(page == LOG_PAGE_ADAPTER).to_page(page, from))
+            }
+            _ => Err(INVALID_FIELD),
+        }
+    }
+
+    /// READ TOC/PMA/ATIP (MMC-6 6.25): one session, one data track.
+    pub(super) fn read_toc(&self, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+        let (msf, format) = (cdb[1] & 2 != 0, cdb[2] & 0xf);
+        let place = |lba: u32| -> [u8; 4] {
+            if !msf {
+                return lba.to_be_bytes();
+            }
+            let frames = lba.saturating_add(150);
+            let minutes = (frames / (75 * 60)).min(255) as u8;
+            [0, minutes, (frames / 75 % 60) as u8, (frames % 75) as u8]
+        };
+        let end = u32::try_from(self.blocks()).unwrap_or(u32::MAX);
+        let mut body = vec![1, 1];
+        match format {
+            0 => {
+                // Track 1 and the lead-out; data, copy prohibited or not.
+                body.extend([0, 0x14, 1, 0]);
+                body.extend(place(0));
+                body.extend([0, 0x14, 0xaa, 0]);
+                body.extend(place(end));
+            }
+            1 => {
+                body.extend([0, 0x14, 1, 0]);
+                body.extend(place(0));
+            }
+            _ => return Err(INVALID_FIELD),
+        }
+        Ok([(body.len() as u16).to_be_bytes().to_vec(), body].concat())
+    }
+
+    /// GET CONFIGURATION (MMC-6 6.6): a DVD-ROM drive.
+    pub(super) fn configuration(&self) -> Vec<u8> {
+        let current = self.media() == Media::Ready;
+        let mut body = vec![0, 0, 0, if current { 0x10 } else { 0 }];
+        let now = u8::from(current);
+        // Profile list: DVD-ROM, CD-ROM.
+        body.extend([0, 0, 3, 8, 0, 0x10, now, 0, 0, 8, 0, 0]);
+        // Core: physical interface SCSI.
+        body.extend([0, 1, 0x0b, 8, 0, 0, 0, 1, 0, 0, 0, 0]);
+        // Removable medium: tray, eject, lock.
+        body.extend([0, 3, 0x03, 4, 0x29, 0, 0, 0]);
+        // Random readable: 2,048-byte blocks.
+        body.extend([0, 0x10, now, 8, 0, 0, 8, 0, 0, 1, 0, 0]);
+        // DVD read.
+        body.extend([0, 0x1f, now, 4, 0, 0, 0, 0]);
+        [(body.len() as u32).to_be_bytes().to_vec(), body].concat()
+    }
+
+    /// GET EVENT STATUS NOTIFICATION (MMC-6 6.7), polled: the media class.
+    pub(super) fn event_status(&self, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+        // Not polled would mean to wait.
+        if cdb[1] & 1 == 0 {
+            return Err(INVALID_FIELD);
+        }
+        if cdb[4] & 0x10 == 0 {
+            // NEA: none of the classes asked for.
+            return Ok(vec![0, 2, 0x80, 0x10]);
+        }
+        let present = if self.media() == Media::Ready { 2 } else { 0 };
+        Ok(vec![0, 6, 0x04, 0x10, 0, present, 0, 0])
+    }
+
+    /// READ DISC INFORMATION (MMC-6 6.22): one complete session, finalized.
+    pub(super) fn disc_information() -> Vec<u8> {
+        let mut data = vec![0; 34];
+        data[1] = 32;
+        data[2] = 0x0e;
+        data[3..7].copy_from_slice(&[1, 1, 1, 1]);
+        data
+    }
+}

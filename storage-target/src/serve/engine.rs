@@ -1,0 +1,394 @@
+//! The engine of one worker of `avio-stord`: its rings, its jobs, its end of the kernel's queues.
+//!
+//! What a request means is in `blk` and `scsi`, the steps on the medium in `medium`, task management in `task`. This file
+//! takes commands, polls rings, and publishes answers once a turn.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use avio_host::inject;
+use avio_host::wait::{Sources, Token};
+use avio_host::worker::{self, Polled};
+use avio_proto::mem::GuestPieces;
+use avio_proto::ring::{ChainArena, HeldId, RingError};
+use avio_proto::scsi::sense::MISCOMPARE;
+
+use super::job::{Job, JobId, Jobs, Stage, Waiting};
+use super::medium::Ending;
+use super::message::{Command, Event, Events, QueueSpec, Role};
+use super::queue::Queue;
+use crate::adapter::{AdapterId, AdapterKind, AdapterView};
+use crate::backing::{Completion, Io};
+use crate::lun::{Class, LunId};
+
+/// Lists of pieces that are kept for the next request: more are only out together under a deep load.
+const SPARE_PIECES: usize = 1024;
+/// Completions taken up at once.
+const COMPLETIONS_MAX: usize = 256;
+
+/// Everything that serving a request touches.
+pub(super) struct Serving {
+    /// Number of this worker: its cell in every LUN's numbers.
+    pub worker: usize,
+    /// How many workers there are.
+    pub workers: usize,
+    pub events: Events,
+    pub io: Io,
+    pub jobs: Jobs,
+    queues: Vec<Option<Queue>>,
+    /// Rings with answers to publish.
+    staged: Vec<Token>,
+    pub adapters: BTreeMap<AdapterId, Arc<AdapterView>>,
+    /// Jobs that wait for a fence to go.
+    pub fenced: Vec<JobId>,
+    /// Jobs that wait for their limit, with the time when they may go.
+    pub delayed: Vec<(u64, JobId)>,
+    /// Who waits for jobs to end.
+    pub waiting: Vec<Waiting>,
+    pub look_at_waiting: bool,
+    pub tickets: u64,
+    pub spare_pieces: Vec<GuestPieces>,
+    /// Time of this turn, ns since the daemon started: limits are shared by all workers.
+    pub now_ns: u64,
+    start: Instant,
+}
+
+/// The engine of one worker.
+pub struct Engine {
+    serving: Serving,
+    arena: ChainArena,
+    ids: Vec<HeldId>,
+    completions: Vec<Completion>,
+}
+
+impl Engine {
+    /// The engine of worker number `worker` of `workers`, which does its I/O through `io`. `start` is the same for all.
+    #[must_use]
+    pub fn new(worker: usize, workers: usize, events: Events, io: Io, start: Instant) -> Self {
+        Self {
+            serving: Serving {
+                worker,
+                workers,
+                events,
+                io,
+                jobs: Jobs::default(),
+                queues: Vec::new(),
+                staged: Vec::new(),
+                adapters: BTreeMap::new(),
+                fenced: Vec::new(),
+                delayed: Vec::new(),
+                waiting: Vec::new(),
+                look_at_waiting: false,
+                tickets: 0,
+                spare_pieces: Vec::with_capacity(SPARE_PIECES),
+                now_ns: 0,
+                start,
+            },
+            arena: ChainArena::new(),
+            ids: Vec::with_capacity(avio_proto::ring::CHAINS_MAX),
+            completions: Vec::with_capacity(COMPLETIONS_MAX),
+        }
+    }
+
+    fn add_queue(&mut self, sources: &mut Sources, mut spec: QueueSpec) {
+        let (adapter, index) = (spec.adapter, spec.index);
+        match sources.add(spec.kick.take()) {
+            Ok(token) => {
+                let serving = &mut self.serving;
+                serving.jobs.reserve(usize::from(spec.size));
+                let view = serving.adapters.get(&adapter).cloned();
+                if serving.queues.len() <= token.index() {
+                    serving.queues.resize_with(token.index() + 1, || None);
+                    serving.staged.reserve(token.index() + 1);
+                }
+                serving.queues[token.index()] = Some(Queue::new(spec, token, view));
+                self.recover(token);
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                self.serving.events.send(Event::NotStarted { adapter, index, reason });
+            }
+        }
+    }
+
+    /// Does again what a predecessor had begun.
+    fn recover(&mut self, token: Token) {
+        let Some(queue) = self.serving.queue(token) else { return };
+        let recovered = queue.recover(&mut self.arena, &mut self.ids);
+        self.serve(token);
+        if let Err(error) = recovered {
+            self.serving.broken(token, Some(error));
+        }
+    }
+
+    /// Takes a ring's source away; what was taken from it goes on.
+    fn remove_queue(&mut self, sources: &mut Sources, adapter: AdapterId, index: u16) {
+        let serving = &mut self.serving;
+        let found = serving
+            .queues
+            .iter_mut()
+            .flatten()
+            .find(|queue| queue.adapter == adapter && queue.index == index && !queue.stopping);
+        let Some(queue) = found else {
+            return serving.events.send(Event::QueueStopped { adapter, index, base: None });
+        };
+        queue.stopping = true;
+        sources.remove(queue.token);
+        // A limit must not hold up the front-end.
+        serving.retry_delayed(true);
+    }
+
+    /// Reads what a ring brings.
+    fn take(&mut self, token: Token, budget: usize) -> Result<usize, RingError> {
+        let Some(queue) = self.serving.queue(token) else { return Ok(0) };
+        queue.take(&mut self.arena, budget, &mut self.ids)?;
+        inject::point("storage-taken");
+        self.serve(token);
+        Ok(self.ids.len())
+    }
+
+    /// Serves the requests in `ids`.
+    fn serve(&mut self, token: Token) {
+        let Some(role) = self.serving.queue(token).map(|queue| queue.role) else { return };
+        for i in 0..self.ids.len() {
+            let id = self.ids[i];
+            match role {
+                Role::BlkRequest => self.serving.blk_request(token, id),
+                Role::ScsiRequest => self.serving.scsi_request(token, id),
+                Role::ScsiControl => self.serving.control_request(token, id),
+                Role::ScsiEvent => {}
+            }
+        }
+    }
+}
+
+impl Serving {
+    /// A ring that is served, or was and is being drained.
+    #[inline]
+    pub fn queue(&mut self, token: Token) -> Option<&mut Queue> {
+        self.queues.get_mut(token.index())?.as_mut().filter(|queue| queue.token == token)
+    }
+
+    /// The ring of an adapter with this role.
+    pub fn queue_of(&mut self, adapter: AdapterId, role: Role) -> Option<&mut Queue> {
+        self.queues
+            .iter_mut()
+            .flatten()
+            .find(|queue| queue.adapter == adapter && queue.role == role && !queue.stopping && !queue.broken)
+    }
+
+    /// Remembers that a ring has answers to publish.
+    pub fn complete(&mut self, token: Token, id: HeldId, written: u32) {
+        let Some(queue) = self.queue(token) else { return };
+        let first = !queue.staged;
+        queue.complete(id, written);
+        if first && queue.staged {
+            self.staged.push(token);
+        }
+    }
+
+    /// The answer to a job's request.
+    pub fn answer(&mut self, job: &Job, ending: Ending) {
+        self.count(job, &ending);
+        match self.adapters.get(&job.adapter).map(|view| view.kind) {
+            Some(AdapterKind::Blk) => self.blk_answer(job, ending),
+            // An adapter goes after its rings, so this is one that is there.
+            _ => self.scsi_answer(job, ending),
+        }
+    }
+
+    /// Counts a request that has ended.
+    fn count(&self, job: &Job, ending: &Ending) {
+        let cell = job.target.stats.cell(self.worker);
+        match ending {
+            Ending::Good => cell.good(job.class, job.bytes, self.now_ns.saturating_sub(job.started_ns)),
+            Ending::Failed(access, error) => {
+                cell.failed(job.target.lun.unit.failed(*access, *error).sense.map_or(0, |sense| sense.key));
+            }
+            Ending::Miscompare(_) => cell.failed(MISCOMPARE),
+            Ending::Reply(_) => cell.good(Class::Other, 0, 0),
+            Ending::Aborted(_) => cell.aborted(),
+        }
+    }
+
+    /// A ring is broken: it is not polled any more, and control is told.
+    fn broken(&mut self, token: Token, error: Option<RingError>) {
+        let Some(queue) = self.queue(token) else { return };
+        queue.broken = true;
+        let (adapter, index) = (queue.adapter, queue.index);
+        self.events.send(Event::RingBroken { adapter, index, error });
+    }
+
+    /// Everything that is left to do before the worker may sleep.
+    fn settle(&mut self) {
+        if !self.fenced.is_empty() {
+            self.retry_fenced();
+        }
+        if !self.delayed.is_empty() {
+            self.retry_delayed(false);
+        }
+        if self.look_at_waiting {
+            self.check_waiting();
+        }
+        self.io.flush_submissions();
+        inject::point("storage-publish");
+        while let Some(token) = self.staged.pop() {
+            let Some(queue) = self.queue(token) else { continue };
+            let told = queue.publish();
+            let adapter = queue.adapter;
+            if !told {
+                self.events.send(Event::Held(adapter));
+            }
+        }
+        self.give_queues_back();
+    }
+
+    /// Returns rings that control wants back and that nothing is out of.
+    fn give_queues_back(&mut self) {
+        for place in &mut self.queues {
+            if let Some(queue) = place.take_if(|queue| queue.stopping && queue.is_quiet()) {
+                let base = Some(queue.ring.base());
+                self.events.send(Event::QueueStopped { adapter: queue.adapter, index: queue.index, base });
+            }
+        }
+    }
+
+    fn set_adapter(&mut self, view: &Arc<AdapterView>) {
+        self.adapters.insert(view.id, Arc::clone(view));
+        for queue in self.queues.iter_mut().flatten().filter(|queue| queue.adapter == view.id) {
+            queue.view = Some(Arc::clone(view));
+        }
+    }
+
+    fn journalled(&mut self, lun: LunId, version: u64) {
+        let done: Vec<JobId> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.target.lun.id == lun)
+            .filter(|(_, job)| matches!(job.stage, Stage::Journal { version: of, .. } if of <= version))
+            .map(|(id, _)| id)
+            .collect();
+        for id in done {
+            let Some(job) = self.jobs.get(id) else { continue };
+            if let Stage::Journal { reply, .. } = std::mem::replace(&mut job.stage, Stage::Begun) {
+                self.end(id, Ending::Reply(reply));
+            }
+        }
+    }
+
+    fn read_clock(&mut self) {
+        self.now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    }
+}
+
+impl worker::Engine for Engine {
+    type Command = Command;
+
+    fn command(&mut self, sources: &mut Sources, command: Command) {
+        self.serving.read_clock();
+        match command {
+            Command::SetAdapter(view) => {
+                self.serving.set_adapter(&view);
+                self.serving.io.release_files();
+            }
+            Command::RemoveAdapter(id) => {
+                self.serving.adapters.remove(&id);
+                self.serving.io.release_files();
+            }
+            Command::ReleaseFiles => self.serving.io.release_files(),
+            Command::AddQueue(spec) => self.add_queue(sources, *spec),
+            Command::RemoveQueue { adapter, index } => self.remove_queue(sources, adapter, index),
+            Command::Quiesce { ticket, scope, action } => self.serving.quiesce(ticket, scope, action),
+            Command::Quiesced { ticket, matched } => self.serving.others_quiesced(ticket, matched),
+            Command::Journalled { lun, version } => self.serving.journalled(lun, version),
+            Command::FenceLowered(_) => self.serving.retry_fenced(),
+            Command::Notify { adapter, notice } => {
+                self.serving.notify_guest(&mut self.arena, adapter, notice)
+            }
+        }
+        self.serving.settle();
+    }
+
+    fn poll_kernel(&mut self, _: &mut Sources) -> usize {
+        let serving = &mut self.serving;
+        if serving.io.in_flight() == 0 && serving.delayed.is_empty() {
+            return 0;
+        }
+        serving.io.reap(&mut self.completions);
+        let count = self.completions.len();
+        if count > 0 || !serving.delayed.is_empty() {
+            serving.read_clock();
+        }
+        for completion in self.completions.drain(..) {
+            serving.completed(completion);
+        }
+        if count > 0 || !serving.delayed.is_empty() {
+            serving.settle();
+        }
+        count
+    }
+
+    fn wait(&mut self, sources: &mut Sources, timeout: Option<Duration>) -> usize {
+        let serving = &mut self.serving;
+        let due = serving.delayed.iter().map(|(until_ns, _)| *until_ns).min();
+        let timeout = due
+            .map(|due| {
+                serving.read_clock();
+                Duration::from_nanos(due.saturating_sub(serving.now_ns))
+            })
+            .into_iter()
+            .chain(timeout)
+            .min();
+        if serving.io.in_flight() == 0 {
+            return sources.wait(timeout);
+        }
+        let woken = serving.io.wait(sources.as_fd(), timeout);
+        if woken.kicked { sources.wait(Some(Duration::ZERO)) } else { usize::from(woken.completed) }
+    }
+
+    fn poll(&mut self, token: Token, budget: usize) -> Polled {
+        let Some(queue) = self.serving.queue(token) else { return Polled::Idle };
+        if queue.broken {
+            return Polled::Broken;
+        }
+        // Buffers for events stay where they are until there is an event.
+        if queue.role == Role::ScsiEvent || !queue.ring.has_work() {
+            return Polled::Idle;
+        }
+        self.serving.read_clock();
+        match self.take(token, budget) {
+            Ok(0) => Polled::Idle,
+            Ok(items) => Polled::Worked { items, more: items >= budget },
+            Err(error) => {
+                self.serving.broken(token, Some(error));
+                Polled::Broken
+            }
+        }
+    }
+
+    fn arm(&mut self, token: Token) -> bool {
+        match self.serving.queue(token) {
+            // Nobody needs to be told of event buffers.
+            Some(queue) if queue.role == Role::ScsiEvent => false,
+            Some(queue) => queue.ring.enable_notifications(),
+            None => false,
+        }
+    }
+
+    fn disarm(&mut self, token: Token) {
+        if let Some(queue) = self.serving.queue(token) {
+            queue.stats.kicked();
+            queue.ring.disable_notifications();
+        }
+    }
+
+    fn turn_end(&mut self, _: &mut Sources) {
+        self.serving.settle();
+    }
+
+    fn source_panicked(&mut self, token: Token) {
+        self.serving.broken(token, None);
+    }
+}

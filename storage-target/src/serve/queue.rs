@@ -1,0 +1,174 @@
+//! One ring in a worker's hands: what is taken from it, and how answers get back.
+//!
+//! Owned by the engine of one worker. It knows chains and their first and last bytes, not what a request means.
+
+use std::sync::Arc;
+
+use avio_host::wait::{Notified, Notifier, Token};
+use avio_proto::mem::GuestSlice;
+use avio_proto::ring::{CHAINS_MAX, ChainArena, DeviceRing, HeldChains, HeldId, Inflight, RingError};
+
+use super::message::{QueueSpec, Role};
+use crate::adapter::{AdapterId, AdapterView};
+use crate::lun::QueueStats;
+
+/// A ring that is served.
+pub(super) struct Queue {
+    pub token: Token,
+    pub adapter: AdapterId,
+    /// The adapter's LUNs, as last published.
+    pub view: Option<Arc<AdapterView>>,
+    pub index: u16,
+    pub role: Role,
+    pub ring: DeviceRing,
+    /// What was taken and is not answered.
+    pub held: HeldChains,
+    /// What a successor of this process would have to do again.
+    inflight: Option<Inflight>,
+    notifier: Notifier,
+    pub stats: Arc<QueueStats>,
+    /// No more is taken; control waits for what was.
+    pub stopping: bool,
+    /// The driver broke a rule, or we did.
+    pub broken: bool,
+    /// Answers are staged that are not published.
+    pub staged: bool,
+    /// An event was lost for want of a buffer, and the guest has not been told (virtio 1.3 §5.6.6.3).
+    pub events_missed: bool,
+}
+
+impl Queue {
+    pub fn new(spec: QueueSpec, token: Token, view: Option<Arc<AdapterView>>) -> Self {
+        let held = HeldChains::new(&spec.ring, spec.size);
+        Self {
+            token,
+            adapter: spec.adapter,
+            view,
+            index: spec.index,
+            role: spec.role,
+            ring: spec.ring,
+            held,
+            inflight: spec.inflight,
+            notifier: Notifier::new(spec.call),
+            stats: spec.stats,
+            stopping: false,
+            broken: false,
+            staged: false,
+            events_missed: false,
+        }
+    }
+
+    /// Takes at most `budget` chains; `ids` are theirs, in order.
+    pub fn take(
+        &mut self,
+        arena: &mut ChainArena,
+        budget: usize,
+        ids: &mut Vec<HeldId>,
+    ) -> Result<(), RingError> {
+        ids.clear();
+        let batch = self.ring.take(arena, budget.min(CHAINS_MAX))?;
+        // There are as many places as the ring has entries, so each chain finds one.
+        ids.extend((0..batch.len()).filter_map(|i| self.held.hold(&batch, i)));
+        if let Some(log) = &mut self.inflight {
+            log.taken(&self.ring, ids.iter().map(|&id| self.held.chain(id).id));
+        }
+        Ok(())
+    }
+
+    /// Takes again what a predecessor had taken and not answered, in the order in which it had.
+    pub fn recover(&mut self, arena: &mut ChainArena, ids: &mut Vec<HeldId>) -> Result<(), RingError> {
+        ids.clear();
+        let Some(log) = &mut self.inflight else { return Ok(()) };
+        for i in 0..log.recover(&mut self.ring) {
+            let batch = log.retake(&mut self.ring, arena, i)?;
+            ids.extend(self.held.hold(&batch, 0));
+        }
+        Ok(())
+    }
+
+    /// The first bytes of what the driver wrote; returns how many there are, at most `to.len()`.
+    #[inline]
+    pub fn read_front(&self, id: HeldId, to: &mut [u8]) -> usize {
+        gather(self.held.chain(id).readable, to)
+    }
+
+    /// Writes `bytes` into what the device may write, `skip` bytes in; returns how many fit.
+    pub fn write_at(&self, id: HeldId, skip: usize, bytes: &[u8]) -> usize {
+        let memory = self.held.memory();
+        let (mut skip, mut done) = (skip, 0);
+        for piece in self.held.chain(id).writable {
+            if done == bytes.len() {
+                break;
+            }
+            if skip >= piece.len() {
+                skip -= piece.len();
+                continue;
+            }
+            let part = piece.sub(skip, bytes.len() - done);
+            skip = 0;
+            let count = part.copy_from(&bytes[done..]);
+            memory.log_slice(&part, count);
+            done += count;
+        }
+        done
+    }
+
+    /// Gives a chain back, `written` bytes written. It is published at the end of the turn.
+    #[inline]
+    pub fn complete(&mut self, id: HeldId, written: u32) {
+        if let Some(chain) = self.held.release(id) {
+            self.ring.complete(chain, written);
+            if let Some(log) = &mut self.inflight {
+                log.completed(chain);
+            }
+            self.staged = true;
+        }
+    }
+
+    /// Publishes what was completed, and notifies the guest if it wants to know. `false`: its VMM held the notification.
+    #[must_use]
+    pub fn publish(&mut self) -> bool {
+        self.staged = false;
+        if let Some(log) = &mut self.inflight {
+            log.publishing();
+        }
+        let wanted = self.ring.publish();
+        if let Some(log) = &mut self.inflight {
+            log.published(&self.ring);
+        }
+        if !wanted {
+            self.stats.suppressed();
+            return true;
+        }
+        match self.notifier.notify() {
+            Notified::Yes => self.stats.notified(),
+            Notified::Nobody => {}
+            Notified::Held => return false,
+        }
+        true
+    }
+
+    /// Whether control may have it back.
+    pub fn is_quiet(&self) -> bool {
+        self.held.count() == 0 && !self.staged
+    }
+}
+
+/// Copies the front of a list of pieces; returns how many bytes.
+#[inline]
+pub(super) fn gather(pieces: &[GuestSlice<'_>], to: &mut [u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        if done == to.len() {
+            break;
+        }
+        done += piece.copy_to(&mut to[done..]);
+    }
+    done
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Queue({:?} {} {:?}, {} held)", self.adapter, self.index, self.role, self.held.count())
+    }
+}

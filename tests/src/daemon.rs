@@ -41,6 +41,8 @@ impl Definitions for Config {
 pub struct Daemon<D = Config> {
     console: Option<Console>,
     folder: PathBuf,
+    /// Another build of the daemon than this workspace's own.
+    binary: Option<PathBuf>,
     starts: u32,
     /// What it serves; change it, then [`Daemon::reload`].
     pub config: D,
@@ -80,7 +82,15 @@ impl<D: Definitions> Daemon<D> {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn start_in(folder: PathBuf, config: D) -> Result<Self> {
-        let mut daemon = Self { console: None, folder, starts: 0, config };
+        Self::start_as(None, folder, config)
+    }
+
+    /// As [`Daemon::start_in`], with the program `binary` where there is one: another build, to be compared with.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_as(binary: Option<PathBuf>, folder: PathBuf, config: D) -> Result<Self> {
+        let mut daemon = Self { console: None, folder, binary, starts: 0, config };
         daemon.config.write(&daemon.config_folder())?;
         fs::create_dir_all(daemon.run_folder())?;
         fs::create_dir_all(daemon.folder.join("state"))?;
@@ -95,9 +105,13 @@ impl<D: Definitions> Daemon<D> {
     pub fn restart(&mut self) -> Result {
         self.console = None;
         self.starts += 1;
-        let mut command = command(program(D::PROGRAM)?);
+        let mut command = command(match &self.binary {
+            Some(binary) => binary.clone(),
+            None => program(D::PROGRAM)?,
+        });
         self.add_folders(&mut command);
-        let mut console = Console::spawn(&format!("{}-{}", D::PROGRAM, self.starts), &mut command)?;
+        let name = if self.binary.is_some() { "other" } else { D::PROGRAM };
+        let mut console = Console::spawn(&format!("{name}-{}", self.starts), &mut command)?;
         console.wait_for("ready", READY_S)?;
         self.console = Some(console);
         Ok(())

@@ -60,7 +60,7 @@ fn run(options: &Options) -> Result {
     let machine = Machine::prepare(options)?;
     let mut report = Report::new(options, &machine);
     let mut stand = Stand::empty(options);
-    for row in rows(options.quick).iter().filter(|row| options.wants(row.name)) {
+    for row in rows(options.quick, options.against.is_some()).iter().filter(|row| options.wants(row.name)) {
         machine.ensure_wanted()?;
         eprintln!("== {} ({:.0} s since the start)", row.title, begin.elapsed().as_secs_f64());
         match measure(&mut stand, &machine, options, row) {

@@ -18,6 +18,9 @@ pub struct Options {
     /// Only these targets: avio, ovs, testpmd.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub targets: Vec<String>,
+    /// Also measures the avio-vswitchd in this folder, another build: an A/B in one run.
+    #[arg(long, value_name = "FOLDER")]
+    pub against: Option<PathBuf>,
     /// Rounds per row, a window per target in each; default 7, with --quick 5.
     #[arg(long)]
     pub rounds: Option<u32>,
@@ -37,6 +40,9 @@ impl Options {
 
     /// Whether a target of this family is to be measured.
     pub fn wants_target(&self, family: &str) -> bool {
+        if family == "other" {
+            return self.against.is_some();
+        }
         self.targets.is_empty() || self.targets.iter().any(|name| name == family)
     }
 

@@ -107,8 +107,16 @@ fn both(metric: Metric, ovs: f64, testpmd: f64) -> Vec<Goal> {
     vec![goal(Target::OvsMac, metric, ovs), goal(Target::Testpmd, metric, testpmd)]
 }
 
-/// All rows, or those of the short form.
-pub fn rows(quick: bool) -> Vec<Row> {
+/// All rows, or those of the short form; with another build of ours in each if there is one.
+pub fn rows(quick: bool, against: bool) -> Vec<Row> {
+    let mut rows = peers(quick);
+    if against {
+        rows.iter_mut().for_each(|row| row.targets.insert(1, Target::AvioOther));
+    }
+    rows
+}
+
+fn peers(quick: bool) -> Vec<Row> {
     let mut rows = sizes(quick);
     rows.extend(variants(quick));
     if !quick {

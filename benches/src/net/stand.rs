@@ -2,7 +2,7 @@
 //!
 //! Owns who runs: [`Stand::reading`] lets one switch run for one window and stops it again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use avio_guest::Endpoint;
@@ -27,6 +27,7 @@ use super::{GUEST_CORE, avio};
 const FAREWELL: Duration = Duration::from_millis(300);
 
 enum Process {
+    /// Ours, or another build of it.
     Avio(Daemon),
     Ovs(Ovs),
     Testpmd(Forwarder),
@@ -51,6 +52,8 @@ pub struct Stand {
     window: Duration,
     warmup: Duration,
     wanted: Vec<Family>,
+    /// Folder of the other build.
+    other: PathBuf,
 }
 
 /// What one window gave.
@@ -73,13 +76,14 @@ pub struct Reading {
 impl Stand {
     /// Nothing runs yet.
     pub fn empty(options: &Options) -> Self {
-        let wanted = [Family::Avio, Family::Ovs, Family::Testpmd];
+        let wanted = [Family::Avio, Family::Other, Family::Ovs, Family::Testpmd];
         Self {
             switches: Vec::new(),
             shape: (0, false),
             window: options.window(),
             warmup: Duration::from_millis(if options.quick { 150 } else { 250 }),
             wanted: wanted.into_iter().filter(|f| options.wants_target(f.name())).collect(),
+            other: options.against.clone().unwrap_or_default(),
         }
     }
 
@@ -97,7 +101,7 @@ impl Stand {
             let family = target.family();
             if self.wanted.contains(&family) && self.switches.iter().all(|s| s.family != family) {
                 eprintln!("   starting {}", family.name());
-                let mut switch = Switch { family, guests: None, process: start(family, shape)? };
+                let mut switch = Switch { family, guests: None, process: start(family, shape, &self.other)? };
                 process::stop(switch.process.console()?)?;
                 self.switches.push(switch);
             }
@@ -183,9 +187,10 @@ fn testpmd_reading(pair: &mut Pair, len: f64, warmup: Duration, window: Duration
     })
 }
 
-fn start(family: Family, (port_count, tso): (u16, bool)) -> Result<Process> {
+fn start(family: Family, (port_count, tso): (u16, bool), other: &Path) -> Result<Process> {
     Ok(match family {
         Family::Avio => Process::Avio(avio::start(port_count)?),
+        Family::Other => Process::Avio(avio::start_other(other, port_count)?),
         Family::Ovs => Process::Ovs(Ovs::start(port_count, tso)?),
         Family::Testpmd => Process::Testpmd(Forwarder::start(port_count, tso)?),
     })

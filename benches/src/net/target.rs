@@ -5,6 +5,8 @@
 pub enum Family {
     /// `avio-vswitchd`.
     Avio,
+    /// Another build of it (`--against`).
+    Other,
     /// OVS-DPDK.
     Ovs,
     /// DPDK testpmd over `net_vhost`.
@@ -16,6 +18,7 @@ impl Family {
     pub fn name(self) -> &'static str {
         match self {
             Family::Avio => "avio",
+            Family::Other => "other",
             Family::Ovs => "ovs",
             Family::Testpmd => "testpmd",
         }
@@ -27,6 +30,8 @@ impl Family {
 pub enum Target {
     /// As shipped: forwarding by address, anti-spoofing on, all counters; `poll = "always"`.
     Avio,
+    /// The same, another build.
+    AvioOther,
     /// Learning addresses.
     OvsNormal,
     /// One flow per port straight to its partner: no addresses at all.
@@ -42,6 +47,7 @@ impl Target {
     pub fn family(self) -> Family {
         match self {
             Target::Avio => Family::Avio,
+            Target::AvioOther => Family::Other,
             Target::OvsNormal | Target::OvsFlow | Target::OvsMac => Family::Ovs,
             Target::Testpmd => Family::Testpmd,
         }
@@ -51,6 +57,7 @@ impl Target {
     pub fn name(self) -> &'static str {
         match self {
             Target::Avio => "avio-vswitchd",
+            Target::AvioOther => "the other build",
             Target::OvsNormal => "OVS-DPDK NORMAL",
             Target::OvsFlow => "OVS-DPDK explicit flow",
             Target::OvsMac => "OVS-DPDK NORMAL, source MACs",

@@ -8,6 +8,9 @@
 use super::copy;
 use std::marker::PhantomData;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// `len` bytes of guest memory, valid for as long as the table it came from. Laid out as `struct iovec`.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -124,10 +127,27 @@ impl<'m> GuestSlice<'m> {
         prefetch(self.ptr);
     }
 
+    /// Asks the processor to fetch the second line for reading, if there is one or not.
+    #[inline(always)]
+    pub(crate) fn prefetch_second(&self) {
+        prefetch(self.ptr.wrapping_add(LINE));
+    }
+
     /// Asks the processor to fetch the first line for writing.
     #[inline]
     pub fn prefetch_write(&self) {
         prefetch_for_write(self.ptr);
+    }
+
+    /// Asks the processor to fetch the first `count` lines for writing, as far as the slice goes.
+    #[inline(always)]
+    pub(crate) fn prefetch_write_lines(&self, count: usize) {
+        let mut at = 0;
+        let end = self.len.min(count * LINE);
+        while at < end {
+            prefetch_for_write(self.ptr.wrapping_add(at));
+            at += LINE;
+        }
     }
 
     /// The same bytes with the lifetime forgotten.

@@ -100,12 +100,14 @@ impl Stop {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shape {
     pub id: ChainId,
-    pub first: usize,
-    pub readable_count: usize,
-    pub writable_count: usize,
+    pub first: u32,
+    pub readable_count: u32,
+    pub writable_count: u32,
     pub readable_len: usize,
     pub writable_len: usize,
 }
+
+const _: () = assert!(size_of::<Shape>() == 32, "two chains a cache line");
 
 /// A bounded list of translated pieces of guest memory.
 pub(super) struct Segments {
@@ -167,11 +169,34 @@ impl Segments {
     /// Starts a chain behind what is there.
     #[inline(always)]
     pub fn begin(&self, shape: &mut Shape) {
-        shape.first = self.count;
+        // Far below 2^32: `count` is at most `SEGMENTS_MAX`.
+        shape.first = self.count as u32;
         shape.readable_count = 0;
         shape.writable_count = 0;
         shape.readable_len = 0;
         shape.writable_len = 0;
+    }
+
+    /// Whether another piece fits.
+    #[inline(always)]
+    pub fn has_room(&self) -> bool {
+        self.count < self.slots.len()
+    }
+
+    /// Puts down a chain of one readable piece. There must be room.
+    #[inline(always)]
+    pub fn push_readable(&mut self, shape: &mut Shape, id: ChainId, piece: GuestSlice<'_>) {
+        // SAFETY: as in `push`.
+        self.slots[self.count] = unsafe { piece.detach() };
+        *shape = Shape {
+            id,
+            first: self.count as u32,
+            readable_count: 1,
+            writable_count: 0,
+            readable_len: piece.len(),
+            writable_len: 0,
+        };
+        self.count += 1;
     }
 
     /// Translates one buffer and appends it to the chain `shape`. `index` names the descriptor in errors.
@@ -202,7 +227,7 @@ impl Segments {
         // borrows its ring, which holds it in an `Arc`; a delivery does the same.
         *slot = unsafe { piece.detach() };
         self.count += 1;
-        let mut pieces = 1;
+        let mut pieces: u32 = 1;
         if piece.len() != len {
             pieces += self.push_rest(memory, hint, buffer, piece.len())?;
         }
@@ -230,7 +255,7 @@ impl Segments {
         hint: &mut RegionHint,
         buffer: Buffer,
         mut done: usize,
-    ) -> Result<usize, Stop> {
+    ) -> Result<u32, Stop> {
         let mut pieces = 0;
         while done < buffer.len as usize {
             let addr = buffer.addr.checked_add(done as u64).ok_or(Stop::Bad(RingError::BadBuffer))?;
@@ -357,8 +382,9 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn chain(&self, i: usize) -> Chain<'a> {
         let shape = &self.arena.chains[..self.arena.count][i];
-        let all = self.arena.segments.get(shape.first, shape.readable_count + shape.writable_count);
-        let (readable, writable) = all.split_at(shape.readable_count);
+        let (readable_count, writable_count) = (shape.readable_count as usize, shape.writable_count as usize);
+        let all = self.arena.segments.get(shape.first as usize, readable_count + writable_count);
+        let (readable, writable) = all.split_at(readable_count);
         Chain {
             id: shape.id,
             readable,
@@ -366,6 +392,22 @@ impl<'a> Batch<'a> {
             readable_len: shape.readable_len,
             writable_len: shape.writable_len,
         }
+    }
+
+    /// The `i`th chain's first readable piece (an empty one if there is none) and all its readable bytes: what most frames
+    /// are made of.
+    ///
+    /// # Panics
+    /// If `i >= len()`.
+    #[inline(always)]
+    #[must_use]
+    pub fn front(&self, i: usize) -> (GuestSlice<'a>, usize) {
+        let shape = &self.arena.chains[..self.arena.count][i];
+        let first = match self.arena.segments.slots.get(shape.first as usize) {
+            Some(&first) if shape.readable_count > 0 => first,
+            _ => GuestSlice::NONE,
+        };
+        (first, shape.readable_len)
     }
 
     /// All chains in order.

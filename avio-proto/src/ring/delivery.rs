@@ -8,8 +8,8 @@ use super::arena::{Shape, Stop};
 use super::device::{DeviceRing, Layout};
 use super::queue::{Core, Queue, Staged};
 use super::{RingError, packed};
-use crate::mem::{GuestSlice, Tail, TailSum, add_carry, fold};
-use crate::virtio::net::{HEADER_LEN, NUM_BUFFERS_OFFSET};
+use crate::mem::{GuestSlice, MemoryTable, Tail, TailSum, add_carry, fold};
+use crate::virtio::net::{HEADER_LEN, LEGACY_HEADER_LEN, NUM_BUFFERS_OFFSET};
 
 /// Why a frame was not delivered. The ring is as if the frame had never been tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl<'r> Delivery<'r> {
             Layout::Split(queue) => Position::Split(queue.position()),
             Layout::Packed(queue) => Position::Packed(queue.position()),
         };
-        let start = Start { staged: ring.core.staged_mark(), position, committed: false };
+        let start = Start { staged: ring.core.staging.mark(), position, committed: false };
         Self { ring, start }
     }
 
@@ -57,8 +57,32 @@ impl<'r> Delivery<'r> {
     ///
     /// # Errors
     /// [`Undelivered`]; the frame then leaves no trace that the driver can see.
-    #[inline]
+    #[inline(always)]
     pub fn push(
+        &mut self,
+        header: &[u8; HEADER_LEN],
+        head: &[u8],
+        tail: Tail<'_>,
+    ) -> Result<(), Undelivered> {
+        let DeviceRing { core, layout } = &mut *self.ring;
+        let need = core.header_len + head.len() + tail.len;
+        let whole = match layout {
+            Layout::Split(queue) => reserve_whole(core, queue, need),
+            Layout::Packed(queue) => reserve_whole(core, queue, need),
+        };
+        // The usual frame is in one buffer; anything else, every error included, takes the other way.
+        let Some((buffer, memory, header_len)) = whole else { return self.push_pieces(header, head, tail) };
+        if tail.len > 0 {
+            copy_tail(&[buffer], header_len + head.len(), tail);
+        }
+        write_whole(buffer, header_len, header, head);
+        memory.log_slice(&buffer, need);
+        Ok(())
+    }
+
+    /// `push` of a frame that takes several buffers, or a buffer of several pieces.
+    #[inline(never)]
+    fn push_pieces(
         &mut self,
         header: &[u8; HEADER_LEN],
         head: &[u8],
@@ -148,7 +172,7 @@ impl Drop for Delivery<'_> {
         if self.start.committed {
             return;
         }
-        self.ring.core.unstage(self.start.staged);
+        self.ring.core.staging.unstage(self.start.staged);
         match (&mut self.ring.layout, &self.start.position) {
             (Layout::Split(queue), Position::Split(at)) => queue.rewind(*at),
             (Layout::Packed(queue), Position::Packed(at)) => queue.rewind(*at),
@@ -158,6 +182,35 @@ impl Drop for Delivery<'_> {
     }
 }
 
+/// How many frames before its turn a buffer is fetched: it was read by the guest's core last, and a store that waits for its
+/// line holds up all that follow. Far enough for one line to cross between cores that are far from each other (200 ns), near
+/// enough that the lines are still there.
+const FETCH_AHEAD: u16 = 6;
+/// Most lines of a buffer that are fetched ahead: of longer frames the processor fetches the rest by itself.
+const FETCH_LINES_MAX: usize = 4;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Takes the next chain if it is one buffer that holds `need` bytes, and stages it as used; returns it with the memory that it
+/// lies in and the length of the virtio-net header. `None` changes nothing.
+#[inline(always)]
+fn reserve_whole<'c, Q: Queue>(
+    core: &'c mut Core,
+    queue: &mut Q,
+    need: usize,
+) -> Option<(GuestSlice<'c>, &'c MemoryTable, usize)> {
+    let Core { memory, hint, staging, broken, header_len, .. } = core;
+    if broken.is_some() {
+        return None;
+    }
+    let memory: &MemoryTable = memory;
+    let (chain, buffer) = queue.next_single::<true>(memory, hint, need)?;
+    staging.pending_count += 1;
+    staging.stage(Staged { chain, len: need as u32 }, 1);
+    queue.prefetch_ahead(memory, hint, FETCH_AHEAD, need.div_ceil(LINE).min(FETCH_LINES_MAX));
+    Some((buffer, memory, *header_len))
+}
+
 /// Takes chains until `need` bytes fit and stages them as used; returns how many. Leaves all as it was on error.
 #[inline(always)]
 fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16, Undelivered> {
@@ -165,7 +218,7 @@ fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16,
         return Err(Undelivered::Broken(error));
     }
     let position = queue.position();
-    let staged = core.staged_mark();
+    let staged = core.staging.mark();
     core.frame.clear();
     let mut shape = Shape::default();
     let mut room = 0;
@@ -184,10 +237,9 @@ fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16,
                 let used = shape.writable_len.min(need - room);
                 room += used;
                 buffers += 1;
-                core.pending_count += 1;
-                core.stage(Staged { chain: id, len: used as u32 }, 1);
+                core.staging.pending_count += 1;
+                core.staging.stage(Staged { chain: id, len: used as u32 }, 1);
                 if room == need {
-                    queue.prefetch_next(&core.memory, &mut core.hint);
                     return Ok(buffers);
                 }
                 if !core.mergeable {
@@ -202,7 +254,7 @@ fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16,
             }
         }
     };
-    core.unstage(staged);
+    core.staging.unstage(staged);
     queue.rewind(position);
     Err(failure)
 }
@@ -223,6 +275,20 @@ fn write_front(core: &Core, frame: &[GuestSlice<'_>], header: &[u8; HEADER_LEN],
             scatter(frame, header.len(), head);
             scatter(frame, 0, header);
         }
+    }
+}
+
+/// The same into one buffer that is long enough.
+#[inline(always)]
+fn write_whole(buffer: GuestSlice<'_>, header_len: usize, header: &[u8; HEADER_LEN], head: &[u8]) {
+    let mut header = *header;
+    header[NUM_BUFFERS_OFFSET..].copy_from_slice(&1u16.to_le_bytes());
+    if header_len == HEADER_LEN {
+        buffer.sub(HEADER_LEN, head.len()).copy_from(head);
+        buffer.write(0, &header);
+    } else {
+        buffer.sub(LEGACY_HEADER_LEN, head.len()).copy_from(head);
+        buffer.copy_from(&header[..LEGACY_HEADER_LEN]);
     }
 }
 

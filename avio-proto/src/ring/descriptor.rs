@@ -39,6 +39,30 @@ impl Descriptor {
         Self { addr: low, len: high as u32, other: (high >> 32) as u16, flags: (high >> 48) as u16 }
     }
 
+    /// The buffer it names, if it is alone in its chain, for the device to write (or, without `WRITABLE`, to read), at least
+    /// `least` bytes long and all in one region.
+    #[inline(always)]
+    pub fn single<'m, const WRITABLE: bool>(
+        &self,
+        memory: &'m MemoryTable,
+        hint: &mut RegionHint,
+        least: usize,
+    ) -> Option<GuestSlice<'m>> {
+        let wanted = if WRITABLE { F_WRITE } else { 0 };
+        if self.flags & (F_NEXT | F_INDIRECT | F_WRITE) != wanted || (self.len as usize) < least {
+            return None;
+        }
+        memory.slice(hint, self.addr, self.len as usize)
+    }
+
+    /// Fetches the first `lines` lines of what it names, for writing, whatever that is.
+    #[inline(always)]
+    pub fn prefetch_for_write(&self, memory: &MemoryTable, hint: &mut RegionHint, lines: usize) {
+        if let Some(piece) = memory.prefix(hint, self.addr, self.len as usize) {
+            piece.prefetch_write_lines(lines);
+        }
+    }
+
     /// The buffer it names, blamed on ring descriptor `index`.
     #[inline(always)]
     pub fn buffer(&self, index: u16) -> Buffer {

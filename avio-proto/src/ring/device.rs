@@ -122,7 +122,7 @@ impl DeviceRing {
     /// Chains taken or reserved and not yet published as used.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.core.pending_count
+        self.core.staging.pending_count
     }
 
     /// Why the ring is broken, if it is.

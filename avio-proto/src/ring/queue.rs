@@ -5,7 +5,7 @@
 
 use super::arena::{Batch, ChainArena, ChainId, Segments, Shape, Stop};
 use super::{CHAINS_MAX, RingError, RingSetup};
-use crate::mem::{MemoryTable, RegionHint};
+use crate::mem::{GuestSlice, MemoryTable, RegionHint};
 use crate::virtio::features::{IN_ORDER, NET_MRG_RXBUF};
 use crate::virtio::net::header_len;
 use std::sync::Arc;
@@ -39,8 +39,18 @@ pub(super) trait Queue {
         out: &mut Segments,
         shape: &mut Shape,
     ) -> Result<bool, Stop>;
-    /// Fetches the first bytes of the buffer that the next `next` will return, for writing. May do nothing.
-    fn prefetch_next(&self, memory: &MemoryTable, hint: &mut RegionHint);
+    /// Takes the next available chain if it is the usual one: a single descriptor for the device to write (or, without
+    /// `WRITABLE`, to read) of at least `least` bytes, more than 0, all in one region. Anything else, a broken rule included,
+    /// is left to `next`.
+    fn next_single<'m, const WRITABLE: bool>(
+        &mut self,
+        memory: &'m MemoryTable,
+        hint: &mut RegionHint,
+        least: usize,
+    ) -> Option<(ChainId, GuestSlice<'m>)>;
+    /// Fetches the first `lines` cache lines of the buffer that is `ahead` chains behind the next one, for writing. May do
+    /// nothing.
+    fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize);
     /// Publishes used elements at once; true = the driver wants a notification.
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool;
     fn has_work(&self) -> bool;
@@ -62,16 +72,61 @@ pub(super) struct Core {
     pub header_len: usize,
     /// Pieces of the frame being delivered.
     pub frame: Segments,
-    /// One place per ring entry: a ring never has more chains out than that.
-    staged: Box<[Staged]>,
-    staged_count: usize,
+    pub staging: Staging,
     /// Chains of the last `take`.
     taken: [ChainId; CHAINS_MAX],
     taken_count: usize,
-    /// Chains taken or reserved and not yet published as used.
-    pub pending_count: usize,
+}
+
+/// What is used and not yet published.
+pub(super) struct Staging {
+    /// One place per ring entry: a ring never has more chains out than that.
+    staged: Box<[Staged]>,
+    staged_count: usize,
     /// Chains that the staged elements stand for.
     staged_chains: usize,
+    /// Chains taken or reserved and not yet published as used.
+    pub pending_count: usize,
+}
+
+impl Staging {
+    /// Stages one element that stands for `chains` chains.
+    #[inline(always)]
+    pub fn stage(&mut self, element: Staged, chains: usize) {
+        // A driver cannot make it overflow, only a caller that completes a chain twice: that one is not published.
+        debug_assert!(self.staged_count < self.staged.len(), "a chain was completed twice");
+        if let Some(place) = self.staged.get_mut(self.staged_count) {
+            *place = element;
+            self.staged_count += 1;
+            self.staged_chains += chains;
+        }
+    }
+
+    /// Stages each of `chains` as used with nothing written.
+    #[inline]
+    fn stage_all(&mut self, chains: &[ChainId]) {
+        let places = self.staged.get_mut(self.staged_count..).unwrap_or_default();
+        debug_assert!(places.len() >= chains.len(), "a chain was completed twice");
+        let count = places.len().min(chains.len());
+        for (place, &chain) in places.iter_mut().zip(chains) {
+            *place = Staged { chain, len: 0 };
+        }
+        self.staged_count += count;
+        self.staged_chains += count;
+    }
+
+    /// What is staged now, for [`Staging::unstage`].
+    #[inline]
+    pub fn mark(&self) -> (usize, usize) {
+        (self.staged_count, self.staged_chains)
+    }
+
+    /// Drops what was staged after `mark`; its chains are no longer pending.
+    #[inline]
+    pub fn unstage(&mut self, mark: (usize, usize)) {
+        self.pending_count = self.pending_count.saturating_sub(self.staged_chains - mark.1);
+        (self.staged_count, self.staged_chains) = mark;
+    }
 }
 
 impl Core {
@@ -84,38 +139,15 @@ impl Core {
             mergeable: setup.features & NET_MRG_RXBUF != 0,
             header_len: header_len(setup.features),
             frame: Segments::for_delivery(),
-            staged: vec![Staged::default(); usize::from(setup.size)].into_boxed_slice(),
-            staged_count: 0,
+            staging: Staging {
+                staged: vec![Staged::default(); usize::from(setup.size)].into_boxed_slice(),
+                staged_count: 0,
+                staged_chains: 0,
+                pending_count: 0,
+            },
             taken: [ChainId::default(); CHAINS_MAX],
             taken_count: 0,
-            pending_count: 0,
-            staged_chains: 0,
         }
-    }
-
-    /// Stages one element that stands for `chains` chains.
-    #[inline]
-    pub fn stage(&mut self, element: Staged, chains: usize) {
-        // A driver cannot make it overflow, only a caller that completes a chain twice: that one is not published.
-        debug_assert!(self.staged_count < self.staged.len(), "a chain was completed twice");
-        if let Some(place) = self.staged.get_mut(self.staged_count) {
-            *place = element;
-            self.staged_count += 1;
-            self.staged_chains += chains;
-        }
-    }
-
-    /// What is staged now, for [`Core::unstage`].
-    #[inline]
-    pub fn staged_mark(&self) -> (usize, usize) {
-        (self.staged_count, self.staged_chains)
-    }
-
-    /// Drops what was staged after `mark`; its chains are no longer pending.
-    #[inline]
-    pub fn unstage(&mut self, mark: (usize, usize)) {
-        self.pending_count = self.pending_count.saturating_sub(self.staged_chains - mark.1);
-        (self.staged_count, self.staged_chains) = mark;
     }
 
     pub fn take<'a>(
@@ -133,6 +165,18 @@ impl Core {
             queue.refresh(&self.memory, max_count.min(CHAINS_MAX)).map_err(|error| self.fail(error))?;
         for _ in 0..count {
             let (segments, shape) = arena.next();
+            if segments.has_room()
+                && let Some((id, piece)) = queue.next_single::<false>(&self.memory, &mut self.hint, 1)
+            {
+                // Its first two lines: a 64-byte frame behind its header reaches into the second.
+                piece.prefetch_read();
+                piece.prefetch_second();
+                segments.push_readable(shape, id, piece);
+                let at = arena.count();
+                self.taken[at] = id;
+                arena.add();
+                continue;
+            }
             let filled = segments.count();
             match queue.next(&self.memory, &mut self.hint, segments, shape) {
                 Ok(true) => {
@@ -154,7 +198,7 @@ impl Core {
             }
         }
         self.taken_count = arena.count();
-        self.pending_count += arena.count();
+        self.staging.pending_count += arena.count();
         Ok(Batch::new(arena))
     }
 
@@ -164,35 +208,33 @@ impl Core {
     }
 
     pub fn complete_taken(&mut self) {
-        let taken = self.taken;
-        let taken = &taken[..std::mem::take(&mut self.taken_count)];
+        let taken = &self.taken[..std::mem::take(&mut self.taken_count)];
         let Some(last) = taken.last() else { return };
         if self.in_order {
             // One element with the last chain's number stands for the batch; the device then skips forward by the batch
             // (virtio 1.3 §2.7.9, §2.8.9).
             let slots = taken.iter().map(|chain| chain.slots()).sum();
-            self.stage(Staged { chain: ChainId::new(last.number(), slots), len: 0 }, taken.len());
+            self.staging.stage(Staged { chain: ChainId::new(last.number(), slots), len: 0 }, taken.len());
             return;
         }
-        for chain in taken {
-            self.stage(Staged { chain: *chain, len: 0 }, 1);
-        }
+        self.staging.stage_all(taken);
     }
 
     #[inline]
     pub fn complete(&mut self, chain: ChainId, written: u32) {
-        self.stage(Staged { chain, len: written }, 1);
+        self.staging.stage(Staged { chain, len: written }, 1);
     }
 
     #[inline]
     pub fn publish(&mut self, queue: &mut impl Queue) -> bool {
-        if self.staged_count == 0 {
+        let staging = &mut self.staging;
+        if staging.staged_count == 0 {
             return false;
         }
-        let notify = queue.publish(&self.memory, &self.staged[..self.staged_count]);
-        self.pending_count = self.pending_count.saturating_sub(self.staged_chains);
-        self.staged_count = 0;
-        self.staged_chains = 0;
+        let notify = queue.publish(&self.memory, &staging.staged[..staging.staged_count]);
+        staging.pending_count = staging.pending_count.saturating_sub(staging.staged_chains);
+        staging.staged_count = 0;
+        staging.staged_chains = 0;
         notify
     }
 }

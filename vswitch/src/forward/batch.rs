@@ -209,15 +209,15 @@ impl Run<'_> {
         let mut group_of: Option<(u64, u8)> = None;
         for i in 0..count {
             inject::point("forward::frame");
-            let chain = batch.chain(i);
-            if chain.readable_len < header_len + ETHERNET_LEN {
+            let (_, chain_len) = batch.front(i);
+            if chain_len < header_len + ETHERNET_LEN {
                 self.tally.discard(DiscardReason::TooShort);
                 continue;
             }
-            let len = chain.readable_len - header_len;
+            let len = chain_len - header_len;
             let head_len = len.min(limit);
             let snap = &mut self.scratch.snaps[i];
-            snap.fill(&chain, header_len, head_len);
+            snap.fill(batch, i, header_len, head_len);
             #[cfg(test)]
             super::tests::rewriting::after_snapshot();
             let Front { destination, source, kind, asks_nothing } = snap.front(header_len);

@@ -3,7 +3,7 @@
 //! Allocated once per worker (the lists of jobs once per table); the engine resets it with each batch. It holds bytes and
 //! numbers only, nothing of a table or ring.
 
-use avio_proto::ring::Chain;
+use avio_proto::ring::{Batch, Chain};
 use avio_proto::virtio::net::{HEADER_LEN, LEGACY_HEADER_LEN, NetHeader};
 
 use crate::offload::{HEAD_CAPACITY, Validated};
@@ -39,21 +39,21 @@ impl Snap {
     /// Copies the virtio-net header (`header_len` bytes) and the first `head_len` bytes of the frame out of guest memory:
     /// the only time that either is read. The chain must hold that many.
     #[inline]
-    pub(super) fn fill(&mut self, chain: &Chain<'_>, header_len: usize, head_len: usize) {
-        match chain.readable.first() {
-            // Two copies, so that the frame's first sixteen bytes are one store: `front` loads words of them at once, and a load that
-            // spans two stores on their way to the cache waits for both.
-            Some(first) if first.len() >= header_len + head_len => {
-                // The length is a constant on either side, so that the copy is two moves and not a loop.
-                if header_len == HEADER_LEN {
-                    first.copy_to(&mut self.0[FRAME_AT - HEADER_LEN..FRAME_AT]);
-                } else {
-                    first.copy_to(&mut self.0[FRAME_AT - LEGACY_HEADER_LEN..FRAME_AT]);
-                }
-                first.sub(header_len, head_len).copy_to(&mut self.0[FRAME_AT..FRAME_AT + head_len]);
-            }
-            _ => gather(chain, &mut self.0[FRAME_AT - header_len..FRAME_AT + head_len]),
+    pub(super) fn fill(&mut self, batch: &Batch<'_>, i: usize, header_len: usize, head_len: usize) {
+        let (first, _) = batch.front(i);
+        if first.len() < header_len + head_len {
+            gather(&batch.chain(i), &mut self.0[FRAME_AT - header_len..FRAME_AT + head_len]);
+            return;
         }
+        // Two copies, so that the frame's first sixteen bytes are one store: `front` loads words of them at once, and a load that
+        // spans two stores on their way to the cache waits for both. The length of the first is a constant on either side, so
+        // that it is two moves and not a loop.
+        if header_len == HEADER_LEN {
+            first.copy_to(&mut self.0[FRAME_AT - HEADER_LEN..FRAME_AT]);
+        } else {
+            first.copy_to(&mut self.0[FRAME_AT - LEGACY_HEADER_LEN..FRAME_AT]);
+        }
+        first.sub(header_len, head_len).copy_to(&mut self.0[FRAME_AT..FRAME_AT + head_len]);
     }
 
     /// What the short check of a frame needs, behind a virtio-net header of `header_len` bytes.

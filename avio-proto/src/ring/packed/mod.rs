@@ -9,11 +9,11 @@ pub(super) mod position;
 mod walk;
 
 use super::area::Area;
-use super::arena::{Segments, Shape, Stop};
+use super::arena::{ChainId, Segments, Shape, Stop};
 use super::descriptor::{DESCRIPTOR_LEN, Descriptor, F_WRITE};
 use super::queue::{Queue, Staged};
 use super::{RingError, RingSetup};
-use crate::mem::{MemoryTable, RegionHint, prefetch};
+use crate::mem::{GuestSlice, MemoryTable, RegionHint};
 use crate::virtio::features::RING_EVENT_IDX;
 use position::{Position, need_event};
 use std::sync::atomic::{Ordering, fence};
@@ -237,10 +237,31 @@ impl Queue for PackedQueue {
     }
 
     #[inline(always)]
-    fn prefetch_next(&self, memory: &MemoryTable, hint: &mut RegionHint) {
-        let next = self.descriptor(self.avail.index(), Ordering::Relaxed);
-        if let Some(piece) = memory.prefix(hint, next.addr, 1) {
-            prefetch(piece.as_ptr());
+    fn next_single<'m, const WRITABLE: bool>(
+        &mut self,
+        memory: &'m MemoryTable,
+        hint: &mut RegionHint,
+        least: usize,
+    ) -> Option<(ChainId, GuestSlice<'m>)> {
+        // Acquire: as in `next`.
+        let first = self.descriptor(self.avail.index(), Ordering::Acquire);
+        if !self.is_available(first.flags) || self.in_flight == u32::from(self.size) {
+            return None;
+        }
+        let piece = first.single::<WRITABLE>(memory, hint, least)?;
+        self.desc.prefetch((usize::from(self.avail.index()) + 8) * DESCRIPTOR_LEN);
+        self.avail.advance(1, self.size);
+        self.in_flight += 1;
+        Some((ChainId::new(first.other, 1), piece))
+    }
+
+    #[inline(always)]
+    fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize) {
+        let mut at = self.avail;
+        if ahead < self.size {
+            at.advance(ahead, self.size);
+            let descriptor = self.descriptor(at.index(), Ordering::Relaxed);
+            descriptor.prefetch_for_write(memory, hint, lines);
         }
     }
 

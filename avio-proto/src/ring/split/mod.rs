@@ -13,7 +13,7 @@ use super::descriptor::{DESCRIPTOR_LEN, Descriptor};
 use super::index::Index;
 use super::queue::{Queue, Staged};
 use super::{RingError, RingSetup};
-use crate::mem::{MemoryTable, RegionHint, prefetch};
+use crate::mem::{GuestSlice, MemoryTable, RegionHint};
 use crate::virtio::features::RING_EVENT_IDX;
 use std::sync::atomic::{Ordering, fence};
 
@@ -272,15 +272,33 @@ impl Queue for SplitQueue {
     }
 
     #[inline(always)]
-    fn prefetch_next(&self, memory: &MemoryTable, hint: &mut RegionHint) {
+    fn next_single<'m, const WRITABLE: bool>(
+        &mut self,
+        memory: &'m MemoryTable,
+        hint: &mut RegionHint,
+        least: usize,
+    ) -> Option<(ChainId, GuestSlice<'m>)> {
         if self.avail_seen == self.last_avail {
-            return;
+            return None;
         }
         let head = self.head(self.last_avail.get());
-        if head < self.size
-            && let Some(piece) = memory.prefix(hint, self.descriptor(head).addr, 1)
-        {
-            prefetch(piece.as_ptr());
+        if head >= self.size {
+            return None;
+        }
+        let descriptor = self.descriptor(head);
+        let piece = descriptor.single::<WRITABLE>(memory, hint, least)?;
+        self.last_avail.advance(1);
+        Some((ChainId::new(head, 1), piece))
+    }
+
+    #[inline(always)]
+    fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize) {
+        if self.avail_seen.since(self.last_avail) <= ahead {
+            return;
+        }
+        let head = self.head(self.last_avail.get().wrapping_add(ahead));
+        if head < self.size {
+            self.descriptor(head).prefetch_for_write(memory, hint, lines);
         }
     }
 

@@ -34,7 +34,7 @@ pub struct RxQueue {
     mergeable: bool,
     /// Buffer of the chain that the ring knows by this number.
     buffer_of: Vec<u16>,
-    /// Used buffers that were collected, by buffer number; those from `used_at` to `used_end` have not been looked at.
+    /// Used chains that were collected; those from `used_at` to `used_end` have not been looked at.
     used: Vec<Used>,
     used_at: usize,
     used_end: usize,
@@ -58,6 +58,14 @@ impl Pool {
         // The pool was allocated in one region, so this always finds it.
         self.table
             .prefix(hint, self.addr(index), len.min(self.len))
+            .unwrap_or_else(|| unreachable!("receive buffers lie in guest memory"))
+    }
+
+    /// All of them, for looking at many.
+    #[inline]
+    fn whole(&self, count: usize) -> GuestSlice<'_> {
+        self.table
+            .prefix(&mut RegionHint::default(), self.base, self.stride * count)
             .unwrap_or_else(|| unreachable!("receive buffers lie in guest memory"))
     }
 
@@ -122,7 +130,7 @@ impl RxQueue {
         self.publish();
     }
 
-    #[inline]
+    /// Posts a buffer of a fresh ring.
     fn post(&mut self, index: u16) {
         // A ring has as many entries as there are buffers, so there is room.
         if let Some(token) = self.ring.add(&[], &[(self.pool.addr(index), self.pool.len as u32)]) {
@@ -150,34 +158,12 @@ impl RxQueue {
             if self.used_at == self.used_end && self.collect()? == 0 {
                 break;
             }
-            let first = self.used[self.used_at];
-            let (index, len) = (first.token, first.len as usize);
-            let mut hint = RegionHint::default();
-            let mut buffers = 1;
-            if self.mergeable {
-                let count = self.pool.buffer(&mut hint, index, HEADER_LEN).read(NUM_BUFFERS_OFFSET);
-                buffers = u16::from_le_bytes(count.unwrap_or_default());
+            let shown = self.show_single(max - frames, &mut look);
+            frames += shown;
+            if shown == 0 {
+                self.show(&mut look)?;
+                frames += 1;
             }
-            let wrong = QueueError::Frame { buffers, len: first.len };
-            if len < HEADER_LEN || len > self.pool.len || usize::from(buffers) > self.count || buffers == 0 {
-                return Err(wrong);
-            }
-            let mut total = len - HEADER_LEN;
-            if buffers > 1 {
-                total += self.gather(usize::from(buffers), wrong)?;
-            }
-            let end = self.used_at + usize::from(buffers);
-            look(&RxFrame {
-                pool: &self.pool,
-                first: self.pool.buffer(&mut hint, index, len),
-                rest: &self.used[self.used_at + 1..end],
-                len: total,
-            });
-            for i in self.used_at..end {
-                self.post(self.used[i].token);
-            }
-            self.used_at = end;
-            frames += 1;
         }
         self.empty_polls = if frames == 0 { self.empty_polls.saturating_add(1) } else { 0 };
         if self.unpublished >= self.repost_count || (self.empty_polls == IDLE_POLLS && self.unpublished > 0) {
@@ -186,17 +172,85 @@ impl RxQueue {
         Ok(frames)
     }
 
+    /// Shows up to `max` frames of those that were collected, up to the first that is not alone in one buffer, and posts their
+    /// buffers again; returns how many.
+    #[inline(always)]
+    fn show_single(&mut self, max: usize, look: &mut impl FnMut(&RxFrame<'_>)) -> usize {
+        let Self { ring, pool, buffer_of, used, mergeable, unpublished, .. } = self;
+        let end = self.used_end.min(self.used_at + max);
+        let whole = pool.whole(self.count);
+        let mut count = 0;
+        for used in &used[self.used_at..end] {
+            let (index, len) = (buffer_of[usize::from(used.token)], used.len as usize);
+            let first = whole.sub(usize::from(index) * pool.stride, len);
+            let is_alone = !*mergeable || first.read(NUM_BUFFERS_OFFSET) == Some([1, 0]);
+            if len < HEADER_LEN || len > pool.len || !is_alone {
+                break;
+            }
+            look(&RxFrame { pool, first, rest: &[], buffer_of, len: len - HEADER_LEN });
+            let buffer = (pool.addr(index), pool.len as u32);
+            if let Some(token) = ring.again(used.token, buffer, true) {
+                buffer_of[usize::from(token)] = index;
+            }
+            count += 1;
+        }
+        *unpublished += count;
+        self.used_at += count;
+        count
+    }
+
+    /// Shows the frame at `used_at`, in as many buffers as it takes, and posts them again.
+    fn show(&mut self, look: &mut impl FnMut(&RxFrame<'_>)) -> Result<(), QueueError> {
+        let first = self.used[self.used_at];
+        let (index, len) = (self.buffer_of[usize::from(first.token)], first.len as usize);
+        let mut hint = RegionHint::default();
+        let mut buffers = 1;
+        if self.mergeable {
+            let count = self.pool.buffer(&mut hint, index, HEADER_LEN).read(NUM_BUFFERS_OFFSET);
+            buffers = u16::from_le_bytes(count.unwrap_or_default());
+        }
+        let wrong = QueueError::Frame { buffers, len: first.len };
+        if len < HEADER_LEN || len > self.pool.len || usize::from(buffers) > self.count || buffers == 0 {
+            return Err(wrong);
+        }
+        let mut total = len - HEADER_LEN;
+        if buffers > 1 {
+            total += self.gather(usize::from(buffers), wrong)?;
+        }
+        let end = self.used_at + usize::from(buffers);
+        look(&RxFrame {
+            pool: &self.pool,
+            first: self.pool.buffer(&mut hint, index, len),
+            rest: &self.used[self.used_at + 1..end],
+            buffer_of: &self.buffer_of,
+            len: total,
+        });
+        for i in self.used_at..end {
+            let token = self.used[i].token;
+            let index = self.buffer_of[usize::from(token)];
+            let buffer = (self.pool.addr(index), self.pool.len as u32);
+            if let Some(token) = self.ring.again(token, buffer, true) {
+                self.buffer_of[usize::from(token)] = index;
+                self.unpublished += 1;
+            }
+        }
+        self.used_at = end;
+        Ok(())
+    }
+
     /// Collects more used buffers behind those not yet looked at, which move to the front.
     fn collect(&mut self) -> Result<usize, QueueError> {
-        self.used.copy_within(self.used_at..self.used_end, 0);
+        if self.used_at < self.used_end {
+            self.used.copy_within(self.used_at..self.used_end, 0);
+        }
         self.used_end -= self.used_at;
         self.used_at = 0;
-        let count = self.ring.poll_used(&mut self.used[self.used_end..]);
-        let mut hint = RegionHint::default();
-        for used in &mut self.used[self.used_end..self.used_end + count] {
-            used.token = self.buffer_of[usize::from(used.token)];
+        let count = self.ring.take_used(&mut self.used[self.used_end..]);
+        let whole = self.pool.whole(self.count);
+        for used in &self.used[self.used_end..self.used_end + count] {
+            let index = self.buffer_of[usize::from(used.token)];
             // The switch has just written it: all of a batch come across at once instead of one after the other.
-            self.pool.buffer(&mut hint, used.token, HEADER_LEN).prefetch_read();
+            whole.sub(usize::from(index) * self.pool.stride, HEADER_LEN).prefetch_read();
         }
         self.used_end += count;
         match self.ring.error() {
@@ -270,6 +324,7 @@ pub struct RxFrame<'q> {
     /// First buffer, header included.
     first: GuestSlice<'q>,
     rest: &'q [Used],
+    buffer_of: &'q [u16],
     len: usize,
 }
 
@@ -314,7 +369,8 @@ impl RxFrame<'_> {
         let mut at = self.first.sub(HEADER_LEN, self.len).copy_to(to);
         let mut hint = RegionHint::default();
         for used in self.rest {
-            at += self.pool.buffer(&mut hint, used.token, used.len as usize).copy_to(&mut to[at..]);
+            let index = self.buffer_of[usize::from(used.token)];
+            at += self.pool.buffer(&mut hint, index, used.len as usize).copy_to(&mut to[at..]);
         }
     }
 }

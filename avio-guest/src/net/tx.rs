@@ -13,7 +13,6 @@ use crate::session::{Session, SessionError};
 use avio_proto::mem::{GuestSlice, MemoryTable, RegionHint};
 use avio_proto::ring::{DriverRing, Used};
 use avio_proto::virtio::net::{HEADER_LEN, NetHeader};
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Guest to switch.
@@ -26,14 +25,61 @@ pub struct TxQueue {
     pool: Pool,
     /// Free slots, first in, first out as the ring's own entries: a slot then meets the same descriptor again, which need
     /// not be rewritten.
-    free: VecDeque<u16>,
+    free: Fifo,
     /// Slot of the chain that the ring knows by this number.
     slot_of: Vec<u16>,
+    /// A frame never takes more than one descriptor: each slot then keeps its own, `chain_of`.
+    single: bool,
+    /// Chain of each slot once it was used, else [`NO_CHAIN`].
+    chain_of: Vec<u16>,
     used: Vec<Used>,
     tags: Vec<u32>,
     piece_len: usize,
     completed: u64,
     kicks: u64,
+}
+
+/// No chain has this number: a ring has at most 32,768.
+const NO_CHAIN: u16 = u16::MAX;
+
+/// Numbers in the order in which they came.
+#[derive(Debug)]
+struct Fifo {
+    /// A power of two.
+    places: Box<[u16]>,
+    first: usize,
+    count: usize,
+}
+
+impl Fifo {
+    fn new(count_max: usize) -> Self {
+        let places = vec![0; count_max.next_power_of_two()].into_boxed_slice();
+        Self { places, first: 0, count: 0 }
+    }
+
+    fn fill(&mut self, numbers: std::ops::Range<u16>) {
+        (self.first, self.count) = (0, 0);
+        numbers.for_each(|number| self.push(number));
+    }
+
+    #[inline(always)]
+    fn push(&mut self, number: u16) {
+        let mask = self.places.len() - 1;
+        self.places[(self.first + self.count) & mask] = number;
+        self.count += 1;
+    }
+
+    #[inline(always)]
+    fn front(&self) -> Option<u16> {
+        (self.count > 0).then(|| self.places[self.first & (self.places.len() - 1)])
+    }
+
+    /// Takes the front away; there must be one.
+    #[inline(always)]
+    fn pop(&mut self) {
+        self.first = (self.first + 1) & (self.places.len() - 1);
+        self.count -= 1;
+    }
 }
 
 /// Where slots are.
@@ -53,6 +99,14 @@ impl Pool {
         // The pool was allocated in one region, so this always finds it; an empty slice takes no bytes.
         self.table
             .prefix(&mut self.hint, addr, self.len)
+            .unwrap_or_else(|| unreachable!("transmit slots lie in guest memory"))
+    }
+
+    /// All of them, for writing many.
+    #[inline]
+    fn whole(&self, count: usize) -> GuestSlice<'_> {
+        self.table
+            .prefix(&mut RegionHint::default(), self.base, self.stride * count)
             .unwrap_or_else(|| unreachable!("transmit slots lie in guest memory"))
     }
 
@@ -77,6 +131,8 @@ impl TxQueue {
             stride: layout.tx_stride,
             len: layout.tx_len,
         };
+        let mut free = Fifo::new(layout.tx_count);
+        free.fill(0..layout.tx_count as u16);
         Ok(Self {
             ring: Self::fresh(&pool.table, &place, features)?,
             place,
@@ -84,8 +140,10 @@ impl TxQueue {
             kick: EventFd::new()?,
             call: EventFd::new()?,
             pool,
-            free: (0..layout.tx_count as u16).collect(),
+            free,
             slot_of: vec![0; usize::from(place.layout.size)],
+            single: layout.tx_len <= layout.tx_piece_len,
+            chain_of: vec![NO_CHAIN; layout.tx_count],
             used: vec![Used::default(); usize::from(place.layout.size)],
             tags: vec![0; layout.tx_count],
             piece_len: layout.tx_piece_len,
@@ -103,8 +161,8 @@ impl TxQueue {
     /// Forgets everything in flight and starts at the ring's beginning.
     pub(super) fn reset(&mut self) -> Result<(), QueueError> {
         self.ring = Self::fresh(&self.pool.table, &self.place, self.features)?;
-        self.free.clear();
-        self.free.extend(0..self.tags.len() as u16);
+        self.free.fill(0..self.tags.len() as u16);
+        self.chain_of.fill(NO_CHAIN);
         Ok(())
     }
 
@@ -118,10 +176,10 @@ impl TxQueue {
     /// [`QueueError`] if the back-end broke the ring.
     #[inline]
     pub fn room(&mut self, want: usize) -> Result<usize, QueueError> {
-        if self.free.len() < want {
+        if self.free.count < want {
             self.reclaim()?;
         }
-        Ok(self.free.len())
+        Ok(self.free.count)
     }
 
     /// Takes back what the switch is done with; returns how many frames that were.
@@ -129,14 +187,17 @@ impl TxQueue {
     /// # Errors
     /// [`QueueError`] if the back-end broke the ring.
     pub fn reclaim(&mut self) -> Result<usize, QueueError> {
-        let count = self.ring.poll_used(&mut self.used);
+        let count = if self.single {
+            self.ring.take_used(&mut self.used)
+        } else {
+            self.ring.poll_used(&mut self.used)
+        };
+        let whole = self.pool.whole(self.tags.len());
         for used in &self.used[..count] {
             let slot = self.slot_of[usize::from(used.token)];
-            self.free.push_back(slot);
-            // The switch has read them last; what is written next is mostly in the first two lines.
-            let lines = self.pool.slot(slot);
-            lines.prefetch_write();
-            lines.sub(64, 1).prefetch_write();
+            self.free.push(slot);
+            // The switch has read it last; what is written next is mostly in the first line.
+            whole.sub(usize::from(slot) * self.pool.stride, 1).prefetch_write();
         }
         self.completed += count as u64;
         match self.ring.error() {
@@ -145,27 +206,76 @@ impl TxQueue {
         }
     }
 
-    /// A free slot, to be filled and pushed; given back untouched if it is dropped.
+    /// Fills and pushes `count` free slots: `fill` writes each frame and returns its length in bytes. The switch sees them with
+    /// the next [`TxQueue::flush`].
     ///
     /// # Panics
-    /// If [`TxQueue::room`] said 0.
-    #[inline]
-    pub fn slot(&mut self) -> TxSlot<'_> {
-        let index = *self.free.front().expect("room() is asked before slot()");
-        TxSlot { queue: self, index }
+    /// If [`TxQueue::room`] said less, or (in debug builds) if a frame is longer than a slot.
+    #[inline(always)]
+    pub fn push_burst(&mut self, count: usize, mut fill: impl FnMut(&mut TxSlot<'_>) -> usize) {
+        if !self.single {
+            for _ in 0..count {
+                let index = self.free.front().expect("room() is asked before push_burst()");
+                let (memory, tag) = (self.pool.slot(index), &mut self.tags[usize::from(index)]);
+                let frame_len = fill(&mut TxSlot { memory, tag, index });
+                self.push_pieces(index, frame_len);
+            }
+            return;
+        }
+        let Self { ring, pool, free, slot_of, chain_of, tags, .. } = self;
+        let whole = pool.whole(tags.len());
+        for _ in 0..count {
+            let index = free.front().expect("room() is asked before push_burst()");
+            let at = usize::from(index);
+            let memory = whole.sub(at * pool.stride, pool.len);
+            let frame_len = fill(&mut TxSlot { memory, tag: &mut tags[at], index });
+            debug_assert!(HEADER_LEN + frame_len <= pool.len);
+            let buffer = (pool.addr(index), (HEADER_LEN + frame_len) as u32);
+            let chain = match chain_of[at] {
+                NO_CHAIN => ring.add(&[buffer], &[]),
+                chain => ring.again(chain, buffer, false),
+            };
+            debug_assert!(chain.is_some(), "there are no more slots than the ring has room for");
+            if let Some(chain) = chain {
+                slot_of[usize::from(chain)] = index;
+                chain_of[at] = chain;
+                free.pop();
+            }
+        }
     }
 
     /// Copies one frame into a slot and pushes it; false if there is no room or the frame is too long.
     pub fn push(&mut self, header: &NetHeader, frame: &[u8]) -> bool {
-        if self.free.is_empty() || frame.len() > self.frame_len_max() {
+        if self.free.count == 0 || frame.len() > self.frame_len_max() {
             return false;
         }
-        let mut slot = self.slot();
-        slot.set_header(header);
-        slot.write(0, frame);
-        slot.set_tag(0);
-        slot.push(frame.len());
+        self.push_burst(1, |slot| {
+            slot.set_header(header);
+            slot.write(0, frame);
+            slot.set_tag(0);
+            frame.len()
+        });
         true
+    }
+
+    /// Pushes slot `index` in as many descriptors as its frame takes.
+    fn push_pieces(&mut self, index: u16, frame_len: usize) {
+        let (addr, len) = (self.pool.addr(index), HEADER_LEN + frame_len);
+        debug_assert!(len <= self.pool.len);
+        let mut pieces = [(0, 0); PIECES_MAX];
+        let mut count = 0;
+        let mut at = 0;
+        while at < len && count < PIECES_MAX {
+            let n = self.piece_len.min(len - at);
+            pieces[count] = (addr + at as u64, n as u32);
+            (at, count) = (at + n, count + 1);
+        }
+        let added = self.ring.add(&pieces[..count], &[]);
+        debug_assert!(added.is_some(), "there are no more slots than the ring has room for");
+        if let Some(token) = added {
+            self.slot_of[usize::from(token)] = index;
+            self.free.pop();
+        }
     }
 
     /// Publishes what was pushed and kicks the switch if it wants that.
@@ -204,7 +314,7 @@ impl TxQueue {
     /// Frames pushed and not yet taken back.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.tags.len() - self.free.len()
+        self.tags.len() - self.free.count
     }
 
     /// The ring, for tests that break its rules.
@@ -228,79 +338,50 @@ impl std::fmt::Debug for TxQueue {
     }
 }
 
-/// One slot of a [`TxQueue`].
+/// One slot of a [`TxQueue::push_burst`].
 #[derive(Debug)]
 pub struct TxSlot<'q> {
-    queue: &'q mut TxQueue,
+    memory: GuestSlice<'q>,
+    tag: &'q mut u32,
     index: u16,
 }
 
 impl TxSlot<'_> {
     /// Its number; stable, below the number of slots.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn index(&self) -> u32 {
         u32::from(self.index)
     }
 
     /// What the user noted about the bytes in this slot; 0 at first.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn tag(&self) -> u32 {
-        self.queue.tags[usize::from(self.index)]
+        *self.tag
     }
 
     /// Notes something about the bytes in this slot, kept until its next use.
-    #[inline]
+    #[inline(always)]
     pub fn set_tag(&mut self, tag: u32) {
-        self.queue.tags[usize::from(self.index)] = tag;
+        *self.tag = tag;
     }
 
     /// Writes the virtio-net header.
     #[inline]
     pub fn set_header(&mut self, header: &NetHeader) {
-        self.queue.pool.slot(self.index).write(0, &header.to_bytes());
+        self.memory.write(0, &header.to_bytes());
     }
 
     /// Writes frame bytes at `offset`; what does not fit is cut.
     #[inline]
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
-        self.queue.pool.slot(self.index).sub(HEADER_LEN + offset, bytes.len()).copy_from(bytes);
+        self.memory.sub(HEADER_LEN + offset, bytes.len()).copy_from(bytes);
     }
 
     /// Writes `N` frame bytes at `offset`; nothing if they do not fit. For short pieces: the length is known when compiling.
-    #[inline]
+    #[inline(always)]
     pub fn write_array<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) {
-        self.queue.pool.slot(self.index).write(HEADER_LEN + offset, bytes);
-    }
-
-    /// Makes the first `frame_len` bytes available to the switch, with the next [`TxQueue::flush`].
-    ///
-    /// # Panics
-    /// In debug builds, if the frame is longer than a slot.
-    #[inline]
-    pub fn push(self, frame_len: usize) {
-        let TxSlot { queue, index } = self;
-        let len = HEADER_LEN + frame_len;
-        debug_assert!(len <= queue.pool.len);
-        let addr = queue.pool.addr(index);
-        let added = if len <= queue.piece_len {
-            queue.ring.add(&[(addr, len as u32)], &[])
-        } else {
-            let mut pieces = [(0, 0); PIECES_MAX];
-            let mut count = 0;
-            let mut at = 0;
-            while at < len && count < PIECES_MAX {
-                let n = queue.piece_len.min(len - at);
-                pieces[count] = (addr + at as u64, n as u32);
-                (at, count) = (at + n, count + 1);
-            }
-            queue.ring.add(&pieces[..count], &[])
-        };
-        debug_assert!(added.is_some(), "there are no more slots than the ring has room for");
-        if let Some(token) = added {
-            queue.slot_of[usize::from(token)] = index;
-            queue.free.pop_front();
-        }
+        self.memory.write(HEADER_LEN + offset, bytes);
     }
 }

@@ -279,13 +279,17 @@ fn write_front(core: &Core, frame: &[GuestSlice<'_>], header: &[u8; HEADER_LEN],
 }
 
 /// The same into one buffer that is long enough.
+///
+/// The header goes from registers, in words: put together in memory and read back in words that straddle its parts, it would wait
+/// for every store in front of it to reach the cache, and those in front are to lines that the guest's core holds.
 #[inline(always)]
 fn write_whole(buffer: GuestSlice<'_>, header_len: usize, header: &[u8; HEADER_LEN], head: &[u8]) {
-    let mut header = *header;
-    header[NUM_BUFFERS_OFFSET..].copy_from_slice(&1u16.to_le_bytes());
+    const { assert!(HEADER_LEN == 12 && NUM_BUFFERS_OFFSET == 10) };
+    let [a, b, c, d, e, f, g, h, i, j, ..] = *header;
     if header_len == HEADER_LEN {
         buffer.sub(HEADER_LEN, head.len()).copy_from(head);
-        buffer.write(0, &header);
+        buffer.write(0, &[a, b, c, d, e, f, g, h]);
+        buffer.write(8, &[i, j, 1, 0]);
     } else {
         buffer.sub(LEGACY_HEADER_LEN, head.len()).copy_from(head);
         buffer.copy_from(&header[..LEGACY_HEADER_LEN]);

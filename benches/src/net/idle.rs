@@ -104,10 +104,11 @@ fn first_frame() -> Result<Figure> {
     for _ in 0..FIRST_FRAMES {
         std::thread::sleep(SILENCE);
         ensure(tx.room(1)? > 0, || "the transmit ring is full".to_owned())?;
-        let mut slot = tx.slot();
-        slot.set_header(&template.header);
-        slot.write(0, &template.bytes);
-        slot.push(template.bytes.len());
+        tx.push_burst(1, |slot| {
+            slot.set_header(&template.header);
+            slot.write(0, &template.bytes);
+            template.bytes.len()
+        });
         let start = Instant::now();
         tx.flush();
         while rx.poll(1, |_| {})? == 0 {

@@ -97,7 +97,7 @@ fn pattern(from: [u8; 6], to: [u8; 6], len: usize, transport: Transport, source:
 }
 
 fn sender(pattern: Pattern, source: u8, pps: Option<f64>) -> Sender {
-    Sender::new(pattern, source, Rate::new(pps, now_ns()))
+    Sender::new(pattern, source, Rate::new(pps, now_ns()), Timing::Every)
 }
 
 fn job(senders: Vec<Sender>, check_every: u64, mss: u16, timing: Timing) -> Job {

@@ -122,6 +122,7 @@ fn job(plan: &Plan, index: usize, rate: Option<f64>) -> Job {
     let (port, o) = (&plan.ports[index], &plan.options);
     let queue_count = plan.net.queue_pairs;
     let rr = o.pattern == Traffic::Rr;
+    let timing = if rr { Timing::Every } else { Timing::Sampled };
     let senders = port.to.map_or_else(Vec::new, |to| {
         let spec = PatternSpec {
             lens: plan.lens.clone(),
@@ -143,13 +144,13 @@ fn job(plan: &Plan, index: usize, rate: Option<f64>) -> Job {
                     Pattern::new(spec.clone(), q, queues),
                     index as u8,
                     Rate::new(per_queue, latency::now_ns()),
+                    timing,
                 )
             })
             .collect()
     });
     // Only a process that also sends knows that numbers start at zero.
     let from_zero = o.role == Role::Pair;
-    let timing = if rr { Timing::Every } else { Timing::Sampled };
     Job {
         senders,
         receiver: Receiver::new(o.verify, plan.mss, from_zero, timing),

@@ -9,9 +9,6 @@ use super::tracker::Tracker;
 use avio_guest::net::{QueueError, RxFrame, RxQueue};
 use avio_proto::virtio::net::GSO_NONE;
 
-/// One frame in this many is timed; reading the clock's stamp touches a second cache line.
-const LATENCY_EVERY: u64 = 16;
-
 /// How exactly latencies are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timing {
@@ -119,12 +116,12 @@ impl Receiver {
         Ok(count)
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, f: &RxFrame<'_>, now_ns: u64) {
         // IPv4's protocol byte says where the stamp stands.
         let [protocol] = f.bytes_at::<1>(23);
         let at = if protocol == 6 { TCP_STAMP_AT } else { UDP_STAMP_AT };
-        let Some(stamp) = Stamp::from_first_ten(&f.bytes_at::<10>(at)) else {
+        let Some(stamp) = Stamp::from_words(f.bytes_at(at), f.bytes_at(at + 8)) else {
             self.counts.foreign += 1;
             return;
         };
@@ -137,7 +134,7 @@ impl Receiver {
             seq_count = (payload / mss + usize::from(payload % mss >= frame::STAMP_LEN)) as u32;
         }
         self.tracker.take(&stamp, seq_count);
-        if self.timing == Timing::Every || self.counts.frames % LATENCY_EVERY == 1 {
+        if self.timing == Timing::Every || frame::is_timed(stamp.seq) {
             let now_ns = if self.timing == Timing::Every { now_ns_exact() } else { now_ns };
             let sent_ns = u64::from_be_bytes(f.bytes_at::<8>(at + 10));
             if sent_ns != 0 {

@@ -5,7 +5,8 @@
 
 use super::frame::{self, SEED_COUNT, SOURCE_PORT_AT, Stamp};
 use super::pattern::Pattern;
-use avio_guest::net::{QueueError, TxQueue};
+use super::receiver::Timing;
+use avio_guest::net::{QueueError, TxQueue, TxSlot};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Most frames per call: a batch of the switch.
@@ -75,6 +76,8 @@ pub struct Sender {
     counts: Sent,
     source: u8,
     varies_flow: bool,
+    /// Every frame carries its time, not one in so many.
+    times_all: bool,
     /// Marks slots that this sender filled: a slot may still hold another's frame from an earlier measurement.
     mark: u32,
 }
@@ -83,12 +86,12 @@ pub struct Sender {
 static NEXT_MARK: AtomicU32 = AtomicU32::new(1);
 
 impl Sender {
-    /// Sends `pattern` as port `source`.
+    /// Sends `pattern` as port `source`; how its receivers take times decides which frames carry one.
     #[must_use]
-    pub fn new(pattern: Pattern, source: u8, rate: Rate) -> Self {
+    pub fn new(pattern: Pattern, source: u8, rate: Rate, timing: Timing) -> Self {
         let varies_flow = pattern.varies_flow();
         let mark = NEXT_MARK.fetch_add(1, Ordering::Relaxed) << 16;
-        Self { pattern, rate, counts: Sent::default(), source, varies_flow, mark }
+        Self { pattern, rate, counts: Sent::default(), source, varies_flow, times_all: timing == Timing::Every, mark }
     }
 
     /// Counts so far.
@@ -128,24 +131,27 @@ impl Sender {
             self.counts.full_polls += 1;
             return Ok(0);
         }
-        for _ in 0..count {
-            self.push(tx, now_ns);
-        }
+        tx.push_burst(count, |slot| self.fill(slot, now_ns));
         tx.flush();
         self.rate.sent(count);
         self.counts.frames += count as u64;
         Ok(count)
     }
 
-    #[inline]
-    fn push(&mut self, tx: &mut TxQueue, now_ns: u64) {
+    /// Writes the next frame into a slot; returns its length.
+    #[inline(always)]
+    fn fill(&mut self, slot: &mut TxSlot<'_>, now_ns: u64) -> usize {
         let next = self.pattern.next();
-        let mut slot = tx.slot();
         let seed = (slot.index() % u32::from(SEED_COUNT)) as u8;
         let template = self.pattern.template(next.size, seed);
-        // The slot's memory still holds what it held a lap ago: with the same template only the stamp is new.
+        let len = template.bytes.len();
+        self.counts.octets += len as u64;
+        self.counts.seqs += u64::from(next.seq_count);
+        // The slot's memory still holds what it held a lap ago: with the same template only the stamp is new, and of that
+        // mostly only what lies in the first cache line.
         let tag = self.mark | u32::from(next.size);
-        if slot.tag() != tag {
+        let is_new = slot.tag() != tag;
+        if is_new {
             slot.set_header(&template.header);
             slot.write(0, &template.bytes);
             slot.set_tag(tag);
@@ -160,14 +166,17 @@ impl Sender {
             slot.write_array(6, &from);
         }
         let mut stamp = Stamp { source: self.source, seed, flow: next.flow, seq: next.seq, time_ns: now_ns };
-        slot.write_array(template.stamp_at, &stamp.to_bytes());
+        let (head, rest) = stamp.to_words();
+        slot.write_array(template.stamp_at, &head);
+        slot.write_array(template.stamp_at + 8, &rest);
+        if is_new || self.times_all || frame::is_timed(next.seq) {
+            slot.write_array(template.stamp_at + 10, &now_ns.to_be_bytes());
+        }
         for i in 1..next.seq_count {
             stamp.seq = stamp.seq.wrapping_add(1);
             slot.write_array(template.stamp_at + i as usize * template.chunk_len, &stamp.to_bytes());
         }
-        slot.push(template.bytes.len());
-        self.counts.octets += template.bytes.len() as u64;
-        self.counts.seqs += u64::from(next.seq_count);
+        len
     }
 }
 

@@ -90,6 +90,21 @@ impl DriverRing {
         with!(&mut self.layout, ring => ring.poll_used(out))
     }
 
+    /// As [`DriverRing::poll_used`], for rings all of whose chains are single buffers: the chains stay the caller's, who makes
+    /// each available again with [`DriverRing::again`] when he is done with what is in it.
+    #[inline(always)]
+    pub fn take_used(&mut self, out: &mut [Used]) -> usize {
+        with!(&mut self.layout, ring => ring.take_used(out))
+    }
+
+    /// Makes a chain of one buffer available again that [`DriverRing::take_used`] gave, with the next `publish`. Returns its new
+    /// token, nearly always the same; `None` if it is not the caller's.
+    #[inline(always)]
+    pub fn again(&mut self, token: u16, buffer: GuestBuffer, writable: bool) -> Option<u16> {
+        let flags = if writable { F_WRITE } else { 0 };
+        with!(&mut self.layout, ring => ring.again(token, buffer, flags))
+    }
+
     /// Whether a used chain is there to be taken back; touches no notification state.
     #[inline]
     #[must_use]

@@ -8,11 +8,14 @@ use super::{GuestBuffer, Used, for_each_buffer, writable_len};
 use crate::mem::MemoryTable;
 use crate::ring::RingError;
 use crate::ring::area::Area;
-use crate::ring::descriptor::{DESCRIPTOR_LEN, F_INDIRECT, F_NEXT};
+use crate::ring::descriptor::{DESCRIPTOR_LEN, F_INDIRECT, F_NEXT, F_WRITE};
 use crate::ring::packed::position::{Position, need_event};
 use crate::ring::packed::{EVENT_DESCRIPTOR, EVENT_DISABLE, EVENT_ENABLE, EVENT_LEN, F_AVAIL, F_USED};
 use crate::virtio::features::{IN_ORDER, RING_EVENT_IDX};
 use std::sync::atomic::{Ordering, fence};
+
+/// How many descriptors ahead used ones are fetched: four lines.
+const FETCH_AHEAD: usize = 16;
 
 /// What the driver remembers of a chain, by its buffer ID.
 #[derive(Clone, Copy, Default)]
@@ -110,6 +113,21 @@ impl PackedDriver {
         Some(id)
     }
 
+    /// A chain of one buffer that `take_used` left with the caller.
+    #[inline(always)]
+    pub fn again(&mut self, id: u16, buffer: GuestBuffer, flags: u16) -> Option<u16> {
+        let id = if self.in_order { self.avail.index() } else { id };
+        let chain = self.chains.get_mut(usize::from(id)).filter(|chain| chain.slots == 0)?;
+        if self.free_slots == 0 {
+            return None;
+        }
+        *chain = Chain { slots: 1, writable_len: if flags & F_WRITE != 0 { buffer.1 } else { 0 } };
+        self.put(id, buffer, flags, true);
+        self.free_slots -= 1;
+        self.unpublished_count += 1;
+        Some(id)
+    }
+
     /// Writes the next ring descriptor; the flags of the first one of a batch are held back.
     #[inline(always)]
     fn put(&mut self, id: u16, buffer: GuestBuffer, flags: u16, head: bool) {
@@ -182,13 +200,24 @@ impl PackedDriver {
 
     #[inline]
     pub fn poll_used(&mut self, out: &mut [Used]) -> usize {
+        self.collect::<true>(out)
+    }
+
+    #[inline(always)]
+    pub fn take_used(&mut self, out: &mut [Used]) -> usize {
+        self.collect::<false>(out)
+    }
+
+    /// Takes back used chains; with `FREE` their numbers are free then.
+    #[inline(always)]
+    fn collect<const FREE: bool>(&mut self, out: &mut [Used]) -> usize {
         let mut taken = 0;
         while taken < out.len() && self.error.is_none() {
             // A ring that is all the driver's own shows nothing used; the check also keeps stale marks from counting.
             if self.free_slots == u32::from(self.size) {
                 break;
             }
-            let Some(used) = self.next_used() else { break };
+            let Some(used) = self.next_used::<FREE>() else { break };
             match used {
                 Ok(used) => out[taken] = used,
                 Err(error) => {
@@ -202,7 +231,7 @@ impl PackedDriver {
     }
 
     #[inline(always)]
-    fn next_used(&mut self) -> Option<Result<Used, RingError>> {
+    fn next_used<const FREE: bool>(&mut self) -> Option<Result<Used, RingError>> {
         let (last, len) = match self.batch {
             Some(batch) => batch,
             None => self.element(Ordering::Acquire)?,
@@ -225,9 +254,11 @@ impl PackedDriver {
             self.batch = Some((last, len));
             chain.writable_len
         };
-        if !self.in_order {
+        if FREE && !self.in_order {
             self.ids.give(token);
         }
+        // The device has just written the lines behind: fetched while this one is looked at.
+        self.desc.prefetch((usize::from(self.used.index()) + FETCH_AHEAD) * DESCRIPTOR_LEN);
         Some(Ok(Used { token, len }))
     }
 

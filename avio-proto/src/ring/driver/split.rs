@@ -8,7 +8,7 @@ use super::{GuestBuffer, Used, for_each_buffer, writable_len};
 use crate::mem::MemoryTable;
 use crate::ring::RingError;
 use crate::ring::area::Area;
-use crate::ring::descriptor::{DESCRIPTOR_LEN, F_INDIRECT, F_NEXT};
+use crate::ring::descriptor::{DESCRIPTOR_LEN, F_INDIRECT, F_NEXT, F_WRITE};
 use crate::ring::index::Index;
 use crate::ring::split::{AVAIL_NO_INTERRUPT, ENTRIES, INDEX, USED_ELEMENT_LEN, USED_NO_NOTIFY, need_event};
 use crate::virtio::features::{IN_ORDER, RING_EVENT_IDX};
@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 /// As on the device side: the quietest place for an event, and when to move it along.
 const PARKED_BEHIND: u16 = 0x8000;
 const REPARK_AFTER: u16 = 0x4000;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// What the driver remembers of a descriptor.
 #[derive(Clone, Copy, Default)]
@@ -131,6 +134,24 @@ impl SplitDriver {
             self.add_chain(count, readable, writable)?
         };
         self.slots[usize::from(head)].writable_len = writable_len(writable);
+        self.offer(head);
+        Some(head)
+    }
+
+    /// A chain of one buffer that `take_used` left with the caller.
+    #[inline(always)]
+    pub fn again(&mut self, head: u16, buffer: GuestBuffer, flags: u16) -> Option<u16> {
+        let slot = self.slots.get_mut(usize::from(head)).filter(|slot| slot.chain_count == 0)?;
+        slot.chain_count = 1;
+        slot.writable_len = if flags & F_WRITE != 0 { buffer.1 } else { 0 };
+        Self::write_descriptor(&self.desc, usize::from(head), buffer, flags, 0);
+        self.offer(head);
+        Some(head)
+    }
+
+    /// Puts a chain into the available ring.
+    #[inline(always)]
+    fn offer(&mut self, head: u16) {
         let at = usize::from(self.avail_idx.get() & self.mask);
         self.order[at] = head;
         let entry = self.avail_word(ENTRIES + 2 * at);
@@ -138,7 +159,6 @@ impl SplitDriver {
             entry.store(head.to_le(), Ordering::Relaxed);
         }
         self.avail_idx.advance(1);
-        Some(head)
     }
 
     #[inline(always)]
@@ -200,6 +220,17 @@ impl SplitDriver {
 
     #[inline]
     pub fn poll_used(&mut self, out: &mut [Used]) -> usize {
+        self.collect::<true>(out)
+    }
+
+    #[inline(always)]
+    pub fn take_used(&mut self, out: &mut [Used]) -> usize {
+        self.collect::<false>(out)
+    }
+
+    /// Takes back used chains; with `FREE` their descriptors are free then.
+    #[inline(always)]
+    fn collect<const FREE: bool>(&mut self, out: &mut [Used]) -> usize {
         if self.error.is_some() {
             return 0;
         }
@@ -209,9 +240,15 @@ impl SplitDriver {
             self.error = Some(RingError::BadIndex);
             return 0;
         }
+        // The device has just written them: all lines come across at once instead of one after the other.
+        let wanted = usize::from(available).min(out.len());
+        for ahead in (0..wanted).step_by(LINE / USED_ELEMENT_LEN) {
+            let at = usize::from(self.last_used.get().wrapping_add(ahead as u16) & self.mask);
+            self.used.prefetch(ENTRIES + USED_ELEMENT_LEN * at);
+        }
         let mut taken = 0;
-        for place in out.iter_mut().take(usize::from(available)) {
-            match self.next_used(seen) {
+        for place in &mut out[..wanted] {
+            match self.next_used::<FREE>(seen) {
                 Ok(used) => *place = used,
                 Err(error) => {
                     self.error = Some(error);
@@ -231,7 +268,7 @@ impl SplitDriver {
     }
 
     #[inline(always)]
-    fn next_used(&mut self, seen: Index) -> Result<Used, RingError> {
+    fn next_used<const FREE: bool>(&mut self, seen: Index) -> Result<Used, RingError> {
         let at = self.last_used.get() & self.mask;
         let used = if self.in_order { self.next_in_order(at, seen)? } else { self.element(at)? };
         let slot = self.slots.get_mut(usize::from(used.token)).ok_or(RingError::BadDescriptor(used.token))?;
@@ -239,10 +276,12 @@ impl SplitDriver {
         if count == 0 {
             return Err(RingError::BadDescriptor(used.token));
         }
-        let mut index = used.token;
-        for _ in 0..count {
-            self.free.give(index);
-            index = self.slots[usize::from(index)].next as u16;
+        if FREE {
+            let mut index = used.token;
+            for _ in 0..count {
+                self.free.give(index);
+                index = self.slots[usize::from(index)].next as u16;
+            }
         }
         self.last_used.advance(1);
         Ok(used)

@@ -49,16 +49,18 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
                 }
                 at += 64;
             }
-            if at == len {
-                compiler_fence(Ordering::SeqCst);
-                return;
-            }
-            while at + 16 < len {
+            while at + 16 <= len {
                 move_as::<Vector>(from.add(at), to.add(at));
                 at += 16;
             }
-            // The last vector overlaps its predecessor instead of ending in single bytes.
-            move_as::<Vector>(from.add(len - 16), to.add(len - 16));
+            // The rest overlaps itself or what went before instead of ending in single bytes, in pieces no wider than need be: a
+            // store that straddles two cache lines waits for both.
+            if len - at >= 8 {
+                move_as::<u64>(from.add(at), to.add(at));
+                move_as::<u64>(from.add(len - 8), to.add(len - 8));
+            } else if len > at {
+                move_as::<u64>(from.add(len - 8), to.add(len - 8));
+            }
         } else if len >= 8 {
             let last = from.add(len - 8).cast::<u64>().read_unaligned();
             move_as::<u64>(from, to);

@@ -174,7 +174,7 @@ pub(crate) fn prefetch(ptr: *const u8) {
 
 /// Asks the processor to fetch the line at `ptr` as its own; any address will do.
 #[inline(always)]
-fn prefetch_for_write(ptr: *const u8) {
+pub(crate) fn prefetch_for_write(ptr: *const u8) {
     // The compiler turns its own hint for writing into one for reading unless the processor's model is known; every
     // x86-64 processor takes this instruction, those that do not know it as a no-op.
     #[cfg(target_arch = "x86_64")]

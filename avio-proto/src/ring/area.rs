@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "ring words live in guest memory (DESIGN section 6: rings)")]
 
 use super::RingError;
-use crate::mem::{GuestSlice, MemoryTable, prefetch};
+use crate::mem::{GuestSlice, MemoryTable, prefetch, prefetch_for_write};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// Eight bytes at any alignment, stored whole.
@@ -98,6 +98,12 @@ impl Area {
     #[inline(always)]
     pub fn prefetch(&self, offset: usize) {
         prefetch(self.ptr.wrapping_add(offset));
+    }
+
+    /// The same as our own, for writing.
+    #[inline(always)]
+    pub fn prefetch_for_write(&self, offset: usize) {
+        prefetch_for_write(self.ptr.wrapping_add(offset));
     }
 
     /// Copies the 16-byte descriptor `index` out, once.

@@ -7,7 +7,7 @@
 use super::arena::{Shape, Stop};
 use super::device::{DeviceRing, Layout};
 use super::queue::{Core, Queue, Staged};
-use super::{RingError, packed};
+use super::{CHAINS_MAX, RingError, packed};
 use crate::mem::{GuestSlice, MemoryTable, Tail, TailSum, add_carry, fold};
 use crate::virtio::net::{HEADER_LEN, LEGACY_HEADER_LEN, NUM_BUFFERS_OFFSET};
 
@@ -44,6 +44,10 @@ enum Position {
 impl<'r> Delivery<'r> {
     #[inline]
     pub(super) fn new(ring: &'r mut DeviceRing) -> Self {
+        match &ring.layout {
+            Layout::Split(queue) => queue.prefetch_used(CHAINS_MAX),
+            Layout::Packed(queue) => queue.prefetch_used(CHAINS_MAX),
+        }
         let position = match &ring.layout {
             Layout::Split(queue) => Position::Split(queue.position()),
             Layout::Packed(queue) => Position::Packed(queue.position()),
@@ -52,12 +56,25 @@ impl<'r> Delivery<'r> {
         Self { ring, start }
     }
 
+    /// Writes one frame if it is the usual short one: with a header that asks for nothing, no longer than its snapshot `head`, into
+    /// one buffer. False: nothing was done, `push` says why or does it.
+    ///
+    /// A function of its own and small: what the processor can have on its way to the guest's memory is bounded by stores, and
+    /// in a large one most of them go to the stack.
+    #[inline(never)]
+    pub fn push_short(&mut self, head: &[u8]) -> bool {
+        match &mut self.ring.layout {
+            Layout::Split(queue) => push_short(&mut self.ring.core, queue, head),
+            Layout::Packed(queue) => push_short(&mut self.ring.core, queue, head),
+        }
+    }
+
     /// Writes one frame: the virtio-net header (its `num_buffers` is filled in here; a legacy ring takes ten bytes), the
     /// snapshot `head`, then the tail from the sender's memory: one copy.
     ///
     /// # Errors
     /// [`Undelivered`]; the frame then leaves no trace that the driver can see.
-    #[inline(always)]
+    #[inline(never)]
     pub fn push(
         &mut self,
         header: &[u8; HEADER_LEN],
@@ -211,6 +228,19 @@ fn reserve_whole<'c, Q: Queue>(
     Some((buffer, memory, *header_len))
 }
 
+/// `Delivery::push_short` for one layout.
+#[inline(always)]
+fn push_short<Q: Queue>(core: &mut Core, queue: &mut Q, head: &[u8]) -> bool {
+    let need = HEADER_LEN + head.len();
+    if core.header_len != HEADER_LEN || head.len() < 4 {
+        return false;
+    }
+    let Some((buffer, memory, _)) = reserve_whole(core, queue, need) else { return false };
+    write_whole(buffer, HEADER_LEN, &[0; HEADER_LEN], head);
+    memory.log_slice(&buffer, need);
+    true
+}
+
 /// Takes chains until `need` bytes fit and stages them as used; returns how many. Leaves all as it was on error.
 #[inline(always)]
 fn reserve<Q: Queue>(core: &mut Core, queue: &mut Q, need: usize) -> Result<u16, Undelivered> {
@@ -287,9 +317,15 @@ fn write_whole(buffer: GuestSlice<'_>, header_len: usize, header: &[u8; HEADER_L
     const { assert!(HEADER_LEN == 12 && NUM_BUFFERS_OFFSET == 10) };
     let [a, b, c, d, e, f, g, h, i, j, ..] = *header;
     if header_len == HEADER_LEN {
-        buffer.sub(HEADER_LEN, head.len()).copy_from(head);
+        // The frame's first four bytes go with the header: all stores but the last ones then are aligned in a buffer that is.
+        if let Some((&[k, l, m, n], rest)) = head.split_first_chunk() {
+            buffer.sub(HEADER_LEN + 4, rest.len()).copy_from(rest);
+            buffer.write(8, &[i, j, 1, 0, k, l, m, n]);
+        } else {
+            buffer.sub(HEADER_LEN, head.len()).copy_from(head);
+            buffer.write(8, &[i, j, 1, 0]);
+        }
         buffer.write(0, &[a, b, c, d, e, f, g, h]);
-        buffer.write(8, &[i, j, 1, 0]);
     } else {
         buffer.sub(LEGACY_HEADER_LEN, head.len()).copy_from(head);
         buffer.copy_from(&header[..LEGACY_HEADER_LEN]);

@@ -51,6 +51,8 @@ pub(super) trait Queue {
     /// Fetches the first `lines` cache lines of the buffer that is `ahead` chains behind the next one, for writing. May do
     /// nothing.
     fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize);
+    /// Fetches what `publish` of `count` chains will write, for writing. May do nothing.
+    fn prefetch_used(&self, count: usize);
     /// Publishes used elements at once; true = the driver wants a notification.
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool;
     fn has_work(&self) -> bool;
@@ -163,6 +165,7 @@ impl Core {
         }
         let count =
             queue.refresh(&self.memory, max_count.min(CHAINS_MAX)).map_err(|error| self.fail(error))?;
+        queue.prefetch_used(count);
         for _ in 0..count {
             let (segments, shape) = arena.next();
             if segments.has_room()
@@ -177,29 +180,41 @@ impl Core {
                 arena.add();
                 continue;
             }
-            let filled = segments.count();
-            match queue.next(&self.memory, &mut self.hint, segments, shape) {
-                Ok(true) => {
-                    segments.prefetch(filled);
-                    let count = arena.count();
-                    self.taken[count] = arena.add();
-                }
+            match self.take_one(queue, arena) {
+                Ok(true) => {}
                 Ok(false) => break,
-                Err(stop) => {
-                    arena.segments.truncate(filled);
-                    match stop {
-                        Stop::Full if arena.count() > 0 => {}
-                        Stop::Full => return Err(self.fail(RingError::ChainTooLong)),
-                        Stop::Bad(error) if arena.count() == 0 => return Err(self.fail(error)),
-                        Stop::Bad(error) => self.broken = Some(error),
-                    }
-                    break;
-                }
+                Err(error) => return Err(error),
             }
         }
         self.taken_count = arena.count();
         self.staging.pending_count += arena.count();
         Ok(Batch::new(arena))
+    }
+
+    /// Takes a chain of any kind; false = the batch ends before it.
+    #[inline(never)]
+    fn take_one(&mut self, queue: &mut impl Queue, arena: &mut ChainArena) -> Result<bool, RingError> {
+        let (segments, shape) = arena.next();
+        let filled = segments.count();
+        match queue.next(&self.memory, &mut self.hint, segments, shape) {
+            Ok(true) => {
+                segments.prefetch(filled);
+                let count = arena.count();
+                self.taken[count] = arena.add();
+                Ok(true)
+            }
+            Ok(false) => Ok(false),
+            Err(stop) => {
+                arena.segments.truncate(filled);
+                match stop {
+                    Stop::Full if arena.count() > 0 => {}
+                    Stop::Full => return Err(self.fail(RingError::ChainTooLong)),
+                    Stop::Bad(error) if arena.count() == 0 => return Err(self.fail(error)),
+                    Stop::Bad(error) => self.broken = Some(error),
+                }
+                Ok(false)
+            }
+        }
     }
 
     fn fail(&mut self, error: RingError) -> RingError {

@@ -201,7 +201,8 @@ impl Run<'_> {
     /// Snapshot, guard and look-up: every frame ends up in a group or in the tally of discards.
     #[inline]
     fn sort(&mut self, batch: &Batch<'_>) {
-        let count = batch.len();
+        // Never more, but the compiler need not look each time.
+        let count = batch.len().min(BATCH_MAX);
         let Source { port, header_len, .. } = self.source;
         let limit = if port.spec.ips.is_empty() { SNAPSHOT_LEN } else { SNAPSHOT_LEN_IPS };
         let records_flows = port.enabled.len() > 1;
@@ -363,6 +364,7 @@ impl Run<'_> {
     }
 
     /// A broadcast or multicast frame.
+    #[inline(never)]
     fn send_to_group(&mut self, i: usize, destination: MacNumber, domain: DomainIndex, len: usize) {
         if is_link_local(destination) {
             let Front { source, kind, .. } = self.scratch.snaps[i].front(self.source.header_len);
@@ -393,6 +395,7 @@ impl Run<'_> {
     }
 
     /// The group of a unicast destination. `None`: the frame has been dealt with.
+    #[inline(never)]
     fn resolve(&mut self, i: usize, key: u64, group_of: &mut Option<(u64, u8)>) -> Option<u8> {
         let index = if self.last.key == key {
             self.last.port
@@ -459,6 +462,7 @@ impl Run<'_> {
     }
 
     /// The flow hash of frame `i`, which is remembered.
+    #[inline(never)]
     fn hash(&mut self, i: usize) -> u32 {
         let frame = &mut self.scratch.frames[i];
         let head = self.scratch.snaps[i].head(usize::from(frame.start), usize::from(frame.head_len));
@@ -512,7 +516,7 @@ impl Run<'_> {
             table: self.table,
             worker: self.worker,
             batch,
-            snaps: &scratch.snaps,
+            snaps: &scratch.snaps[..],
             frames: &scratch.frames,
             offloads: &scratch.offloads,
             edit: &mut scratch.edit,

@@ -174,19 +174,13 @@ impl Courier<'_> {
             }
             let head_len = usize::from(frame.head_len);
             let head = snaps[i].head(usize::from(frame.start), head_len);
-            let tail = if len == head_len {
-                Tail::default()
-            } else {
-                Tail { slices: batch.chain(i).readable, skip: usize::from(frame.skip), len: len - head_len }
-            };
-            match delivery.push(&PLAIN_HEADER, head, tail) {
-                Ok(()) => {
-                    count += 1;
-                    octets += len as u64;
-                    grouped += u64::from(frame.group_addressed);
-                }
-                failed => out.count(failed, frame.len, false)?,
+            if len != head_len || !delivery.push_short(head) {
+                push_plain(delivery, batch, i, frame, head, out)?;
+                continue;
             }
+            count += 1;
+            octets += len as u64;
+            grouped += u64::from(frame.group_addressed);
         }
         out.offered += count;
         out.octets += octets;
@@ -196,6 +190,7 @@ impl Courier<'_> {
     }
 
     /// A frame that this receiver gets with a tag, or with an offload still to be done.
+    #[inline(never)]
     fn push_changed(
         &mut self,
         delivery: &mut Delivery<'_>,
@@ -274,6 +269,22 @@ impl Outcome {
         }
         Ok(())
     }
+}
+
+/// A frame that goes out as it came, whatever its length and the buffers that it takes.
+#[inline(never)]
+fn push_plain(
+    delivery: &mut Delivery<'_>,
+    batch: &Batch<'_>,
+    i: usize,
+    frame: &Frame,
+    head: &[u8],
+    out: &mut Outcome,
+) -> Result<(), RingError> {
+    let len = frame.len as usize - head.len();
+    let slices = if len == 0 { &[][..] } else { batch.chain(i).readable };
+    let tail = Tail { slices, skip: usize::from(frame.skip), len };
+    out.count(delivery.push(&PLAIN_HEADER, head, tail), frame.len, frame.group_addressed)
 }
 
 fn summed(

@@ -100,6 +100,7 @@ impl Snap {
 }
 
 /// Fills `to` from the pieces of a chain.
+#[inline(never)]
 fn gather(chain: &Chain<'_>, to: &mut [u8]) {
     let mut done = 0;
     for slice in chain.readable {
@@ -186,7 +187,7 @@ pub(super) struct Job {
 
 /// Everything of one batch.
 pub(super) struct Scratch {
-    pub snaps: Box<[Snap]>,
+    pub snaps: Box<[Snap; BATCH_MAX]>,
     pub frames: [Frame; BATCH_MAX],
     pub offloads: [Validated; BATCH_MAX],
     groups: [Group; BATCH_MAX],
@@ -204,7 +205,7 @@ pub(super) struct Scratch {
 impl Scratch {
     pub(super) fn new() -> Self {
         Self {
-            snaps: (0..BATCH_MAX).map(|_| Snap([0; SNAP_LEN])).collect(),
+            snaps: Box::new([const { Snap([0; SNAP_LEN]) }; BATCH_MAX]),
             frames: [NO_FRAME; BATCH_MAX],
             offloads: [Validated::PLAIN; BATCH_MAX],
             groups: [Group { egress: Egress::Members(DomainIndex(0)), first: NONE, last: NONE }; BATCH_MAX],

@@ -211,7 +211,7 @@ impl Queue for PackedQueue {
 
     #[inline]
     fn refresh(&mut self, _memory: &MemoryTable, max_count: usize) -> Result<usize, RingError> {
-        self.desc.prefetch((usize::from(self.avail.index()) + 4) * DESCRIPTOR_LEN);
+        self.desc.prefetch_for_write((usize::from(self.avail.index()) + 4) * DESCRIPTOR_LEN);
         Ok(max_count)
     }
 
@@ -229,7 +229,7 @@ impl Queue for PackedQueue {
             return Ok(false);
         }
         // Four descriptors share a line; fetch the one after next.
-        self.desc.prefetch((usize::from(self.avail.index()) + 8) * DESCRIPTOR_LEN);
+        self.desc.prefetch_for_write((usize::from(self.avail.index()) + 8) * DESCRIPTOR_LEN);
         self.walk(memory, hint, first, out, shape)?;
         self.avail.advance(shape.id.slots(), self.size);
         self.in_flight += u32::from(shape.id.slots());
@@ -249,7 +249,7 @@ impl Queue for PackedQueue {
             return None;
         }
         let piece = first.single::<WRITABLE>(memory, hint, least)?;
-        self.desc.prefetch((usize::from(self.avail.index()) + 8) * DESCRIPTOR_LEN);
+        self.desc.prefetch_for_write((usize::from(self.avail.index()) + 8) * DESCRIPTOR_LEN);
         self.avail.advance(1, self.size);
         self.in_flight += 1;
         Some((ChainId::new(first.other, 1), piece))
@@ -264,6 +264,9 @@ impl Queue for PackedQueue {
             descriptor.prefetch_for_write(memory, hint, lines);
         }
     }
+
+    #[inline]
+    fn prefetch_used(&self, _count: usize) {}
 
     #[inline]
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use avio_guest::Endpoint;
 use avio_guest::net::{NetGuest, NetOptions, NetQueue};
 use avio_proto::control::WorkersReply;
+use avio_proto::virtio::features::{NET_MRG_RXBUF, VERSION_1};
 use avio_tests::config::mac_of;
 use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
@@ -18,6 +19,7 @@ use avio_tools::pktgen::options::Options as PktgenOptions;
 use super::machine::Machine;
 use super::report::spread;
 use super::{GUEST_CORE, SWITCH_CORE, avio, process};
+use crate::rig::{BATCH, Rig, Shape};
 
 /// One figure with its meaning.
 pub struct Figure {
@@ -52,7 +54,42 @@ pub fn measure(machine: &Machine) -> Result<Vec<Figure>> {
     figures.push(memory(100)?);
     machine.ensure_wanted()?;
     figures.push(two_workers()?);
+    figures.push(addresses());
     Ok(figures)
+}
+
+/// Time per frame with few and many ports and addresses, on one thread: what the look-up costs, without the cores' distance.
+fn addresses() -> Figure {
+    const COUNTS: [u32; 4] = [2, 16, 64, 4096];
+    const ROUNDS: u32 = 4_000;
+    const TURNS: usize = 15;
+    let features = VERSION_1 | NET_MRG_RXBUF;
+    let mut rigs = COUNTS.map(|port_count| Rig::new(Shape { port_count, ..Shape::new(features, 64) }));
+    let mut ns_per_frame = COUNTS.map(|_| Vec::with_capacity(TURNS));
+    for _ in 0..TURNS {
+        for (rig, times) in rigs.iter_mut().zip(&mut ns_per_frame) {
+            let mut inside = Duration::ZERO;
+            for _ in 0..ROUNDS {
+                rig.offer();
+                let start = Instant::now();
+                rig.forward();
+                inside += start.elapsed();
+                rig.collect();
+            }
+            times.push(inside.as_nanos() as f64 / f64::from(ROUNDS * BATCH as u32));
+        }
+    }
+    let cells: Vec<String> = COUNTS
+        .iter()
+        .zip(ns_per_frame)
+        .filter_map(|(count, times)| {
+            spread(times.into_iter()).map(|s| format!("{count}: {:.1} ns", s.median))
+        })
+        .collect();
+    Figure {
+        what: "64 B frame on one thread, by ports and addresses configured (two of them active)".into(),
+        value: format!("{} (medians of {TURNS} turns; goal: within 10 %)", cells.join(", ")),
+    }
 }
 
 fn guests(daemon: &Daemon, count: u16) -> Result<Vec<(NetGuest, Vec<NetQueue>)>> {

@@ -1,7 +1,8 @@
 //! OVS-DPDK as a target, with a database, sockets and logs of its own: no system service is touched.
 //!
 //! Guests listen, OVS connects (`dpdkvhostuserclient`). Modes are sets of flows on one bridge, so that no mode pays for the
-//! idle ports of another.
+//! idle ports of another. The guests' addresses are entered by hand, as ours are from the definitions: a receiver that never
+//! sends is never learned, and NORMAL then floods each frame, also to the bridge's own port, which costs a system call.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,15 +33,15 @@ pub struct Ovs {
     bridge: String,
     port_count: u16,
     mode: Option<Target>,
-    mtu: u16,
 }
 
 impl Ovs {
-    /// Starts one with `port_count` ports, with or without TSO between guests.
+    /// Starts one with `port_count` ports for frames of this MTU, with or without TSO between guests. A change of the MTU would
+    /// need new buffers beside the old ones, for which there is no memory.
     ///
     /// # Errors
     /// When it is not installed or does not start.
-    pub fn start(port_count: u16, tso: bool) -> Result<Self> {
+    pub fn start(port_count: u16, tso: bool, mtu: u16) -> Result<Self> {
         for path in [VSWITCHD, SCHEMA] {
             ensure(Path::new(path).exists(), || {
                 format!(
@@ -61,6 +62,7 @@ impl Ovs {
         let bridge = format!("avb{}", std::process::id());
         let mut vswitchd = command(VSWITCHD);
         vswitchd.arg(format!("unix:{}/db.sock", folder.display()));
+        vswitchd.arg(format!("--unixctl={}", folder.join("ovs.ctl").display()));
         let setup = [
             "--no-wait".into(),
             "set".into(),
@@ -77,14 +79,14 @@ impl Ovs {
         ];
         vsctl(&folder, &setup)?;
         let vswitchd = Console::spawn("ovs", environment(&mut vswitchd, &folder))?;
-        let mut ovs =
-            Self { vswitchd, _database: database, folder, bridge, port_count, mode: None, mtu: 1500 };
+        let mut ovs = Self { vswitchd, _database: database, folder, bridge, port_count, mode: None };
         ovs.vsctl(&["--timeout=30", "wait-until", "Open_vSwitch", ".", "dpdk_initialized=true"])?;
-        ovs.add_ports()?;
+        ovs.add_ports(mtu)?;
+        ovs.add_addresses()?;
         Ok(ovs)
     }
 
-    fn add_ports(&mut self) -> Result {
+    fn add_ports(&mut self, mtu: u16) -> Result {
         let bridge = self.bridge.clone();
         let mut line = vec!["--timeout=60".into(), "add-br".into(), bridge.clone(), "--".into()];
         line.extend(["set".into(), "bridge".into(), bridge.clone(), "datapath_type=netdev".into()]);
@@ -95,35 +97,29 @@ impl Ovs {
             line.extend(["set".into(), "Interface".into(), name, "type=dpdkvhostuserclient".into()]);
             line.push(format!("options:vhost-server-path={}", self.socket(port).display()));
             line.push(format!("ofport_request={}", port + 1));
+            // A few bytes more than the guests' own: OVS counts tags as well.
+            line.push(format!("mtu_request={}", if mtu > 1500 { mtu + 100 } else { mtu }));
         }
         vsctl(&self.folder, &line)?;
         wait_for(&self.folder.join(format!("{bridge}.mgmt")))
     }
 
+    /// Enters each guest's address; entries made so do not age.
+    fn add_addresses(&self) -> Result {
+        for port in 0..self.port_count {
+            let mut appctl = Command::new("ovs-appctl");
+            appctl.arg("-t").arg(self.folder.join("ovs.ctl")).arg("fdb/add").arg(&self.bridge);
+            quiet(environment(
+                appctl.args([format!("p{port}"), "0".into(), mac_of(port + 1)]),
+                &self.folder,
+            ))?;
+        }
+        Ok(())
+    }
+
     /// Where the guest of a port listens.
     pub fn socket(&self, port: u16) -> PathBuf {
         self.folder.join(format!("g{port}.sock"))
-    }
-
-    /// Longest frames of the ports, as an MTU. Changes buffers, so only when it has to.
-    ///
-    /// # Errors
-    /// When OVS refuses.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result {
-        if self.mtu == mtu {
-            return Ok(());
-        }
-        for port in 0..self.port_count {
-            self.vsctl(&[
-                "--timeout=30",
-                "set",
-                "Interface",
-                &format!("p{port}"),
-                &format!("mtu_request={mtu}"),
-            ])?;
-        }
-        self.mtu = mtu;
-        Ok(())
     }
 
     /// Replaces the flows by those of `mode`.

@@ -110,6 +110,8 @@ fn both(metric: Metric, ovs: f64, testpmd: f64) -> Vec<Goal> {
 /// All rows, or those of the short form; with another build of ours in each if there is one.
 pub fn rows(quick: bool, against: bool) -> Vec<Row> {
     let mut rows = peers(quick);
+    // Neighbours share their processes where they can.
+    rows.sort_by_key(|row| (row.port_count, row.mtu, row.tso));
     if against {
         rows.iter_mut().for_each(|row| row.targets.insert(1, Target::AvioOther));
     }

@@ -45,10 +45,18 @@ struct Switch {
     process: Process,
 }
 
+/// What a switch is started for; another one needs a new start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shape {
+    port_count: u16,
+    tso: bool,
+    mtu: u16,
+}
+
 /// See the module.
 pub struct Stand {
     switches: Vec<Switch>,
-    shape: (u16, bool),
+    shape: Shape,
     window: Duration,
     warmup: Duration,
     wanted: Vec<Family>,
@@ -79,7 +87,7 @@ impl Stand {
         let wanted = [Family::Avio, Family::Other, Family::Ovs, Family::Testpmd];
         Self {
             switches: Vec::new(),
-            shape: (0, false),
+            shape: Shape::default(),
             window: options.window(),
             warmup: Duration::from_millis(if options.quick { 150 } else { 250 }),
             wanted: wanted.into_iter().filter(|f| options.wants_target(f.name())).collect(),
@@ -92,7 +100,7 @@ impl Stand {
     /// # Errors
     /// When a program is missing, does not start, or refuses a guest.
     pub fn fit(&mut self, row: &Row) -> Result {
-        let shape = (row.port_count, row.tso);
+        let shape = Shape { port_count: row.port_count, tso: row.tso, mtu: row.mtu };
         if self.shape != shape {
             self.switches.clear();
             self.shape = shape;
@@ -187,12 +195,13 @@ fn testpmd_reading(pair: &mut Pair, len: f64, warmup: Duration, window: Duration
     })
 }
 
-fn start(family: Family, (port_count, tso): (u16, bool), other: &Path) -> Result<Process> {
+fn start(family: Family, shape: Shape, other: &Path) -> Result<Process> {
+    let Shape { port_count, tso, mtu } = shape;
     Ok(match family {
         Family::Avio => Process::Avio(avio::start(port_count)?),
         Family::Other => Process::Avio(avio::start_other(other, port_count)?),
-        Family::Ovs => Process::Ovs(Ovs::start(port_count, tso)?),
-        Family::Testpmd => Process::Testpmd(Forwarder::start(port_count, tso)?),
+        Family::Ovs => Process::Ovs(Ovs::start(port_count, tso, mtu)?),
+        Family::Testpmd => Process::Testpmd(Forwarder::start(port_count, tso, mtu)?),
     })
 }
 
@@ -236,10 +245,6 @@ impl Switch {
 
     fn connect(&mut self, row: &Row, window: Duration, warmup: Duration) -> Result {
         self.process.resume()?;
-        if let Process::Ovs(ovs) = &mut self.process {
-            // A few bytes more than the guests' own: OVS counts tags as well.
-            ovs.set_mtu(if row.mtu > 1500 { row.mtu + 100 } else { 1500 })?;
-        }
         let sockets: Vec<PathBuf> = (0..row.port_count).map(|port| self.process.socket(port)).collect();
         let listen = self.process.connects();
         self.guests = Some(match &row.client {

@@ -15,6 +15,8 @@ use super::{GUEST_CORE, SWITCH_CORE};
 
 /// How long testpmd may take to start or to answer, in seconds.
 const ANSWER_S: u64 = 30;
+/// Buffers of its own when they hold long frames: what fits its memory.
+const JUMBO_MBUFS: u32 = 16_384;
 const PROMPT: &str = "testpmd> ";
 /// Bursts of 32 that start the loop on each port: half of a ring, so that it never overflows.
 const FIRST_BURSTS: u32 = 4;
@@ -39,11 +41,11 @@ pub struct Rings {
 }
 
 impl Forwarder {
-    /// Listens on a socket per port.
+    /// Listens on a socket per port. Frames of up to `mtu` bytes of payload fit one of its buffers.
     ///
     /// # Errors
     /// When it is not installed or does not start.
-    pub fn start(port_count: u16, tso: bool) -> Result<Self> {
+    pub fn start(port_count: u16, tso: bool, mtu: u16) -> Result<Self> {
         let mut arguments = eal("fwd", SWITCH_CORE, 768);
         for port in 0..port_count {
             let path = Self::socket(port);
@@ -53,6 +55,11 @@ impl Forwarder {
             arguments.push(format!("net_vhost{port},iface={},queues=1{tso}", path.display()));
         }
         arguments.extend(["--", "-i", "--forward-mode=io", "--auto-start"].map(String::from));
+        if mtu > 1500 {
+            arguments.push(format!("--max-pkt-len={}", mtu + 18));
+            arguments.push(format!("--mbuf-size={}", mtu + 728));
+            arguments.push(format!("--total-num-mbufs={JUMBO_MBUFS}"));
+        }
         let mut console = spawn("testpmd", &arguments)?;
         console.wait_for(PROMPT, ANSWER_S)?;
         Ok(Self { console })

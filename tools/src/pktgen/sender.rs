@@ -91,7 +91,15 @@ impl Sender {
     pub fn new(pattern: Pattern, source: u8, rate: Rate, timing: Timing) -> Self {
         let varies_flow = pattern.varies_flow();
         let mark = NEXT_MARK.fetch_add(1, Ordering::Relaxed) << 16;
-        Self { pattern, rate, counts: Sent::default(), source, varies_flow, times_all: timing == Timing::Every, mark }
+        Self {
+            pattern,
+            rate,
+            counts: Sent::default(),
+            source,
+            varies_flow,
+            times_all: timing == Timing::Every,
+            mark,
+        }
     }
 
     /// Counts so far.

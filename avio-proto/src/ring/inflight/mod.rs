@@ -121,7 +121,7 @@ impl Inflight {
         };
         walked.map_err(super::arena::Stop::error)?;
         arena.add();
-        core.pending_count += 1;
+        core.staging.pending_count += 1;
         Ok(Batch::new(arena))
     }
 

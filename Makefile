@@ -8,7 +8,7 @@ RELEASE := $(TARGET_DIR)/release
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 UNITDIR ?= /usr/lib/systemd/system
-DAEMONS := avio-vswitchd
+DAEMONS := avio-vswitchd avio-stord
 PROGRAMS := avio hpvmnet avio-pktgen
 
 .PHONY: help build demo demo-vm test test-long lint test-deps install bench-net bench-micro bench-deps instructions-update
@@ -17,7 +17,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## release binaries in target/release
-	$(CARGO) build --release --locked -p avio-vswitch -p avio-tools
+	$(CARGO) build --release --locked -p avio-vswitch -p avio-storage -p avio-tools
 
 demo: build ## the main job in under a minute: guests on a switch, traffic, the statistics (no root)
 	@$(RELEASE)/avio demo
@@ -58,5 +58,5 @@ install: build ## into $(DESTDIR)$(PREFIX): programs, systemd unit, example conf
 	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit.service || exit 1; done
 	install -m 644 examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/avio/examples/
 	install -m 644 examples/guests/*.toml $(DESTDIR)$(PREFIX)/share/doc/avio/examples/guests/
-	[ -e $(DESTDIR)$(SYSCONFDIR)/avio/vswitches.toml ] || \
-	    install -m 644 examples/vswitches.toml $(DESTDIR)$(SYSCONFDIR)/avio/vswitches.toml
+	for file in vswitches.toml storage.toml; do [ -e $(DESTDIR)$(SYSCONFDIR)/avio/$$file ] || \
+	    install -m 644 examples/$$file $(DESTDIR)$(SYSCONFDIR)/avio/$$file || exit 1; done

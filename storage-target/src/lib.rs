@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod backing;
+pub mod control;
 pub mod lun;
 pub mod scsi;
 pub mod serve;

@@ -1,3 +1,18 @@
-//! `avio-stord`: the AVIO storage target as a program.
+//! `avio-stord`: the AVIO storage target as a program. Parses its options and runs the control thread.
 
-fn main() {}
+use std::process::ExitCode;
+
+use avio_host::options::{DaemonOptions, finish};
+use clap::Parser;
+
+/// The AVIO storage target: disks for guests over vhost-user, in the foreground.
+#[derive(Debug, Parser)]
+#[command(name = "avio-stord", version)]
+struct Arguments {
+    #[command(flatten)]
+    options: DaemonOptions,
+}
+
+fn main() -> ExitCode {
+    finish("avio-stord", avio_storage::control::run(&Arguments::parse().options))
+}

@@ -26,8 +26,20 @@ const QEMU_MODULES: &[&str] = &[
 ];
 
 /// The same of User-Mode Linux's kernel, which has more built in.
-const UML_MODULES: &[&str] =
-    &["scsi_common", "scsi_mod", "virtio_scsi", "sd_mod", "cdrom", "sr_mod", "sg", "isofs", "virtio_blk"];
+const UML_MODULES: &[&str] = &[
+    "scsi_common",
+    "scsi_mod",
+    "virtio_scsi",
+    "crc64",
+    "crc64-rocksoft",
+    "t10-pi",
+    "sd_mod",
+    "cdrom",
+    "sr_mod",
+    "sg",
+    "isofs",
+    "virtio_blk",
+];
 
 /// Virtio device ids (virtio 1.3 section 5).
 const VIRTIO_ID_BLOCK: u8 = 2;
@@ -108,16 +120,17 @@ impl LinuxGuest {
         Ok(self.run(&format!("cat /sys/block/{disk}/size"))?.trim().parse::<u64>()? * 512)
     }
 
-    /// Runs fio with `options` on `/dev/DISK`; it must find no error. Gives its terse output.
+    /// Writes `mib` MiB of random bytes to `/dev/DISK`, past the cache, and finds them there again.
     ///
     /// # Errors
-    /// When it fails.
-    pub fn fio(&mut self, disk: &str, seconds: u64, options: &str) -> Result<String> {
+    /// When what is read is not what was written.
+    pub fn ensure_holds(&mut self, disk: &str, mib: u64, block: &str) -> Result {
         let command = format!(
-            "fio --name=t --filename=/dev/{disk} --direct=1 --ioengine=libaio --thread --minimal {options}"
+            "dd if=/dev/urandom of=/tmp/r bs=1M count={mib} 2>/dev/null && dd if=/tmp/r of=/dev/{disk} bs={block} oflag=direct 2>/dev/null && \
+             dd if=/dev/{disk} bs=64k count={} iflag=direct 2>/dev/null | cmp - /tmp/r && rm /tmp/r",
+            mib * 16
         );
-        let (status, text) = self.run_for(seconds, &command)?;
-        crate::failure::ensure(status == 0, || format!("{command} ended with {status}: {text}"))?;
-        Ok(text)
+        let (status, text) = self.run_for(120, &command)?;
+        crate::failure::ensure(status == 0, || format!("{command} ended with {status}: {text}"))
     }
 }

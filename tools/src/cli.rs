@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{demo, net};
+use crate::{demo, net, stor};
 
 /// Options that every subcommand takes.
 #[derive(Debug, Clone, Args)]
@@ -50,6 +50,8 @@ struct Hpvmnet {
 pub enum Command {
     /// Create, modify and show virtual switches.
     Net(net::NetArgs),
+    /// Show and operate storage adapters and their LUNs.
+    Stor(stor::StorArgs),
     /// Show a switch at work: four guests, traffic, a spoofing attempt, the statistics. No root needed.
     Demo(demo::DemoArgs),
 }
@@ -58,6 +60,7 @@ impl Command {
     fn run(self, global: &Global) -> Result<(), Failure> {
         match self {
             Command::Net(args) => net::run("avio net", global, args),
+            Command::Stor(args) => stor::run(global, &args),
             Command::Demo(args) => demo::run(global, &args),
         }
     }

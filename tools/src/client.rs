@@ -95,15 +95,25 @@ impl Client {
     /// # Errors
     /// [`ClientError::Connect`].
     pub fn vswitchd(run_dir: &Path) -> Result<Client, ClientError> {
-        let path = run_dir.join(control::SOCKET_FILE_NAME);
-        let daemon = "avio-vswitchd";
+        Self::connect(run_dir.join(control::SOCKET_FILE_NAME), "avio-vswitchd", control::INTERFACE)
+    }
+
+    /// Connects to the storage daemon whose run directory is `run_dir`.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`].
+    pub fn stord(run_dir: &Path) -> Result<Client, ClientError> {
+        Self::connect(run_dir.join(control::STORD_SOCKET_FILE_NAME), "avio-stord", control::STORD_INTERFACE)
+    }
+
+    fn connect(path: PathBuf, daemon: &'static str, interface: &'static str) -> Result<Client, ClientError> {
         let connected = UnixStream::connect(&path).and_then(|stream| {
             stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
             stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             Ok(stream)
         });
         match connected {
-            Ok(stream) => Ok(Client { stream, daemon, path, interface: control::INTERFACE }),
+            Ok(stream) => Ok(Client { stream, daemon, path, interface }),
             Err(source) => Err(ClientError::Connect { daemon, path, source }),
         }
     }

@@ -9,3 +9,4 @@ pub mod demo;
 pub mod net;
 pub mod pktgen;
 pub mod staged;
+pub mod stor;

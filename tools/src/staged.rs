@@ -42,7 +42,8 @@ impl Staged {
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(|error| failure(dir, "cannot be locked", &error.into()))?;
         let vswitches = dir.join("vswitches.toml");
-        let mut files = Files { vswitches: read(&vswitches)?, guests: BTreeMap::new() };
+        let storage = read(&dir.join("storage.toml"))?;
+        let mut files = Files { vswitches: read(&vswitches)?, storage, guests: BTreeMap::new() };
         let guests = dir.join("guests");
         let entries = match fs::read_dir(&guests) {
             Ok(entries) => entries.collect::<io::Result<Vec<_>>>(),

@@ -20,6 +20,8 @@ pub use report::{check, key_table};
 
 /// The switches' file in a configuration directory.
 pub const VSWITCHES_FILE: &str = "vswitches.toml";
+/// The storage daemon's file in a configuration directory.
+pub const STORAGE_FILE: &str = "storage.toml";
 /// The directory of the guests' files in a configuration directory.
 pub const GUESTS_DIR: &str = "guests";
 /// Longest file, in bytes: thousands of vswitches fit; a wrong path (a disk image) is not read into memory.
@@ -52,6 +54,10 @@ fn read(dir: &Path) -> (Files, Vec<ConfigError>) {
     }
     match read_file(&dir.join(VSWITCHES_FILE)) {
         Ok(file) => files.vswitches = file,
+        Err(error) => errors.push(error),
+    }
+    match read_file(&dir.join(STORAGE_FILE)) {
+        Ok(file) => files.storage = file,
         Err(error) => errors.push(error),
     }
     let guests = dir.join(GUESTS_DIR);

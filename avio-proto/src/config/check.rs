@@ -5,14 +5,17 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use super::guest::{IPS_MAX, MAC_LIMIT_MAX, MTU_MAX, MTU_MIN, QUEUE_PAIRS_MAX, SOCKET_PATH_LEN_MAX};
+use super::guest::{
+    IPS_MAX, MAC_LIMIT_MAX, MTU_MAX, MTU_MIN, QUEUE_PAIRS_MAX, SOCKET_PATH_LEN_MAX, STORAGE_QUEUES_MAX,
+};
 use super::parse::parse;
 use super::source::{Positions, last_key};
 use super::vswitches::{LOCALNET, MAX_PORTS_MAX, SPIN_US_MAX, WORKERS_MAX};
 use super::{
-    Config, ConfigError, ConfigErrors, Files, GUEST_SECTIONS, Guest, GuestFile, MacAddr, NetworkAdaptor,
-    NetworkConfig, NumberedVswitch, SourceFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig,
-    VswitchesFile, check_name, nearest,
+    BackingSpec, Config, ConfigError, ConfigErrors, Files, GUEST_SECTIONS, Guest, GuestFile, LunConfig,
+    LunDevice, MacAddr, NetworkAdaptor, NetworkConfig, NumberedVswitch, STORAGE_SECTIONS, SourceFile,
+    StorageAdaptor, StorageFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig, VswitchesFile, check_name,
+    nearest,
 };
 
 /// One file under check.
@@ -48,6 +51,23 @@ impl Place<'_> {
 pub(super) fn check(files: &Files, surroundings: &Surroundings) -> Result<Config, ConfigErrors> {
     let mut errors = Vec::new();
     let mut config = Config::default();
+    if let Some(source) = &files.storage {
+        match parse::<StorageFile>(source, STORAGE_SECTIONS) {
+            Ok((file, positions)) => {
+                let place = Place { source, positions };
+                place.range(&mut errors, "workers.spin_us", file.workers.spin_us, 0..=SPIN_US_MAX);
+                if let Some(cores) = &file.workers.cores
+                    && (cores.is_empty() || cores.len() > WORKERS_MAX)
+                {
+                    let message = format!("give 1 to {WORKERS_MAX} cores, or leave it out");
+                    errors.push(place.at("workers.cores", message));
+                }
+                block_size(&place, &mut errors, "defaults.block_size", file.defaults.block_size, false);
+                config.storage = file;
+            }
+            Err(found) => errors.extend(found),
+        }
+    }
     let switches_known = match &files.vswitches {
         Some(source) => match parse::<VswitchesFile>(source, VSWITCHES_SECTIONS) {
             Ok((file, positions)) => {
@@ -266,11 +286,46 @@ impl GuestCheck<'_> {
                     let message = format!("target {} is already taken on this adapter", lun.target);
                     self.error(&format!("{path}.lun[{position}].target"), message);
                 }
+                self.lun(&format!("{path}.lun[{position}]"), lun);
+            }
+            if storage.adaptor == StorageAdaptor::AvioBlk && storage.lun.len() != 1 {
+                let message =
+                    format!("avio_blk is one disk: give it one [[storage.lun]], not {}", storage.lun.len());
+                self.error(&path, message);
+            }
+            if storage.queues > STORAGE_QUEUES_MAX {
+                let message = format!("{} is out of range; give 1 to {STORAGE_QUEUES_MAX}", storage.queues);
+                self.error(&format!("{path}.queues"), message);
             }
         }
         let guest =
             Guest { name: stem.to_owned(), pin_memory: file.pin_memory, networks, storage: file.storage };
         config.guests.insert(stem.to_owned(), guest);
+    }
+
+    fn lun(&mut self, path: &str, lun: &LunConfig) {
+        let dvd = lun.device == LunDevice::Dvd;
+        match BackingSpec::parse(&lun.backing) {
+            Err(error) => self.error(&format!("{path}.backing"), error.to_string()),
+            Ok(BackingSpec::Empty) if !dvd => {
+                self.error(
+                    &format!("{path}.backing"),
+                    "a disk needs a backing; only a dvd drive may be empty",
+                );
+            }
+            Ok(_) => {}
+        }
+        block_size(self.place, self.errors, &format!("{path}.block_size"), lun.block_size, dvd);
+        if lun
+            .serial
+            .as_ref()
+            .is_some_and(|s| s.is_empty() || s.len() > 32 || !s.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            self.error(&format!("{path}.serial"), "give 1 to 32 printable ASCII characters without spaces");
+        }
+        if lun.timeout_s == Some(0) {
+            self.error(&format!("{path}.timeout_s"), "0 is out of range; give 1 or more seconds");
+        }
     }
 
     fn device(&mut self, path: &str, id: (u8, u8), devices: &mut BTreeMap<(u8, u8), String>) {
@@ -408,5 +463,14 @@ impl GuestCheck<'_> {
         } else {
             self.taken.sockets.insert(socket.to_owned(), self.place.named(&here));
         }
+    }
+}
+
+/// Logical blocks are 512 or 4,096 bytes; a DVD's are 2,048.
+fn block_size(place: &Place<'_>, errors: &mut Vec<ConfigError>, path: &str, size: Option<u32>, dvd: bool) {
+    let right = if dvd { matches!(size, None | Some(2048)) } else { matches!(size, None | Some(512 | 4096)) };
+    if !right {
+        let want = if dvd { "2048, or leave it out" } else { "512 or 4096" };
+        errors.push(place.at(path, format!("{} is no block size; give {want}", size.unwrap_or_default())));
     }
 }

@@ -14,6 +14,7 @@ fn source(path: &str, text: &str) -> SourceFile {
 
 fn files(vswitches: &str, guests: &[(&str, &str)]) -> Files {
     Files {
+        storage: None,
         vswitches: Some(source("vswitches.toml", vswitches)),
         guests: guests
             .iter()
@@ -313,7 +314,11 @@ proptest! {
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(file) = SourceFile::from_bytes("x.toml".into(), bytes) {
-            let files = Files { vswitches: Some(file.clone()), guests: [("x".to_owned(), file)].into() };
+            let files = Files {
+                vswitches: Some(file.clone()),
+                storage: Some(file.clone()),
+                guests: [("x".to_owned(), file)].into(),
+            };
             let _ = Config::from_files(&files, &surroundings());
         }
     }

@@ -290,6 +290,17 @@ pub struct StorageConfig {
     pub socket_perm: Option<SocketPerm>,
 }
 
+/// Most request queues of a storage adapter.
+pub const STORAGE_QUEUES_MAX: u16 = 64;
+
+impl StorageConfig {
+    /// The file name of its socket under `RUN/guests/NAME/` (INTERFACE, "Sockets").
+    #[must_use]
+    pub fn socket_file_name(&self) -> String {
+        format!("stor-{}-{}.sock", self.bus, self.device)
+    }
+}
+
 fn default_queues() -> u16 {
     1
 }

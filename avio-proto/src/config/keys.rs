@@ -85,6 +85,25 @@ pub const VSWITCHES_SECTIONS: &[Section] = &[
     },
 ];
 
+/// `storage.toml`.
+pub const STORAGE_SECTIONS: &[Section] = &[
+    Section { path: "", keys: &[key("version", Live), key("workers", Restart), key("defaults", Live)] },
+    Section {
+        path: "workers",
+        keys: &[key("cores", Restart), key("poll", Restart), key("spin_us", Restart)],
+    },
+    Section {
+        path: "defaults",
+        keys: &[
+            key("cache", Reconnect),
+            key("timeout_s", Live),
+            key("block_size", Reconnect),
+            key("iops", Live),
+            key("mib_per_s", Live),
+        ],
+    },
+];
+
 /// `guests/NAME.toml`.
 pub const GUEST_SECTIONS: &[Section] = &[
     Section {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    AggregateConfig, ConfigError, ConfigErrors, Files, MacAddr, NetworkConfig, StorageConfig, VswitchConfig,
-    WorkersConfig, check,
+    AggregateConfig, ConfigError, ConfigErrors, Files, MacAddr, NetworkConfig, StorageConfig, StorageFile,
+    VswitchConfig, WorkersConfig, check,
 };
 
 /// A configuration directory that is right in itself and on this host.
@@ -16,6 +16,8 @@ pub struct Config {
     pub vswitches: Vec<NumberedVswitch>,
     /// The aggregates, in the file's order.
     pub aggregates: Vec<AggregateConfig>,
+    /// The storage daemon's own settings.
+    pub storage: StorageFile,
     /// The guests by name.
     pub guests: BTreeMap<String, Guest>,
     /// What is allowed but probably not meant.
@@ -95,5 +97,13 @@ impl Config {
         self.guests
             .values()
             .flat_map(|guest| guest.networks.iter().map(move |network| (guest.name.as_str(), network)))
+    }
+
+    /// Every storage adapter that AVIO serves, with its guest.
+    pub fn adapters(&self) -> impl Iterator<Item = (&Guest, &StorageConfig)> {
+        let served = |storage: &&StorageConfig| storage.adaptor != super::StorageAdaptor::Scsi;
+        self.guests
+            .values()
+            .flat_map(move |guest| guest.storage.iter().filter(served).map(move |storage| (guest, storage)))
     }
 }

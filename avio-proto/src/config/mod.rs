@@ -14,6 +14,7 @@ mod mac;
 mod names;
 mod parse;
 mod source;
+mod storage;
 mod vlan;
 mod vswitches;
 
@@ -24,11 +25,12 @@ pub use guest::{
     MTU_MAX, MTU_MIN, NetworkAdaptor, NetworkConfig, QUEUE_PAIRS_MAX, SOCKET_PATH_LEN_MAX, SocketPerm,
     SocketRole, StorageAdaptor, StorageConfig,
 };
-pub use keys::{GUEST_SECTIONS, Key, Section, TakesEffect, VSWITCHES_SECTIONS, section};
+pub use keys::{GUEST_SECTIONS, Key, STORAGE_SECTIONS, Section, TakesEffect, VSWITCHES_SECTIONS, section};
 pub use loaded::{Capabilities, Config, Guest, NumberedVswitch, Surroundings};
 pub use mac::{MacAddr, MacError};
 pub use names::{NAME_LEN_MAX, NameError, check_name};
 pub use source::{Files, SourceFile};
+pub use storage::{DEFAULT_TIMEOUT_S, LunDefaults, StorageFile};
 pub use vlan::{VlanError, VlanId};
 pub use vswitches::{
     AggregateConfig, AggregateMode, Balance, DEFAULT_MAX_PORTS, LOCALNET, MAX_PORTS_MAX, PollMode,

@@ -62,6 +62,8 @@ fn line_count<'a>(before: impl Iterator<Item = &'a u8>) -> u32 {
 pub struct Files {
     /// `vswitches.toml`; a missing one is an empty one.
     pub vswitches: Option<SourceFile>,
+    /// `storage.toml`; a missing one is an empty one.
+    pub storage: Option<SourceFile>,
     /// `guests/*.toml`, with each file's name without `.toml`, sorted by it.
     pub guests: BTreeMap<String, SourceFile>,
 }

@@ -5,12 +5,18 @@
 
 mod discard;
 mod envelope;
+mod stord;
 mod vswitchd;
 
 pub use discard::{Direction, DiscardReason, Discards};
 pub use envelope::{
     Call, GET_INFO, GET_INTERFACE_DESCRIPTION, MESSAGE_LEN_MAX, Reply, SERVICE_INTERFACE,
     SERVICE_INTERFACE_DESCRIPTION, ServiceInfo,
+};
+pub use stord::{
+    AdapterReport, EjectParams, InsertParams, LatencyReport, LimitsParams, LunReport, LunStatistics, Place,
+    PlaceParams, STORD_INTERFACE, STORD_INTERFACE_DESCRIPTION, STORD_SOCKET_FILE_NAME, ShowStorageParams,
+    StorageReply, stord_method,
 };
 pub use vswitchd::{
     ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, INTERFACE,

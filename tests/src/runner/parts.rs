@@ -86,8 +86,16 @@ pub fn parts(extent: Extent) -> Vec<Part> {
 }
 
 /// The programs with system tests, in `tests/tests`.
-const SYSTEM: &[&str] =
-    &["reference", "guest_vs_testpmd", "promises", "operator", "testpmd", "linux_guests", "migration"];
+const SYSTEM: &[&str] = &[
+    "reference",
+    "guest_vs_testpmd",
+    "promises",
+    "operator",
+    "testpmd",
+    "linux_guests",
+    "migration",
+    "storage_guests",
+];
 
 impl Part {
     /// Runs the part, showing each test as it ends with the seconds since the part began, and the whole output of what fails.

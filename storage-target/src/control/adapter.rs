@@ -1,0 +1,127 @@
+//! One adapter of a guest: its definition, its LUNs, its rings.
+//!
+//! Owns what lasts as long as the definition. It turns LUNs into the view that workers get; it opens nothing and waits for
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use avio_host::session::EndpointId;
+use avio_proto::config::{DEFAULT_TIMEOUT_S, LunConfig, StorageAdaptor, StorageConfig};
+use avio_proto::virtio::blk::SERIAL_LEN;
+
+use super::device;
+use crate::adapter::{AdapterId, AdapterKind, AdapterView, TARGETS_MAX, Target};
+use crate::backing::Backing;
+use crate::lun::{Lun, LunStats, Numbers, Qos, QueueStats};
+use crate::scsi::NexusName;
+
+/// A LUN as its adapter has it.
+pub(super) struct AdapterLun {
+    /// The definition, defaults filled in.
+    pub config: LunConfig,
+    pub lun: Arc<Lun>,
+    /// `None`: offline, or no medium.
+    pub backing: Option<Arc<Backing>>,
+    pub stats: Arc<LunStats>,
+    pub cleared: Arc<Mutex<Numbers>>,
+    pub qos: Arc<Qos>,
+    /// Serial number that the guest sees.
+    pub serial: String,
+}
+
+impl AdapterLun {
+    /// Its numbers start over.
+    pub fn clear(&self) {
+        *self.cleared.lock().unwrap_or_else(PoisonError::into_inner) = self.stats.numbers();
+    }
+
+    /// Its numbers since they were cleared.
+    pub fn numbers(&self) -> Numbers {
+        self.stats.numbers().since(&self.cleared.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A ring that a worker has.
+pub(super) struct Ring {
+    pub worker: usize,
+    /// Tells the guest's VMM that the ring is broken (SET_VRING_ERR).
+    pub err: Option<OwnedFd>,
+}
+
+/// See the module.
+pub(super) struct Adapter {
+    pub id: AdapterId,
+    pub nexus: NexusName,
+    pub storage: StorageConfig,
+    pub endpoint: Option<EndpointId>,
+    pub connected: bool,
+    pub luns: BTreeMap<u8, AdapterLun>,
+    pub rings: BTreeMap<u16, Ring>,
+    pub queues: Vec<Arc<QueueStats>>,
+}
+
+impl Adapter {
+    pub fn new(id: AdapterId, nexus: NexusName, storage: StorageConfig) -> Self {
+        let queues = (0..device::ring_count(&storage)).map(|_| Arc::default()).collect();
+        Self {
+            id,
+            nexus,
+            storage,
+            endpoint: None,
+            connected: false,
+            luns: BTreeMap::new(),
+            rings: BTreeMap::new(),
+            queues,
+        }
+    }
+
+    /// For log lines.
+    pub fn name(&self) -> String {
+        format!("{} stor-{}-{}", self.nexus.guest, self.nexus.bus, self.nexus.device)
+    }
+
+    pub fn is_blk(&self) -> bool {
+        self.storage.adaptor == StorageAdaptor::AvioBlk
+    }
+
+    /// What workers get.
+    pub fn view(&self) -> Arc<AdapterView> {
+        let mut targets: Vec<Option<Arc<Target>>> = vec![None; TARGETS_MAX];
+        for (&number, entry) in &self.luns {
+            // An avio_blk has its disk at 0, whatever number its definition gives it.
+            let place = if self.is_blk() { 0 } else { number };
+            targets[usize::from(place)] = Some(Arc::new(self.target(place, entry)));
+        }
+        Arc::new(AdapterView {
+            id: self.id,
+            name: self.name(),
+            kind: if self.is_blk() { AdapterKind::Blk } else { AdapterKind::Scsi },
+            nexus: self.nexus.clone(),
+            queues: self.queues.clone(),
+            targets: targets.into_boxed_slice(),
+        })
+    }
+
+    fn target(&self, number: u8, entry: &AdapterLun) -> Target {
+        let mut serial = [0; SERIAL_LEN];
+        for (to, from) in serial.iter_mut().zip(entry.serial.bytes()) {
+            *to = from;
+        }
+        let readonly = entry.backing.as_ref().is_some_and(|backing| backing.limits().readonly);
+        Target {
+            number,
+            lun: Arc::clone(&entry.lun),
+            backing: entry.backing.clone(),
+            nexus: entry.lun.unit.attach(&self.nexus),
+            readonly: readonly || entry.config.readonly,
+            stats: Arc::clone(&entry.stats),
+            cleared: Arc::clone(&entry.cleared),
+            qos: Arc::clone(&entry.qos),
+            timeout: Duration::from_secs(entry.config.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S).into()),
+            serial,
+        }
+    }
+}

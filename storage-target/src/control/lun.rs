@@ -1,0 +1,126 @@
+//! From a definition to an open LUN: what is opened, as whom it presents itself, what was left by a predecessor.
+//!
+//! [`open`] runs on helper threads and at start-up; everything else is a pure function.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use avio_proto::config::{BackingCache, BackingSpec, LunConfig, LunDevice};
+
+use super::journal;
+use crate::backing::{Backing, Limits, OpenOptions};
+use crate::scsi::{DeviceKind, LogicalUnit, NexusName, Profile, SavedState};
+
+/// Whose LUN, and at which target.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct LunKey {
+    pub nexus: NexusName,
+    pub target: u8,
+}
+
+impl LunKey {
+    /// For operators: `guest1 0/4 target 7`.
+    pub fn name(&self) -> String {
+        format!("{} {}/{} target {}", self.nexus.guest, self.nexus.bus, self.nexus.device, self.target)
+    }
+}
+
+/// What [`open`] found.
+pub(super) struct Opened {
+    pub key: LunKey,
+    pub config: LunConfig,
+    pub spec: BackingSpec,
+    /// `None`: a drive without a medium, or the same backing as another LUN that is open already.
+    pub backing: Option<Arc<Backing>>,
+    pub saved: Result<SavedState, String>,
+    pub journal: PathBuf,
+}
+
+/// A LUN to be opened.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub key: LunKey,
+    pub config: LunConfig,
+    pub spec: BackingSpec,
+}
+
+/// The name under which the state of a LUN is kept: shared ones by their backing, others by their place.
+pub(super) fn journal_name(key: &LunKey, config: &LunConfig) -> String {
+    if config.share {
+        format!("shared:{}", config.backing)
+    } else {
+        format!("{}.{}.{}.{}", key.nexus.guest, key.nexus.bus, key.nexus.device, key.target)
+    }
+}
+
+/// Opens what a LUN names and reads what a predecessor left of it. May block.
+///
+/// # Errors
+/// One line: which guest, which LUN, what would be right.
+pub(super) fn open(wanted: &Wanted, state_dir: &Path, patience: Duration) -> Result<Opened, String> {
+    let Wanted { key, config, spec } = wanted;
+    let options = OpenOptions {
+        readonly: config.readonly,
+        block_size: config.block_size,
+        writes_through: config.cache.map(|cache| cache == BackingCache::Writethrough),
+        dvd: config.device == LunDevice::Dvd,
+        patience,
+    };
+    let backing = match spec {
+        BackingSpec::Empty => None,
+        spec => Some(Backing::open(spec, &options).map_err(|e| format!("{}: {e}", key.name()))?),
+    };
+    let journal = journal::path_of(state_dir, &journal_name(key, config));
+    let saved = journal::read(&journal);
+    Ok(Opened { key: key.clone(), config: config.clone(), spec: spec.clone(), backing, saved, journal })
+}
+
+/// Serial number of a LUN that does not say: stable over restarts, another after a replacement.
+pub(super) fn serial(key: &LunKey, config: &LunConfig, generation: u64) -> String {
+    let base = config.serial.clone().unwrap_or_else(|| {
+        let name = if config.share { config.backing.clone() } else { journal_name(key, config) };
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        format!("AVIO{:012X}", hash >> 16)
+    });
+    if generation == 0 { base } else { format!("{base}-{generation}") }
+}
+
+/// The logical unit of a LUN.
+pub(super) fn unit(
+    config: &LunConfig,
+    serial: &str,
+    limits: &Limits,
+    size_bytes: u64,
+    saved: SavedState,
+) -> LogicalUnit {
+    let dvd = config.device == LunDevice::Dvd;
+    let profile = Profile {
+        kind: if dvd { DeviceKind::Dvd } else { DeviceKind::Disk },
+        serial: serial.to_owned(),
+        identity: serial.to_owned(),
+        block_size: limits.block_size,
+        physical_block_size: limits.physical_block_size,
+        // A guest that may not write is told by its own adapter; others may.
+        readonly: limits.readonly,
+        volatile_cache: limits.volatile_cache,
+        rotational: limits.rotational,
+        unmaps: limits.discards && !limits.readonly,
+        unmapped_is_zero: limits.discards_read_zeroes,
+    };
+    LogicalUnit::new(profile, size_bytes / u64::from(limits.block_size), saved)
+}
+
+/// Limits of a drive without a medium.
+pub(super) const EMPTY_DRIVE: Limits = Limits {
+    block_size: 2048,
+    physical_block_size: 2048,
+    memory_align: 1,
+    readonly: true,
+    volatile_cache: false,
+    rotational: false,
+    discards: false,
+    discards_read_zeroes: false,
+};

@@ -1,0 +1,498 @@
+//! Bringing what runs in line with the definitions, in two steps: what is missing is opened on a helper thread, then
+//! everything is changed at once. If anything cannot be opened, nothing changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use avio_host::session::{Access, EndpointSpec, Role, gid_of, uid_of};
+use avio_proto::config::{BackingSpec, Config, Guest, SocketRole, StorageConfig};
+
+use super::adapter::{Adapter, AdapterLun};
+use super::device;
+use super::lun::{self, EMPTY_DRIVE, LunKey, Opened, Wanted};
+use super::storage::{Done, Drained, Journal, Storage};
+use crate::adapter::AdapterId;
+use crate::lun::{Lun, LunStats, Qos};
+use crate::scsi::{Media, NexusName, Replacement, SavedState};
+use crate::serve::{Command, Notice, Ticket};
+
+/// How often files and devices are asked for their size.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A configuration whose LUNs are being opened.
+pub(super) struct Pending {
+    config: Config,
+}
+
+/// The initiator of an adapter.
+pub(super) fn nexus_of(guest: &Guest, storage: &StorageConfig) -> NexusName {
+    NexusName { guest: guest.name.clone(), bus: storage.bus, device: storage.device }
+}
+
+/// Every LUN that a configuration wants, defaults filled in.
+///
+/// # Errors
+/// Two LUNs that have the same backing and do not both say `share = true`.
+pub(super) fn wanted(config: &Config) -> Result<BTreeMap<LunKey, Wanted>, Vec<String>> {
+    let mut all = BTreeMap::new();
+    let mut errors = Vec::new();
+    let mut seen: BTreeMap<String, (LunKey, bool)> = BTreeMap::new();
+    for (guest, storage) in config.adapters() {
+        for lun in &storage.lun {
+            let key = LunKey { nexus: nexus_of(guest, storage), target: lun.target };
+            let lun = config.storage.defaults.applied(lun);
+            // The checks of the files have parsed it before.
+            let Ok(spec) = BackingSpec::parse(&lun.backing) else { continue };
+            if let Some(path) = spec.path() {
+                let place = path.display().to_string();
+                match seen.get(&place) {
+                    Some((first, shared)) if !(*shared && lun.share) => errors.push(format!(
+                        "{}: {place} is the backing of {} already; set share = true on both, or name another",
+                        key.name(),
+                        first.name()
+                    )),
+                    _ => {
+                        seen.insert(place, (key.clone(), lun.share));
+                    }
+                }
+            }
+            all.insert(key.clone(), Wanted { key, config: lun, spec });
+        }
+    }
+    if errors.is_empty() { Ok(all) } else { Err(errors) }
+}
+
+impl Storage {
+    /// At start-up: opens everything on this thread, waiting for a predecessor's requests.
+    pub fn start(&mut self, config: Config, patience: Duration) -> Result<Vec<String>, Vec<String>> {
+        let wanted = wanted(&config)?;
+        let missing = self.missing(&wanted);
+        let opened = missing.iter().map(|wanted| lun::open(wanted, &self.state_dir, patience)).collect();
+        self.pending = Some(Pending { config });
+        self.take_over(opened)
+    }
+
+    /// Begins to follow a changed configuration; [`Storage::on_helper`] ends it.
+    pub fn reconcile(&mut self, config: Config) -> Result<(), Vec<String>> {
+        let wanted = wanted(&config)?;
+        let missing = self.missing(&wanted);
+        self.pending = Some(Pending { config });
+        let (state_dir, reply) = (self.state_dir.clone(), self.mailbox.reply());
+        self.helpers.run(move || {
+            let opened = missing.iter().map(|w| lun::open(w, &state_dir, Duration::ZERO)).collect();
+            reply.send(Done::Opened(opened));
+        });
+        Ok(())
+    }
+
+    /// LUNs to be opened: new ones, and those with another backing. One open backing serves all that share it.
+    fn missing(&self, wanted: &BTreeMap<LunKey, Wanted>) -> Vec<Wanted> {
+        let mut shared = BTreeSet::new();
+        for entry in self.adapters.values().flat_map(|adapter| adapter.luns.values()) {
+            if entry.config.share {
+                shared.insert(entry.config.backing.clone());
+            }
+        }
+        let is_missing = |w: &&Wanted| match self.current(&w.key) {
+            Some(entry) => entry.config.backing != w.config.backing,
+            None => true,
+        };
+        let mut missing: Vec<Wanted> = wanted.values().filter(is_missing).cloned().collect();
+        missing.retain(|w| !w.config.share || shared.insert(w.config.backing.clone()));
+        missing
+    }
+
+    fn current(&self, key: &LunKey) -> Option<&AdapterLun> {
+        self.adapters.values().find(|adapter| adapter.nexus == key.nexus)?.luns.get(&key.target)
+    }
+
+    /// Everything that was missing is open, or not: changes all, or nothing. Returns lines about what changed.
+    pub fn take_over(&mut self, opened: Vec<Result<Opened, String>>) -> Result<Vec<String>, Vec<String>> {
+        let Some(Pending { config }) = self.pending.take() else { return Ok(Vec::new()) };
+        let errors: Vec<String> = opened.iter().filter_map(|o| o.as_ref().err().cloned()).collect();
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let wanted = wanted(&config)?;
+        let mut opened: BTreeMap<LunKey, Opened> =
+            opened.into_iter().flatten().map(|opened| (opened.key.clone(), opened)).collect();
+        let mut changes = Vec::new();
+        self.remove_what_is_gone(&config, &wanted, &mut changes);
+        for (guest, storage) in config.adapters() {
+            self.adapter_defined(guest, storage, &mut changes)?;
+        }
+        for (key, wanted) in &wanted {
+            self.lun_defined(key, wanted, &mut opened, &mut changes);
+        }
+        self.config = config;
+        let ids: Vec<AdapterId> = self.adapters.keys().copied().collect();
+        for id in ids {
+            self.publish(id);
+            self.open_socket(id).map_err(|e| vec![e])?;
+        }
+        Ok(changes)
+    }
+
+    fn remove_what_is_gone(
+        &mut self,
+        config: &Config,
+        wanted: &BTreeMap<LunKey, Wanted>,
+        changes: &mut Vec<String>,
+    ) {
+        let kept: BTreeSet<NexusName> = config.adapters().map(|(g, s)| nexus_of(g, s)).collect();
+        let ids: Vec<AdapterId> = self.adapters.keys().copied().collect();
+        for id in ids {
+            let Some(adapter) = self.adapters.get_mut(&id) else { continue };
+            let gone: Vec<u8> = adapter
+                .luns
+                .keys()
+                .copied()
+                .filter(|&target| !wanted.contains_key(&LunKey { nexus: adapter.nexus.clone(), target }))
+                .collect();
+            let nexus = adapter.nexus.clone();
+            let mut removed = Vec::new();
+            for target in gone {
+                if let Some(entry) = adapter.luns.remove(&target) {
+                    changes.push(format!("{}: removed", LunKey { nexus: nexus.clone(), target }.name()));
+                    entry.lun.unit.detach(&nexus);
+                    removed.push((target, entry.lun.id));
+                }
+            }
+            if !removed.is_empty() {
+                self.publish(id);
+            }
+            for (target, lun) in removed {
+                self.drain(lun, Some(id), Drained::Removed { adapter: id, target });
+            }
+            if !kept.contains(&nexus)
+                && let Some(adapter) = self.adapters.get_mut(&id)
+                && let Some(endpoint) = adapter.endpoint.take()
+            {
+                changes.push(format!("{}: adapter removed", adapter.name()));
+                self.sessions.remove(endpoint);
+                self.broadcast(|| Command::RemoveAdapter(id));
+                self.adapters.remove(&id);
+            }
+        }
+    }
+
+    fn adapter_defined(
+        &mut self,
+        guest: &Guest,
+        storage: &StorageConfig,
+        changes: &mut Vec<String>,
+    ) -> Result<(), Vec<String>> {
+        let nexus = nexus_of(guest, storage);
+        if let Some(adapter) = self.adapter_of(&nexus) {
+            if adapter.storage.queues != storage.queues || adapter.storage.adaptor != storage.adaptor {
+                changes.push(format!(
+                    "{}: queues and adaptor change when the daemon starts again",
+                    adapter.name()
+                ));
+            }
+            return Ok(());
+        }
+        let id = self.new_adapter_id();
+        let adapter = Adapter::new(id, nexus, storage.clone());
+        changes.push(format!("{}: adapter added", adapter.name()));
+        self.adapters.insert(id, adapter);
+        Ok(())
+    }
+
+    fn lun_defined(
+        &mut self,
+        key: &LunKey,
+        wanted: &Wanted,
+        opened: &mut BTreeMap<LunKey, Opened>,
+        changes: &mut Vec<String>,
+    ) {
+        let Some(id) = self.adapter_of(&key.nexus).map(|adapter| adapter.id) else { return };
+        let found = opened.remove(key);
+        if let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&key.target))
+        {
+            let config = &wanted.config;
+            if entry.config.iops != config.iops || entry.config.mib_per_s != config.mib_per_s {
+                entry.qos.set(config.iops, config.mib_per_s << 20);
+                changes.push(format!("{}: limits changed", key.name()));
+            }
+            entry.config.readonly = config.readonly;
+            entry.config.timeout_s = config.timeout_s;
+            if let Some(found) = found {
+                changes.push(format!("{}: backing replaced by {}", key.name(), config.backing));
+                self.replace(id, key.target, found);
+            }
+            return;
+        }
+        let config = wanted.config.clone();
+        let (lun, backing) = match (found, self.shared(&config.backing)) {
+            (None, Some(shared)) if config.share => shared,
+            (Some(found), _) => self.make(key, found),
+            (None, _) => return,
+        };
+        let entry = AdapterLun {
+            serial: lun.unit.profile().serial.clone(),
+            stats: Arc::new(LunStats::new(self.workers.len())),
+            cleared: Arc::default(),
+            qos: Arc::new(Qos::new(config.iops, config.mib_per_s << 20)),
+            config,
+            lun,
+            backing,
+        };
+        changes.push(format!("{}: {} added", key.name(), entry.config.backing));
+        if let Some(adapter) = self.adapters.get_mut(&id) {
+            adapter.luns.insert(key.target, entry);
+        }
+        self.publish(id);
+        self.notify(id, Notice::Added(key.target));
+    }
+
+    /// The logical unit and backing that others share under this name.
+    fn shared(&self, backing: &str) -> Option<(Arc<Lun>, Option<Arc<crate::backing::Backing>>)> {
+        self.adapters
+            .values()
+            .flat_map(|adapter| adapter.luns.values())
+            .find(|entry| entry.config.share && entry.config.backing == backing)
+            .map(|entry| (Arc::clone(&entry.lun), entry.backing.clone()))
+    }
+
+    fn make(&mut self, key: &LunKey, opened: Opened) -> (Arc<Lun>, Option<Arc<crate::backing::Backing>>) {
+        let id = self.new_lun_id();
+        let Opened { config, spec, mut backing, saved, journal, .. } = opened;
+        let (saved, unreadable) = match saved {
+            Ok(saved) => (saved, None),
+            Err(why) => (SavedState::default(), Some(why)),
+        };
+        let serial = lun::serial(key, &config, saved.generation);
+        let limits = backing.as_ref().map_or(EMPTY_DRIVE, |backing| *backing.limits());
+        let size = backing.as_ref().map_or(0, |backing| backing.size_bytes());
+        let unit = lun::unit(&config, &serial, &limits, size, saved);
+        if let Some(why) = unreadable {
+            tracing::error!("{}: {why}", key.name());
+            unit.set_media(Media::Offline);
+            backing = None;
+        } else if spec == BackingSpec::Empty {
+            unit.set_media(Media::Empty);
+        }
+        self.journals.insert(id, Journal { path: journal });
+        let lun = Lun { id, name: spec.to_string(), unit, overlap: crate::lun::Overlap::default() };
+        (Arc::new(lun), backing)
+    }
+
+    /// The host has replaced a LUN's backing (SEMANTICS 2.4): nothing more reaches the old one, and the new one waits for
+    /// the guest's approval, unless no guest is there.
+    fn replace(&mut self, id: AdapterId, target: u8, opened: Opened) {
+        let Some(adapter) = self.adapters.get(&id) else { return };
+        let Some(entry) = adapter.luns.get(&target) else { return };
+        let (lun, running) = (Arc::clone(&entry.lun), adapter.connected);
+        if running {
+            let key = LunKey { nexus: adapter.nexus.clone(), target };
+            let generation = lun.unit.generation() + 1;
+            let size = opened.backing.as_ref().map_or(0, |backing| backing.size_bytes());
+            lun.unit.set_replaced(Replacement {
+                nonce: nonce(),
+                old: (entry.serial.clone(), entry.config.backing.clone(), lun.unit.capacity_bytes()),
+                new: (lun::serial(&key, &opened.config, generation), opened.config.backing.clone(), size),
+            });
+        }
+        self.drain(lun.id, None, Drained::Replaced { adapter: id, target, opened: Box::new(opened) });
+    }
+
+    /// All workers have let go of what was asked for.
+    pub fn on_drained(&mut self, ticket: Ticket) {
+        let Some(at) = self.draining.iter().position(|(of, _)| *of == ticket) else { return };
+        match self.draining.swap_remove(at).1 {
+            Drained::Removed { adapter, target } => self.notify(adapter, Notice::Removed(target)),
+            Drained::Replaced { adapter, target, opened } => self.replaced(adapter, target, *opened),
+            Drained::Ejected => {}
+        }
+        self.broadcast(|| Command::ReleaseFiles);
+    }
+
+    fn replaced(&mut self, id: AdapterId, target: u8, opened: Opened) {
+        let Some(adapter) = self.adapters.get(&id) else { return };
+        let key = LunKey { nexus: adapter.nexus.clone(), target };
+        let Some(old) = adapter.luns.get(&target).map(|entry| Arc::clone(&entry.lun)) else { return };
+        let before = old.unit.capacity_bytes();
+        let mut saved = old.unit.save();
+        if saved.replacement.is_none() {
+            // No guest was there: it starts with what it finds.
+            saved = SavedState { generation: saved.generation + 1, ..SavedState::default() };
+        }
+        let config = opened.config.clone();
+        let (lun, backing) = self.make(&key, Opened { saved: Ok(saved), ..opened });
+        let (lun_id, state, version) = (lun.id, lun.unit.save(), lun.unit.version());
+        self.journals.remove(&old.id);
+        let after = lun.unit.capacity_bytes();
+        let sharing: Vec<AdapterId> = self
+            .adapters
+            .values()
+            .filter(|adapter| adapter.luns.values().any(|entry| entry.lun.id == old.id))
+            .map(|adapter| adapter.id)
+            .collect();
+        for id in sharing {
+            let Some(adapter) = self.adapters.get_mut(&id) else { continue };
+            for (number, entry) in adapter.luns.iter_mut().filter(|(_, entry)| entry.lun.id == old.id) {
+                entry.lun = Arc::clone(&lun);
+                entry.backing = backing.clone();
+                entry.serial = lun.unit.profile().serial.clone();
+                entry.config.backing = config.backing.clone();
+                let _ = number;
+            }
+            self.publish(id);
+            self.notify(id, Notice::Changed(target, 0x2a, 0x09));
+            if before != after {
+                self.tell_capacity(id, target);
+            }
+        }
+        self.save(lun_id, version, state, None);
+    }
+
+    /// Takes a drive's medium out.
+    pub fn eject(&mut self, id: AdapterId, target: u8) {
+        let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target)) else {
+            return;
+        };
+        entry.lun.unit.set_media(Media::Empty);
+        entry.backing = None;
+        let lun = entry.lun.id;
+        self.publish(id);
+        self.drain(lun, Some(id), Drained::Ejected);
+        self.notify(id, Notice::Medium(target));
+    }
+
+    /// A medium for a drive has been opened, or not.
+    pub fn inserted(&mut self, opened: Result<Opened, String>) {
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!("{error}");
+                return self.changes.push_back(error);
+            }
+        };
+        let Some(id) = self.find(&opened.key) else { return };
+        let target = opened.key.target;
+        let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target)) else {
+            return;
+        };
+        let size = opened.backing.as_ref().map_or(0, |backing| backing.size_bytes());
+        entry.lun.unit.set_blocks(size / u64::from(entry.lun.unit.block_size()));
+        entry.backing = opened.backing;
+        entry.config.backing = opened.config.backing;
+        let lun = Arc::clone(&entry.lun);
+        self.publish(id);
+        lun.unit.set_media(Media::Ready);
+        self.notify(id, Notice::Medium(target));
+        self.changes.push_back(String::new());
+    }
+
+    /// Asks files and devices for their size, now and then, on a helper thread.
+    pub fn look_at_sizes(&mut self, now: Instant) {
+        if self.looking || now < self.next_look {
+            return;
+        }
+        self.next_look = now + LOOK_EVERY;
+        let backings: Vec<_> = self
+            .adapters
+            .values()
+            .flat_map(|adapter| adapter.luns.values())
+            .filter_map(|entry| entry.backing.clone())
+            .filter(|backing| backing.identity().is_some())
+            .collect();
+        if backings.is_empty() {
+            return;
+        }
+        self.looking = true;
+        let reply = self.mailbox.reply();
+        self.helpers.run(move || {
+            let changed = backings
+                .into_iter()
+                .filter_map(|backing| {
+                    let size = backing.refresh_size().ok().flatten()?;
+                    Some((backing, size))
+                })
+                .collect();
+            reply.send(Done::Resized(changed));
+        });
+    }
+
+    /// Backings have another size: logical units and guests are told.
+    pub fn resized(&mut self, resized: &[(Arc<crate::backing::Backing>, u64)]) {
+        let mut told = Vec::new();
+        for (backing, size) in resized {
+            for adapter in self.adapters.values() {
+                let of =
+                    |entry: &&AdapterLun| entry.backing.as_ref().is_some_and(|own| Arc::ptr_eq(own, backing));
+                for (target, entry) in adapter.luns.iter().filter(|(_, entry)| of(entry)) {
+                    let blocks = size / u64::from(entry.lun.unit.block_size());
+                    if entry.lun.unit.blocks() != blocks {
+                        tracing::info!("{} target {target}: now {size} bytes", adapter.name());
+                        entry.lun.unit.set_blocks(blocks);
+                    }
+                    told.push((adapter.id, *target));
+                }
+            }
+        }
+        for (id, target) in told {
+            self.notify(id, Notice::Changed(target, 0x2a, 0x09));
+            self.tell_capacity(id, target);
+        }
+    }
+
+    /// A virtio-blk disk has its size in the configuration space.
+    fn tell_capacity(&mut self, id: AdapterId, target: u8) {
+        let Some(adapter) = self.adapters.get(&id).filter(|adapter| adapter.is_blk()) else { return };
+        let Some(entry) = adapter.luns.get(&target) else { return };
+        let (Some(endpoint), Some(backing)) = (adapter.endpoint, &entry.backing) else { return };
+        let size = entry.lun.unit.capacity_bytes();
+        let config = device::blk_config(&adapter.storage, size, backing.limits());
+        self.sessions.set_config(endpoint, config.encode().to_vec());
+    }
+
+    /// Opens an adapter's socket, if it has none.
+    fn open_socket(&mut self, id: AdapterId) -> Result<(), String> {
+        let Some(adapter) = self.adapters.get(&id).filter(|adapter| adapter.endpoint.is_none()) else {
+            return Ok(());
+        };
+        let storage = &adapter.storage;
+        let path: std::path::PathBuf = match &storage.socket {
+            Some(path) => path.into(),
+            None => {
+                let folder = self.run_dir.join("guests").join(&adapter.nexus.guest);
+                std::fs::create_dir_all(&folder)
+                    .map_err(|e| format!("--run-dir: {}: cannot be made: {e}", folder.display()))?;
+                folder.join(storage.socket_file_name())
+            }
+        };
+        let account = |e: avio_host::session::UnknownAccount| format!("{}: {e}", adapter.name());
+        let role = match storage.socket_role {
+            SocketRole::Client => Role::Client,
+            SocketRole::Server => Role::Server(Access {
+                uid: storage.socket_owner.as_deref().map(uid_of).transpose().map_err(account)?,
+                gid: storage.socket_group.as_deref().map(gid_of).transpose().map_err(account)?,
+                perm: storage.socket_perm.map(|perm| perm.mode()),
+            }),
+        };
+        let device = match adapter.luns.values().next().filter(|_| adapter.is_blk()) {
+            Some(entry) => {
+                let limits = entry.backing.as_ref().map_or(EMPTY_DRIVE, |backing| *backing.limits());
+                let readonly = entry.config.readonly || limits.readonly;
+                device::blk_spec(storage, entry.lun.unit.capacity_bytes(), &limits, readonly)
+            }
+            None => device::scsi_spec(storage),
+        };
+        let spec = EndpointSpec { name: adapter.name(), path, role, device };
+        let endpoint = self.sessions.add(spec).map_err(|e| e.to_string())?;
+        if let Some(adapter) = self.adapters.get_mut(&id) {
+            adapter.endpoint = Some(endpoint);
+        }
+        Ok(())
+    }
+}
+
+/// A number that an approval cannot guess or repeat.
+fn nonce() -> u64 {
+    // Keys of hash maps are made to be unpredictable.
+    RandomState::new().hash_one(Instant::now()) | 1
+}

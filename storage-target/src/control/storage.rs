@@ -1,0 +1,357 @@
+//! Everything that the control thread of `avio-stord` looks after: sessions, adapters, logical units, workers.
+//!
+//! Owns them and moves between them: a session's rings go to workers, workers' events come back, a changed definition
+//! becomes new views. It never blocks: what may goes to helper threads and comes back through [`Storage::on_helper`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use avio_host::blocking::{Helpers, Mailbox};
+use avio_host::ratelimit::RateLimit;
+use avio_host::session::{EndpointId, Event as SessionEvent, RingStart, Sessions};
+use avio_host::wait::tell;
+use avio_host::worker::Workers;
+use avio_proto::config::{Config, WorkersConfig};
+use avio_proto::ring::{DeviceRing, Inflight};
+use crossbeam_channel::Receiver;
+
+use super::adapter::{Adapter, Ring};
+use super::device;
+use super::journal;
+use super::lun::{LunKey, Opened};
+use crate::adapter::AdapterId;
+use crate::backing::Backing;
+use crate::lun::LunId;
+use crate::scsi::{Effect, NexusName, SavedState};
+use crate::serve::{Action, Command, Event, Notice, QueueSpec, Relay, Scope, Ticket};
+
+/// What a helper thread brings back.
+pub(super) enum Done {
+    /// LUNs that a new configuration wants.
+    Opened(Vec<Result<Opened, String>>),
+    /// A medium for a drive.
+    Inserted(Box<Result<Opened, String>>),
+    /// A logical unit's state is durable, or could not be made so.
+    Written { lun: LunId, version: u64, worker: Option<usize>, result: Result<(), String> },
+    /// These backings have another size now.
+    Resized(Vec<(Arc<Backing>, u64)>),
+}
+
+/// What is waited for before a backing is let go.
+pub(super) enum Drained {
+    /// A LUN was removed: its guest may be told.
+    Removed { adapter: AdapterId, target: u8 },
+    /// A LUN's backing is to be replaced by what was opened.
+    Replaced { adapter: AdapterId, target: u8, opened: Box<Opened> },
+    /// A drive's medium is out.
+    Ejected,
+}
+
+/// A logical unit's journal.
+pub(super) struct Journal {
+    pub path: PathBuf,
+}
+
+/// See the module.
+pub(super) struct Storage {
+    pub run_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub config: Config,
+    pub started_with: WorkersConfig,
+    pub sessions: Sessions,
+    pub workers: Workers<Command>,
+    pub events: Receiver<Event>,
+    pub relay: Relay,
+    pub helpers: Helpers,
+    pub mailbox: Mailbox<Done>,
+    pub adapters: BTreeMap<AdapterId, Adapter>,
+    pub journals: BTreeMap<LunId, Journal>,
+    pub draining: Vec<(Ticket, Drained)>,
+    /// Configuration that waits for its LUNs to be opened.
+    pub pending: Option<super::reconcile::Pending>,
+    /// Lines about what changed, for who asked.
+    pub changes: VecDeque<String>,
+    next_adapter: u32,
+    next_lun: u32,
+    next_worker: usize,
+    pub looking: bool,
+    pub next_look: Instant,
+    limit: RateLimit<String>,
+}
+
+/// What [`Storage`] is made of.
+pub(super) struct Parts {
+    pub run_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub started_with: WorkersConfig,
+    pub sessions: Sessions,
+    pub workers: Workers<Command>,
+    pub events: Receiver<Event>,
+    pub helpers: Helpers,
+    pub mailbox: Mailbox<Done>,
+}
+
+impl Storage {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { run_dir, state_dir, started_with, sessions, workers, events, helpers, mailbox } = parts;
+        Self {
+            run_dir,
+            state_dir,
+            config: Config::default(),
+            started_with,
+            sessions,
+            workers,
+            events,
+            relay: Relay::default(),
+            helpers,
+            mailbox,
+            adapters: BTreeMap::new(),
+            journals: BTreeMap::new(),
+            draining: Vec::new(),
+            pending: None,
+            changes: VecDeque::new(),
+            next_adapter: 0,
+            next_lun: 0,
+            next_worker: 0,
+            looking: false,
+            next_look: Instant::now(),
+            limit: RateLimit::default(),
+        }
+    }
+
+    pub fn new_adapter_id(&mut self) -> AdapterId {
+        self.next_adapter += 1;
+        AdapterId(self.next_adapter)
+    }
+
+    pub fn new_lun_id(&mut self) -> LunId {
+        self.next_lun += 1;
+        LunId(self.next_lun)
+    }
+
+    /// The adapter of an initiator.
+    pub fn adapter_of(&mut self, nexus: &NexusName) -> Option<&mut Adapter> {
+        self.adapters.values_mut().find(|adapter| adapter.nexus == *nexus)
+    }
+
+    /// Tells every worker.
+    pub fn broadcast(&self, mut command: impl FnMut() -> Command) {
+        for worker in self.workers.iter() {
+            // A worker that has ended has ended because the daemon stops.
+            let _ = worker.send(command());
+        }
+    }
+
+    /// Gives every worker an adapter as it is now.
+    pub fn publish(&self, id: AdapterId) {
+        let Some(adapter) = self.adapters.get(&id) else { return };
+        let view = adapter.view();
+        self.broadcast(|| Command::SetAdapter(Arc::clone(&view)));
+    }
+
+    /// Tells an adapter's guest.
+    pub fn notify(&self, adapter: AdapterId, notice: Notice) {
+        self.broadcast(|| Command::Notify { adapter, notice });
+    }
+
+    /// Asks all workers to have no request of a logical unit left (of one adapter, if given), then does what is next.
+    pub fn drain(&mut self, lun: LunId, adapter: Option<AdapterId>, then: Drained) {
+        let scope = Scope { lun: Some(lun), adapter, ..Scope::default() };
+        let ticket = self.relay.ask(&self.workers, scope, Action::Wait);
+        self.draining.push((ticket, then));
+    }
+
+    /// Writes a logical unit's state on a helper thread.
+    pub fn save(&self, lun: LunId, version: u64, state: SavedState, worker: Option<usize>) {
+        let Some(journal) = self.journals.get(&lun) else { return };
+        let (path, reply) = (journal.path.clone(), self.mailbox.reply());
+        self.helpers.run(move || {
+            let result = journal::write(&path, &state).map_err(|e| format!("{}: {e}", path.display()));
+            reply.send(Done::Written { lun, version, worker, result });
+        });
+    }
+
+    /// Everything that has happened, until nothing is left.
+    pub fn turn(&mut self, now: Instant) {
+        loop {
+            while let Some((endpoint, event)) = self.sessions.next_event() {
+                self.on_session_event(endpoint, event);
+            }
+            while let Ok(event) = self.events.try_recv() {
+                if let Some(event) = self.relay.on_event(&self.workers, event) {
+                    self.on_worker_event(event);
+                }
+            }
+            while let Some(ticket) = self.relay.next_done() {
+                self.on_drained(ticket);
+            }
+            if !self.sessions.has_events() && self.events.is_empty() {
+                break;
+            }
+        }
+        self.look_at_sizes(now);
+    }
+
+    fn by_endpoint(&mut self, endpoint: EndpointId) -> Option<&mut Adapter> {
+        self.adapters.values_mut().find(|adapter| adapter.endpoint == Some(endpoint))
+    }
+
+    fn on_session_event(&mut self, endpoint: EndpointId, event: SessionEvent) {
+        match event {
+            SessionEvent::Connected => {
+                if let Some(adapter) = self.by_endpoint(endpoint) {
+                    adapter.connected = true;
+                    tracing::info!("{}: front-end connected", adapter.name());
+                }
+            }
+            SessionEvent::Disconnected => {
+                if let Some(adapter) = self.by_endpoint(endpoint) {
+                    adapter.connected = false;
+                    adapter.rings.clear();
+                    tracing::info!("{}: front-end gone", adapter.name());
+                }
+            }
+            SessionEvent::RingStart(start) => self.on_ring_start(endpoint, *start),
+            SessionEvent::RingStop { index } => self.on_ring_stop(endpoint, index),
+            _ => {}
+        }
+    }
+
+    fn on_ring_start(&mut self, endpoint: EndpointId, start: RingStart) {
+        let worker = self.next_worker % self.workers.len().max(1);
+        let Some(adapter) = self.by_endpoint(endpoint) else { return };
+        let (id, name, index) = (adapter.id, adapter.name(), start.index);
+        let role = device::role(adapter.storage.adaptor, index);
+        let made = DeviceRing::new(Arc::clone(&start.memory), &start.setup).map_err(|e| e.to_string());
+        let inflight = start.inflight.as_ref().map(|region| {
+            Inflight::new(&region.mapping, region.offset, region.len, &start.setup).map_err(|e| e.to_string())
+        });
+        let stats = adapter.queues.get(usize::from(index)).cloned();
+        let (ring, inflight, stats) = match (made, inflight.transpose(), stats) {
+            (Ok(ring), Ok(inflight), Some(stats)) => (ring, inflight, stats),
+            (Err(error), ..) | (_, Err(error), _) => {
+                // Nothing runs; the front-end's stop is answered at once, because no ring is listed.
+                return self.log(&name, &format!("ring {index} not started: {error}"));
+            }
+            (_, _, None) => return self.log(&name, &format!("ring {index}: the adapter has no such ring")),
+        };
+        adapter.rings.insert(index, Ring { worker, err: start.err });
+        self.next_worker += 1;
+        let spec = QueueSpec {
+            adapter: id,
+            index,
+            role,
+            ring,
+            size: start.setup.size,
+            kick: start.kick,
+            call: start.call,
+            inflight,
+            stats,
+        };
+        let _ = self.workers[worker].send(Command::AddQueue(Box::new(spec)));
+    }
+
+    fn on_ring_stop(&mut self, endpoint: EndpointId, index: u16) {
+        let Some(adapter) = self.by_endpoint(endpoint) else { return };
+        let id = adapter.id;
+        match adapter.rings.get(&index) {
+            Some(ring) => {
+                let worker = ring.worker;
+                let _ = self.workers[worker].send(Command::RemoveQueue { adapter: id, index });
+            }
+            None => self.sessions.ring_stopped(endpoint, index, 0),
+        }
+    }
+
+    fn on_worker_event(&mut self, event: Event) {
+        match event {
+            Event::QueueStopped { adapter, index, base } => {
+                let Some(adapter) = self.adapters.get_mut(&adapter) else { return };
+                adapter.rings.remove(&index);
+                if let Some(endpoint) = adapter.endpoint {
+                    self.sessions.ring_stopped(endpoint, index, base.unwrap_or(0));
+                }
+            }
+            Event::RingBroken { adapter, index, error } => {
+                let Some(adapter) = self.adapters.get(&adapter) else { return };
+                if let Some(err) = adapter.rings.get(&index).and_then(|ring| ring.err.as_ref()) {
+                    // Said once; a VMM that holds even this has no ring to lose.
+                    let _ = tell(err);
+                }
+                let why = error.map_or("a fault of ours".to_owned(), |error| error.to_string());
+                let name = adapter.name();
+                self.log(&name, &format!("ring {index} is broken and stopped: {why}"));
+            }
+            Event::NotStarted { adapter, index, reason } => {
+                let Some(name) = self.adapters.get(&adapter).map(Adapter::name) else { return };
+                self.log(&name, &format!("ring {index} not started: {reason}"));
+            }
+            Event::Held(adapter) => {
+                if let Some(endpoint) = self.adapters.get(&adapter).and_then(|adapter| adapter.endpoint) {
+                    self.sessions.hold(endpoint);
+                }
+            }
+            Event::Save { lun, version, state, worker } => self.save(lun, version, *state, Some(worker)),
+            Event::Effect { adapter, target, effect, .. } => self.on_effect(adapter, target, &effect),
+            Event::Quiesced { .. } | Event::Quiesce { .. } | Event::FenceLowered { .. } => {}
+        }
+    }
+
+    fn on_effect(&mut self, adapter: AdapterId, target: u8, effect: &Effect) {
+        match effect {
+            Effect::Eject => self.eject(adapter, target),
+            Effect::ClearStatistics { adapter: all } => {
+                let Some(adapter) = self.adapters.get(&adapter) else { return };
+                let chosen = adapter.luns.iter().filter(|(number, _)| *all || **number == target);
+                chosen.for_each(|(_, entry)| entry.clear());
+            }
+            Effect::Approved => {}
+        }
+    }
+
+    /// What a helper thread has brought back. Returns whether a reconciliation has come to its end.
+    pub fn on_helper(&mut self) -> Option<Result<Vec<String>, Vec<String>>> {
+        let mut ended = None;
+        while let Some(done) = self.mailbox.take() {
+            match done {
+                Done::Opened(opened) => ended = Some(self.take_over(opened)),
+                Done::Inserted(result) => self.inserted(*result),
+                Done::Written { lun, version, worker, result } => {
+                    if let Err(error) = result {
+                        // Unanswered, the guest waits rather than believe in what may be lost.
+                        tracing::error!("state of a LUN is not saved: {error}");
+                    } else if let Some(worker) = worker {
+                        let _ = self.workers[worker].send(Command::Journalled { lun, version });
+                    }
+                }
+                Done::Resized(resized) => {
+                    self.looking = false;
+                    self.resized(&resized);
+                }
+            }
+        }
+        ended
+    }
+
+    /// Which LUN that is, by what operators call it.
+    pub fn find(&self, key: &LunKey) -> Option<AdapterId> {
+        let adapter = self.adapters.values().find(|adapter| adapter.nexus == key.nexus)?;
+        adapter.luns.contains_key(&key.target).then_some(adapter.id)
+    }
+
+    /// One line about something that a guest can cause, not more than a few a second.
+    pub fn log(&mut self, name: &str, line: &str) {
+        if let Some(suppressed) = self.limit.check(name.to_owned(), Instant::now()) {
+            let more =
+                if suppressed > 0 { format!(" ({suppressed} lines suppressed)") } else { String::new() };
+            tracing::warn!("{name}: {line}{more}");
+        }
+    }
+
+    /// Ends the workers; requests under way are finished first.
+    pub fn stop(self) {
+        self.workers.stop();
+    }
+}

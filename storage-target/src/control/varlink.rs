@@ -1,0 +1,272 @@
+//! `io.avio.stord`: what the control socket answers (`avio-proto/varlink/io.avio.stord.varlink`).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use avio_host::config::{Capabilities, load, surroundings};
+use avio_host::control::{Interface, Peer, VarlinkError, parameters};
+use avio_host::service::Service;
+use avio_proto::config::{BackingSpec, Config, LunDevice};
+use avio_proto::control::{
+    EjectParams, InsertParams, LimitsParams, Place, PlaceParams, RefusedParams, ReloadReply, STORD_INTERFACE,
+    STORD_INTERFACE_DESCRIPTION, ShowStorageParams, StorageReply, error, stord_method as method,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::lun::{self, LunKey, Wanted};
+use super::show;
+use super::storage::{Done, Storage};
+use crate::adapter::AdapterId;
+use crate::scsi::{Media, NexusName};
+
+/// What this release can do; the switch's part of the files is only checked for its form.
+pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: true, tap_ports: true };
+
+/// What became of the last request to reload.
+enum Reloading {
+    No,
+    /// LUNs are being opened; who asked gets the answer.
+    Yes,
+    Done(Result<Vec<String>, Vec<String>>),
+}
+
+/// The storage with what only the control socket and signals need.
+pub(super) struct Daemon {
+    pub storage: Storage,
+    pub service: Service,
+    config_dir: PathBuf,
+    reloading: Reloading,
+    inserting: bool,
+}
+
+impl Daemon {
+    pub fn new(storage: Storage, service: Service, config_dir: PathBuf) -> Self {
+        Self { storage, service, config_dir, reloading: Reloading::No, inserting: false }
+    }
+
+    /// Reads the files again and begins to follow them.
+    pub fn start_reload(&mut self) {
+        if matches!(self.reloading, Reloading::Yes) {
+            return;
+        }
+        self.service.reloading();
+        // A few small files on a local disk; they were read in the same way at the start.
+        let begun = load(&self.config_dir, &surroundings(CAPABILITIES))
+            .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .and_then(|config| self.storage.reconcile(config));
+        self.reloading = Reloading::Yes;
+        if let Err(reasons) = begun {
+            self.reloaded(Err(reasons));
+        }
+    }
+
+    /// A reconciliation has come to its end.
+    pub fn reloaded(&mut self, outcome: Result<Vec<String>, Vec<String>>) {
+        match &outcome {
+            Ok(changes) => changes.iter().for_each(|line| tracing::info!("{line}")),
+            Err(reasons) => reasons.iter().for_each(|line| tracing::error!("configuration refused: {line}")),
+        }
+        self.service.ready(&summary(&self.storage.config));
+        self.reloading = Reloading::Done(outcome);
+    }
+
+    fn reload(&mut self) -> Result<Value, VarlinkError> {
+        match std::mem::replace(&mut self.reloading, Reloading::No) {
+            Reloading::Done(Ok(changes)) => reply(&ReloadReply { changes, warnings: self.warnings() }),
+            Reloading::Done(Err(reasons)) => Err(refused(reasons)),
+            Reloading::Yes => {
+                self.reloading = Reloading::Yes;
+                Err(VarlinkError::NotYet)
+            }
+            Reloading::No => {
+                self.start_reload();
+                match &self.reloading {
+                    Reloading::Done(_) => self.reload(),
+                    _ => Err(VarlinkError::NotYet),
+                }
+            }
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let changed = self.storage.config.storage.workers != self.storage.started_with;
+        let line = "[workers] has changed: takes effect when the daemon starts the next time";
+        changed.then(|| line.to_owned()).into_iter().collect()
+    }
+
+    /// Nobody waited for the outcome.
+    pub fn forget(&mut self) {
+        if matches!(self.reloading, Reloading::Done(_)) {
+            self.reloading = Reloading::No;
+        }
+    }
+
+    fn show(&self, wanted: &ShowStorageParams) -> StorageReply {
+        let mut adapters: Vec<_> = self
+            .storage
+            .adapters
+            .values()
+            .filter(|adapter| wanted.guest.as_ref().is_none_or(|guest| *guest == adapter.nexus.guest))
+            .map(|adapter| {
+                let path = match &adapter.storage.socket {
+                    Some(path) => path.clone(),
+                    None => {
+                        let name = adapter.storage.socket_file_name();
+                        let guest = self.storage.run_dir.join("guests").join(&adapter.nexus.guest);
+                        guest.join(name).display().to_string()
+                    }
+                };
+                show::adapter(adapter, path)
+            })
+            .collect();
+        adapters.sort_by(|a, b| (&a.guest, a.bus, a.device).cmp(&(&b.guest, b.bus, b.device)));
+        StorageReply { adapters }
+    }
+
+    fn clear(&mut self, wanted: &ShowStorageParams) {
+        for adapter in self.storage.adapters.values() {
+            if wanted.guest.as_ref().is_none_or(|guest| *guest == adapter.nexus.guest) {
+                adapter.luns.values().for_each(|entry| entry.clear());
+            }
+        }
+    }
+
+    fn place(&self, place: &Place) -> Result<(AdapterId, LunKey), VarlinkError> {
+        let nexus = NexusName { guest: place.guest.clone(), bus: place.bus, device: place.device };
+        let key = LunKey { nexus, target: place.target };
+        match self.storage.find(&key) {
+            Some(id) => Ok((id, key)),
+            None => Err(VarlinkError::own("NoSuchLun", &PlaceParams { place: place.clone() })),
+        }
+    }
+
+    fn eject(&mut self, wanted: &EjectParams) -> Result<Value, VarlinkError> {
+        let (id, key) = self.place(&wanted.place)?;
+        let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
+        else {
+            return Ok(json!({}));
+        };
+        if entry.config.device != LunDevice::Dvd {
+            return Err(refuse(format!("{}: it is a disk; only a dvd has a medium", key.name())));
+        }
+        if entry.lun.unit.is_locked_in() && !wanted.force {
+            return Err(refuse(format!(
+                "{}: the guest has locked the medium; unmount it there, or give --force",
+                key.name()
+            )));
+        }
+        self.storage.eject(id, key.target);
+        Ok(json!({}))
+    }
+
+    fn insert(&mut self, wanted: &InsertParams) -> Result<Value, VarlinkError> {
+        let (id, key) = self.place(&wanted.place)?;
+        if self.inserting {
+            return match self.storage.changes.pop_front() {
+                None => Err(VarlinkError::NotYet),
+                Some(line) => {
+                    self.inserting = false;
+                    if line.is_empty() { Ok(json!({})) } else { Err(refuse(line)) }
+                }
+            };
+        }
+        let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
+        else {
+            return Ok(json!({}));
+        };
+        if entry.config.device != LunDevice::Dvd || entry.lun.unit.media() != Media::Empty {
+            return Err(refuse(format!(
+                "{}: it is no empty dvd drive; eject what is in it first",
+                key.name()
+            )));
+        }
+        let mut config = entry.config.clone();
+        config.backing = format!("file:{}", wanted.path);
+        let spec = BackingSpec::parse(&config.backing).map_err(|e| refuse(e.to_string()))?;
+        let (state_dir, reply) = (self.storage.state_dir.clone(), self.storage.mailbox.reply());
+        let wanted = Wanted { key, config, spec };
+        self.inserting = true;
+        self.storage.helpers.run(move || {
+            reply.send(Done::Inserted(Box::new(lun::open(&wanted, &state_dir, Duration::ZERO))));
+        });
+        Err(VarlinkError::NotYet)
+    }
+
+    fn set_limits(&mut self, wanted: &LimitsParams) -> Result<Value, VarlinkError> {
+        let (id, key) = self.place(&wanted.place)?;
+        if let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
+        {
+            entry.qos.set(wanted.iops, wanted.bytes_per_s);
+        }
+        Ok(json!({}))
+    }
+
+    fn approve(&mut self, wanted: &PlaceParams) -> Result<Value, VarlinkError> {
+        let (id, key) = self.place(&wanted.place)?;
+        let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
+        else {
+            return Ok(json!({}));
+        };
+        let lun = std::sync::Arc::clone(&entry.lun);
+        let Some(replacement) = lun.unit.replacement() else {
+            return Err(refuse(format!(
+                "{}: its backing was not replaced; there is nothing to approve",
+                key.name()
+            )));
+        };
+        if let Some(version) = lun.unit.approve(replacement.nonce, &replacement.new.0) {
+            self.storage.save(lun.id, version, lun.unit.save(), None);
+        }
+        Ok(json!({}))
+    }
+}
+
+impl Interface for Daemon {
+    fn name(&self) -> &'static str {
+        STORD_INTERFACE
+    }
+
+    fn description(&self) -> &'static str {
+        STORD_INTERFACE_DESCRIPTION
+    }
+
+    fn product(&self) -> (&'static str, &'static str) {
+        ("avio-stord", env!("CARGO_PKG_VERSION"))
+    }
+
+    fn call(&mut self, method: &str, params: Value, _peer: &Peer) -> Result<Value, VarlinkError> {
+        match method {
+            method::SHOW => reply(&self.show(&parameters(params)?)),
+            method::CLEAR_STATISTICS => {
+                self.clear(&parameters(params)?);
+                Ok(json!({}))
+            }
+            method::RELOAD => self.reload(),
+            method::EJECT => self.eject(&parameters(params)?),
+            method::INSERT => self.insert(&parameters(params)?),
+            method::SET_LIMITS => self.set_limits(&parameters(params)?),
+            method::APPROVE => self.approve(&parameters(params)?),
+            _ => Err(VarlinkError::MethodNotFound),
+        }
+    }
+}
+
+/// One line about a configuration.
+pub(super) fn summary(config: &Config) -> String {
+    let luns: usize = config.adapters().map(|(_, storage)| storage.lun.len()).sum();
+    format!("{} storage adapters, {luns} LUNs", config.adapters().count())
+}
+
+fn reply(value: &impl Serialize) -> Result<Value, VarlinkError> {
+    // Our own types always are JSON.
+    Ok(serde_json::to_value(value).unwrap_or_else(|_| json!({})))
+}
+
+fn refuse(reason: String) -> VarlinkError {
+    refused(vec![reason])
+}
+
+fn refused(reasons: Vec<String>) -> VarlinkError {
+    VarlinkError::own(error::REFUSED, &RefusedParams { reasons })
+}

@@ -1,0 +1,255 @@
+//! Real Linux guests on the storage daemon: QEMU with Debian's kernel and User-Mode Linux, with their own drivers, fio and
+//! sg3-utils.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use avio_tests::case::{self, Case};
+use avio_tests::daemon::Daemon;
+use avio_tests::disk_guest::{self, Kind};
+use avio_tests::failure::ensure;
+use avio_tests::linux_guest::LinuxGuest;
+use avio_tests::storage::{Adapter, Storage};
+use avio_tests::{Result, scratch};
+
+/// For cases with User-Mode Linux only, in seconds.
+const UML_S: u64 = 120;
+/// For cases with emulated guests.
+const QEMU_S: u64 = 240;
+
+const MIB: u64 = 1 << 20;
+
+fn main() -> ExitCode {
+    case::main(&[
+        Case::new("uml_disk", UML_S, uml_disk).data_path(),
+        Case::new("uml_adapter", UML_S, uml_adapter).data_path(),
+        Case::new("qemu_128_luns", QEMU_S, qemu_128_luns).data_path(),
+        Case::new("qemu_scsi_file_system", QEMU_S, qemu_scsi_file_system),
+        Case::new("qemu_hot_changes", QEMU_S, qemu_hot_changes),
+        Case::new("qemu_dvd", QEMU_S, qemu_dvd),
+        Case::new("qemu_disk", QEMU_S, qemu_disk).data_path(),
+        Case::new("qemu_disk_survives_kill", QEMU_S, qemu_disk_survives_kill),
+    ])
+}
+
+/// A sparse image file of so many bytes.
+fn image(name: &str, len: u64) -> Result<PathBuf> {
+    let path = scratch::folder().join(name);
+    File::create(&path)?.set_len(len)?;
+    Ok(path)
+}
+
+fn file_backing(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+/// An adapter of `guest` with one image file of `mib` MiB at target 0.
+fn one_disk(kind: &str, mib: u64, extra: &str) -> Result<(Storage, PathBuf)> {
+    let path = image("disk.img", mib * MIB)?;
+    Ok((Storage::one(Adapter::new("g1", kind).disk(0, &file_backing(&path), extra)), path))
+}
+
+/// What the guest writes to a place of a disk is there in the image, and nowhere else.
+fn ensure_written_through(guest: &mut LinuxGuest, disk: &str, path: &Path, block: u64) -> Result {
+    guest.run(&format!("yes avio | head -c 4096 > /tmp/block && dd if=/tmp/block of=/dev/{disk} bs=4096 seek={block} oflag=direct 2>/dev/null"))?;
+    let mut bytes = [0; 4096];
+    File::open(path)?.read_exact_at(&mut bytes, block * 4096)?;
+    ensure(bytes.starts_with(b"avio\navio\n"), || {
+        format!("block {block} of the image has {:?}", &bytes[..16])
+    })?;
+    let mut behind = [0; 512];
+    File::open(path)?.read_exact_at(&mut behind, (block + 1) * 4096)?;
+    ensure(behind == [0; 512], || "the next block was written as well".to_owned())
+}
+
+fn uml_disk() -> Result {
+    let (config, path) = one_disk("avio_blk", 32, "")?;
+    let mut daemon = Daemon::start(config)?;
+    let mut guest = disk_guest::uml("uml", &daemon.stor_socket("g1")?, Kind::Blk)?.wait()?;
+    guest.wait_disks("vd*", 1, 10)?;
+    ensure_written_through(&mut guest, "vda", &path, 100)?;
+    guest.ensure_holds("vda", 8, "4k")?;
+    let lun = daemon.lun("g1", 0)?;
+    ensure(lun["stats"]["errors"] == 0 && lun["stats"]["writes"].as_u64() > Some(2000), || {
+        format!("{lun:#}")
+    })?;
+    daemon.ensure_healthy()
+}
+
+fn uml_adapter() -> Result {
+    let (config, path) = one_disk("avio_stor", 32, "")?;
+    let mut daemon = Daemon::start(config)?;
+    let mut guest = disk_guest::uml("uml", &daemon.stor_socket("g1")?, Kind::Scsi)?.wait()?;
+    guest.wait_disks("sd*", 1, 20)?;
+    ensure_written_through(&mut guest, "sda", &path, 100)?;
+    guest.ensure_holds("sda", 8, "4k")?;
+    daemon.ensure_healthy()
+}
+
+/// The floor of DESIGN: 128 LUNs of one adapter, all usable at once, each its own.
+fn qemu_128_luns() -> Result {
+    let mut adapter = Adapter::new("g1", "avio_stor");
+    let mut paths = Vec::new();
+    for target in 0..128 {
+        let path = image(&format!("disk{target}.img"), 4 * MIB)?;
+        adapter = adapter.disk(target, &file_backing(&path), "");
+        paths.push(path);
+    }
+    let mut daemon = Daemon::start(Storage::one(adapter))?;
+    let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Scsi, 1, "")?.wait()?;
+    guest.wait_disks("sd*", 128, 60)?;
+    // By target number: names follow the order of discovery.
+    let script = "for t in $(seq 0 127); do d=$(ls -d /sys/class/scsi_device/*:0:$t:0/device/block/* | sed 's|.*/||'); \
+                  printf '%08d' $t > /tmp/p; yes $(cat /tmp/p) | head -c 65536 | dd of=/dev/$d bs=64k oflag=direct 2>/dev/null & \
+                  done; wait; sync";
+    guest.run_for(120, script)?;
+    for (target, path) in paths.iter().enumerate() {
+        let mut bytes = vec![0; 65536];
+        File::open(path)?.read_exact_at(&mut bytes, 0)?;
+        let wanted = format!("{target:08}\n").repeat(65536 / 9 + 1);
+        ensure(bytes == wanted.as_bytes()[..65536], || format!("target {target} holds {:?}", &bytes[..18]))?;
+        let lun = daemon.lun("g1", target as u64)?;
+        ensure(lun["state"] == "Online" && lun["stats"]["write_bytes"] == 65536, || format!("{lun:#}"))?;
+    }
+    daemon.ensure_healthy()
+}
+
+fn qemu_scsi_file_system() -> Result {
+    let path = image("disk.img", 64 * MIB)?;
+    let adapter = Adapter::new("g1", "avio_stor").lines("queues = 2");
+    let config = Storage::one(adapter.disk(0, &file_backing(&path), ""));
+    let mut daemon = Daemon::start(config)?;
+    let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Scsi, 2, "")?.wait()?;
+    guest.wait_disks("sd*", 1, 20)?;
+    guest.run_for(60, "mke2fs /dev/sda > /dev/null && mkdir -p /mnt && mount -t ext4 /dev/sda /mnt")?;
+    guest.run_for(60, "dd if=/dev/urandom of=/mnt/a bs=1M count=16 2>/dev/null && md5sum /mnt/a > /tmp/sum && umount /mnt && mount -t ext4 /dev/sda /mnt && md5sum -c /tmp/sum && umount /mnt")
+        .and_then(|(status, text)| ensure(status == 0, || text))?;
+    guest.ensure_holds("sda", 8, "4k")?;
+    daemon.ensure_healthy()
+}
+
+fn qemu_hot_changes() -> Result {
+    let (config, path) = one_disk("avio_stor", 16, "")?;
+    let second = image("second.img", 8 * MIB)?;
+    let mut daemon = Daemon::start(config)?;
+    let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Scsi, 1, "")?.wait()?;
+    guest.wait_disks("sd*", 1, 20)?;
+    // I/O of the first disk goes on through all of it.
+    guest.run("dd if=/dev/urandom of=/tmp/r bs=1M count=1 2>/dev/null; (for i in $(seq 12); do dd if=/tmp/r of=/dev/sda bs=4k oflag=direct && dd if=/dev/sda bs=4k count=256 iflag=direct | cmp - /tmp/r || echo bad; done; echo done) > /tmp/io 2>/dev/null & true")?;
+    let first = file_backing(&path);
+    let with = Adapter::new("g1", "avio_stor").disk(0, &first, "").disk(7, &file_backing(&second), "");
+    daemon.config = Storage::one(with.clone());
+    daemon.reload()?;
+    guest.wait_disks("sd*", 2, 20)?;
+    ensure_written_through(&mut guest, "sdb", &second, 10)?;
+    File::options().write(true).open(&second)?.set_len(12 * MIB)?;
+    let grown = "for i in $(seq 100); do [ $(cat /sys/block/sdb/size) = 24576 ] && break; usleep 100000; done; cat /sys/block/sdb/size";
+    let (_, text) = guest.run_for(60, grown)?;
+    ensure(text.trim() == "24576", || format!("after growing, sdb has {text} sectors"))?;
+    daemon.config = Storage::one(with.without_last());
+    daemon.reload()?;
+    guest.wait_disks("sd*", 1, 20)?;
+    let (_, text) = guest.run_for(
+        90,
+        "for i in $(seq 300); do grep -q done /tmp/io && break; usleep 200000; done; cat /tmp/io",
+    )?;
+    ensure(text.trim() == "done", || format!("I/O meanwhile: {text}"))?;
+    daemon.ensure_healthy()
+}
+
+fn qemu_dvd() -> Result {
+    let folder = scratch::folder().join("iso");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("hello.txt"), "hello from the first disc\n")?;
+    let make = |name: &str| -> Result<PathBuf> {
+        let path = scratch::folder().join(name);
+        let status = std::process::Command::new("xorriso")
+            .args(["-as", "mkisofs", "-quiet", "-o"])
+            .arg(&path)
+            .arg(&folder)
+            .status()?;
+        ensure(status.success(), || "xorriso failed".to_owned())?;
+        Ok(path)
+    };
+    let one = make("one.iso")?;
+    fs::write(folder.join("hello.txt"), "hello from the second disc\n")?;
+    let two = make("two.iso")?;
+    let adapter = Adapter::new("g1", "avio_stor").lun(3, "dvd", &file_backing(&one), "");
+    let mut daemon = Daemon::start(Storage::one(adapter))?;
+    let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Scsi, 1, "")?.wait()?;
+    guest.wait_disks("sr*", 1, 20)?;
+    guest.run("mkdir -p /mnt && mount -t iso9660 -o ro /dev/sr0 /mnt")?;
+    let text = guest.run("cat /mnt/hello.txt")?;
+    ensure(text == "hello from the first disc", || text.clone())?;
+    // A mounted disc is locked: the operator is told so.
+    let output = daemon.avio(&["stor", "eject", "g1", "0", "4", "3"])?;
+    ensure(!output.status.success(), || "a locked disc was ejected".to_owned())?;
+    let (status, _) =
+        guest.run_for(30, "dd if=/dev/zero of=/dev/sr0 bs=2048 count=1 oflag=direct 2>/dev/null")?;
+    ensure(status != 0, || "a DVD was written".to_owned())?;
+    guest.run("umount /mnt")?;
+    let output = daemon.avio(&["stor", "eject", "g1", "0", "4", "3"])?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
+    ensure(daemon.lun("g1", 3)?["state"] == "NoMedia", || "ejected and not empty".to_owned())?;
+    let (status, _) = guest.run_for(30, "mount -t iso9660 -o ro /dev/sr0 /mnt")?;
+    ensure(status != 0, || "an empty drive was mounted".to_owned())?;
+    let two = two.display().to_string();
+    let output = daemon.avio(&["stor", "insert", "g1", "0", "4", "3", &two])?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
+    guest.run_for(
+        60,
+        "for i in $(seq 50); do mount -t iso9660 -o ro /dev/sr0 /mnt && break; usleep 100000; done",
+    )?;
+    let text = guest.run("cat /mnt/hello.txt")?;
+    ensure(text == "hello from the second disc", || text.clone())?;
+    daemon.ensure_healthy()
+}
+
+fn qemu_disk() -> Result {
+    let path = image("disk.img", 32 * MIB)?;
+    let adapter = Adapter::new("g1", "avio_blk").lines("queues = 2");
+    let config = Storage::one(adapter.disk(0, &file_backing(&path), "serial = \"AVIO-TEST-1\""));
+    let mut daemon = Daemon::start(config)?;
+    let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Blk, 2, "")?.wait()?;
+    guest.wait_disks("vd*", 1, 10)?;
+    ensure(guest.run("cat /sys/block/vda/serial")? == "AVIO-TEST-1", || "another serial number".to_owned())?;
+    ensure_written_through(&mut guest, "vda", &path, 100)?;
+    guest.ensure_holds("vda", 8, "4k")?;
+    guest.run("blkdiscard -o 409600 -l 4096 /dev/vda")?;
+    let mut bytes = [1; 4096];
+    File::open(&path)?.read_exact_at(&mut bytes, 100 * 4096)?;
+    ensure(bytes == [0; 4096], || "a discarded block of a file reads as zeroes".to_owned())?;
+    File::options().write(true).open(&path)?.set_len(48 * MIB)?;
+    let grown = "for i in $(seq 100); do [ $(cat /sys/block/vda/size) = 98304 ] && break; usleep 100000; done; cat /sys/block/vda/size";
+    let (_, text) = guest.run_for(60, grown)?;
+    ensure(text.trim() == "98304", || format!("after growing, vda has {text} sectors"))?;
+    daemon.ensure_healthy()
+}
+
+/// The daemon is killed in the middle of writes that its backing delays; QEMU comes back by itself, and no write that the
+/// guest was told of is lost.
+fn qemu_disk_survives_kill() -> Result {
+    let path = image("disk.img", 32 * MIB)?;
+    let backing = format!("fault:write_delay_ms=300:file:{}", path.display());
+    let config = Storage::one(Adapter::new("g1", "avio_blk").disk(0, &backing, ""));
+    let mut daemon = Daemon::start(config)?;
+    let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Blk, 1, "")?.wait()?;
+    guest.wait_disks("vd*", 1, 10)?;
+    guest.run("dd if=/dev/urandom of=/tmp/r bs=64k count=2 2>/dev/null; (for p in 0 1 2 3; do dd if=/tmp/r of=/dev/vda bs=4k seek=$((p * 32)) oflag=direct 2>/dev/null & done; wait; for p in 0 1 2 3; do dd if=/dev/vda bs=4k skip=$((p * 32)) count=32 iflag=direct 2>/dev/null | cmp - /tmp/r || echo bad; done; echo done) > /tmp/io 2>&1 & true")?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    for _ in 0..2 {
+        daemon.kill();
+        daemon.restart()?;
+        std::thread::sleep(std::time::Duration::from_secs(2));
+    }
+    let (_, text) = guest.run_for(
+        150,
+        "for i in $(seq 1200); do grep -q done /tmp/io && break; usleep 100000; done; cat /tmp/io",
+    )?;
+    ensure(text.lines().any(|line| line == "done") && !text.contains("bad"), || {
+        format!("writes through two kills: {text}")
+    })?;
+    daemon.ensure_healthy()
+}

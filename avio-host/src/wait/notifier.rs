@@ -34,7 +34,7 @@ impl Notifier {
     }
 
     /// Interrupts the guest. One system call; a full eventfd counter means that the guest has been notified already. A VMM that
-    /// makes the call block does so once, for a fraction of a second ([`tell`]).
+    /// makes the call block does so once, for a fraction of a second ([`tell()`](tell())).
     pub fn notify(&self) -> Notified {
         match &self.call {
             Some(call) if !self.held.load(Ordering::Relaxed) => {

@@ -95,6 +95,18 @@ impl LinuxGuest {
         Ok(())
     }
 
+    /// Makes `eth0.VLAN` of `eth0` (802.1Q; module 8021q) with an address and brings both up.
+    ///
+    /// # Errors
+    /// When the guest has no `eth0`, or its kernel no VLANs.
+    pub fn set_vlan(&mut self, vlan: u16, address: &str) -> Result {
+        self.run(&format!(
+            "ip link set eth0 up && ip link add link eth0 name eth0.{vlan} type vlan id {vlan} && \
+             ip addr add {address} dev eth0.{vlan} && ip link set eth0.{vlan} up"
+        ))?;
+        Ok(())
+    }
+
     /// The MAC address of `eth0`.
     ///
     /// # Errors

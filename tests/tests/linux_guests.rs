@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         Case::new("qemu_packed", QEMU_S, qemu_packed),
         Case::new("qemu_jumbo", QEMU_S, qemu_jumbo),
         Case::new("qemu_spoofs", QEMU_S, qemu_spoofs),
+        Case::new("qemu_access_vlans", QEMU_S, qemu_access_vlans),
+        Case::new("qemu_trunk", QEMU_S, qemu_trunk),
         Case::new("qemu_driver_comes_and_goes", QEMU_S, qemu_driver_comes_and_goes),
         Case::new("qemu_reconnects_after_restart", QEMU_S, qemu_reconnects_after_restart),
         Case::new("qemu_listens_through_restart", QEMU_S, qemu_listens_through_restart),
@@ -62,13 +64,17 @@ impl Pair {
     }
 
     fn qemu(extras: [&str; 2], queue_pairs: u16, server: bool, device: &str) -> Result<Pair> {
+        Pair::qemu_unaddressed(extras, queue_pairs, server, device)?.addressed()
+    }
+
+    fn qemu_unaddressed(extras: [&str; 2], queue_pairs: u16, server: bool, device: &str) -> Result<Pair> {
         let daemon = Daemon::start(Config::one_switch(&extras))?;
         let start = |name, socket: PathBuf, mac: String| {
             Qemu { server, queue_pairs, device, ..Qemu::new(name, &socket, &mac) }.launch()
         };
         let one = start("qemu-1", daemon.socket(0), mac_of(1))?;
         let two = start("qemu-2", daemon.socket(1), mac_of(2))?;
-        Pair { one: one.wait()?, two: two.wait()?, daemon }.addressed()
+        Ok(Pair { one: one.wait()?, two: two.wait()?, daemon })
     }
 
     /// Gives both guests the MAC addresses of their ports, if they have others, and IPv4 addresses.
@@ -159,8 +165,18 @@ fn uml_beside_qemu() -> Result {
 /// Guests of different access VLANs do not reach each other; `avio net -u` moves a running port.
 fn uml_vlans() -> Result {
     let mut pair = Pair::uml(["vlan = 10", "vlan = 20"])?;
+    join_access_vlan(&mut pair)
+}
+
+/// Guests on VLANs 10 and 20 that reach each other once the second is moved to VLAN 10.
+fn join_access_vlan(pair: &mut Pair) -> Result {
     let pinged = pair.one.ping("192.0.2.2", 3, "")?;
     ensure(pinged.received == 0, || format!("VLAN 10 reached VLAN 20: {pinged:?}"))?;
+    let vswitch = pair.daemon.vswitch("vs")?;
+    ensure(vswitch.port(2)?.counters.delivered() == 0, || format!("frames crossed: {vswitch:?}"))?;
+    ensure(vswitch.port(1)?.counters.taken() > 0, || {
+        "nothing was sent, so nothing was kept apart".to_owned()
+    })?;
     let output = pair.daemon.avio(&["net", "-S", "vs", "-u", "portid:2:vlanid:10"])?;
     ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
     pair.daemon.vswitch_when("vs", 3, |v| v.port(2).is_ok_and(|p| p.untagged_vlanid == Some(10)))?;
@@ -171,6 +187,11 @@ fn uml_vlans() -> Result {
 fn uml_tagged_frames_are_dropped() -> Result {
     let mut pair = Pair::uml(["vlan = 10", "vlan = 10"])?;
     pair.ensure_reach("")?;
+    send_tagged(&mut pair)
+}
+
+/// Raw frames with tags, the port's own VLAN and a priority tag among them, from a port that may send none.
+fn send_tagged(pair: &mut Pair) -> Result {
     let before = pair.daemon.vswitch("vs")?.port(2)?.counters.delivered();
     for vlan in [10, 20, 0, 4095] {
         pair.one.send_raw(&frames::tagged(&mac_of(2), &mac_of(1), vlan))?;
@@ -341,6 +362,53 @@ fn qemu_spoofs() -> Result {
     pair.ensure_reach("")?;
     send_spoofs(&mut pair.one, &pair.daemon)?;
     change_mac_and_back(&mut pair)
+}
+
+/// QEMU's guest on an access port: kept to its VLAN, and no tag of its own making gets out, be it raw or from Linux's
+/// VLAN driver.
+fn qemu_access_vlans() -> Result {
+    let mut pair = Pair::qemu(["vlan = 10", "vlan = 20"], 1, false, "")?;
+    join_access_vlan(&mut pair)?;
+    send_tagged(&mut pair)?;
+    pair.one.set_vlan(10, "198.51.100.1/24")?;
+    pair.two.set_vlan(10, "198.51.100.2/24")?;
+    let before = pair.daemon.vswitch("vs")?.port(1)?.discarded("guest_tagged");
+    let pinged = pair.one.ping("198.51.100.2", 3, "")?;
+    ensure(pinged.received == 0, || format!("a tag of the guest's own passed: {pinged:?}"))?;
+    let vswitch = pair.daemon.vswitch("vs")?;
+    ensure(vswitch.port(1)?.discarded("guest_tagged") > before, || format!("{:?}", vswitch.port(1)))?;
+    // The untagged network is none the worse for it.
+    pair.ensure_reach("")?;
+    pair.ensure_clean()
+}
+
+/// A trunk port beside an access port: the tag is taken out and put in, large frames included; only the VLANs of the trunk
+/// pass, and each stays by itself.
+fn qemu_trunk() -> Result {
+    let mut pair = Pair::qemu_unaddressed(["trunk = [10, 20]", "vlan = 10"], 1, false, "")?;
+    pair.one.set_vlan(10, "192.0.2.1/24")?;
+    pair.one.set_vlan(20, "198.51.100.1/24")?;
+    pair.two.set_address("192.0.2.2/24")?;
+    pair.two.run("ip addr add 198.51.100.2/24 dev eth0 && ip addr add 203.0.113.2/24 dev eth0")?;
+    pair.ensure_reach("")?;
+    pair.ensure_reach("-s 1400")?;
+    pair.two.serve_iperf()?;
+    pair.ensure_throughput("")?;
+    let pinged = pair.one.ping("198.51.100.2", 3, "")?;
+    ensure(pinged.received == 0, || format!("VLAN 20 reached VLAN 10: {pinged:?}"))?;
+    ensure(pair.daemon.vswitch("vs")?.port(1)?.discarded("guest_tagged") == 0, || {
+        "VLANs of the trunk were refused".to_owned()
+    })?;
+    pair.one.set_vlan(30, "203.0.113.1/24")?;
+    let pinged = pair.one.ping("203.0.113.2", 3, "")?;
+    ensure(pinged.received == 0, || format!("VLAN 30 is not of the trunk, but passed: {pinged:?}"))?;
+    let vswitch = pair.daemon.vswitch("vs")?;
+    ensure(vswitch.port(1)?.discarded("guest_tagged") > 0, || format!("{:?}", vswitch.port(1)))?;
+    // Untagged, the trunk port is in no VLAN, so not in the access port's.
+    pair.one.run("ip addr del 192.0.2.1/24 dev eth0.10 && ip addr add 192.0.2.1/24 dev eth0")?;
+    let pinged = pair.one.ping("192.0.2.2", 3, "")?;
+    ensure(pinged.received == 0, || format!("no VLAN reached VLAN 10: {pinged:?}"))?;
+    pair.ensure_clean()
 }
 
 /// The driver goes and another comes, as when firmware hands over to a kernel, or a guest reboots.

@@ -171,6 +171,13 @@ fn check_discovery(port: &Port, head: &[u8], len: usize, l2: &Ethernet) -> Resul
         Err(ParseError::OtherProtocol) => return Ok(()),
         Err(e) => return Err(unreadable(e, DiscardReason::NdGuard)),
     };
+    // Who names its addresses is a host: what only routers say (RFC 4861 §4.2, §4.5; RFC 6105) would make it everybody's way
+    // out, unless the operator trusts it.
+    if matches!(message.kind, DiscoveryKind::RouterAdvertisement | DiscoveryKind::Redirect)
+        && !port.spec.trusted
+    {
+        return Err(DiscardReason::NdGuard);
+    }
     // What the message binds to its sender: an advertisement its target, a solicitation for itself the address it wants.
     let claimed = match message.kind {
         DiscoveryKind::NeighbourAdvertisement => message.target,

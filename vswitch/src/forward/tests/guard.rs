@@ -212,6 +212,35 @@ fn an_addressed_port_sends_from_its_ipv6_addresses_only() {
     refused(&mut rig, &ipv6([0; 16], OTHER, 58, &[128; 40]), Reason::IpGuard);
 }
 
+/// A router advertisement (RFC 4861 §4.2) without options, and a redirect (§4.5) to `target`.
+fn router(kind: u8, target: [u8; 16]) -> Vec<u8> {
+    let mut bytes = vec![kind, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    if kind == 137 {
+        bytes[4..8].fill(0);
+        bytes.truncate(8);
+        bytes.extend(target);
+        bytes.extend(OTHER);
+    }
+    bytes
+}
+
+#[test]
+fn an_addressed_port_is_no_router_unless_it_is_trusted() {
+    let mut rig = addressed();
+    let link_local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x1c, 0, 0, 0xff, 0xfe, 0, 0, 0];
+    let frames = [134, 137].map(|kind| ipv6(link_local, ALL_NODES, 58, &router(kind, OWN)));
+    // A solicitation is what every host sends.
+    passes(&mut rig, &ipv6(link_local, ALL_NODES, 58, &[133, 0, 0, 0, 0, 0, 0, 0]));
+    for frame in &frames {
+        refused(&mut rig, frame, Reason::NdGuard);
+    }
+    rig.guests[0].attach.spec.trusted = true;
+    rig.publish();
+    for frame in &frames {
+        passes(&mut rig, frame);
+    }
+}
+
 #[test]
 fn an_addressed_port_says_by_discovery_only_what_is_so() {
     let mut rig = addressed();

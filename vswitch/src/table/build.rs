@@ -159,7 +159,12 @@ impl TableBuilder {
     }
 
     /// Adds what was learned. Call it after all ports: static and protected addresses win over learned ones.
+    ///
+    /// Each port gets `mac_limit` addresses at most, whatever the learner holds: a definition that was changed may allow
+    /// less than was learned under it. (Between two tables a trusted port may *send* from addresses that are in neither;
+    /// nothing is delivered to one before it is in a table.)
     pub fn learned(&mut self, learner: &Learner) -> &mut Self {
+        let mut held: HashMap<PortIndex, u32> = HashMap::new();
         for learned in learner.entries() {
             let Some(Some(port)) = self.ports.get(learned.port.0 as usize) else { continue };
             let domain = match learned.vlan {
@@ -170,7 +175,9 @@ impl TableBuilder {
             let mac = learned.mac.to_u64();
             let key = key(domain, mac);
             let taken = self.addresses.contains_key(&key) || self.protected.contains(&mac);
-            if port.spec.trusted && !taken {
+            let held = held.entry(learned.port).or_default();
+            if port.spec.trusted && !taken && *held < port.spec.mac_limit {
+                *held += 1;
                 self.addresses.insert(key, learned.port);
                 self.learned.push(NewEntry {
                     key,

@@ -148,3 +148,19 @@ fn a_frame_from_a_learned_address_touches_its_entry() {
     rig.send(0, &frame(mac(2), mac(50), IPV4, 60));
     assert!(table.learned_seen_s(PortIndex(0), None, mac(50)).unwrap() >= 100);
 }
+
+/// A definition that allows less than was learned under it holds in the very next table.
+#[test]
+fn no_table_has_more_than_the_limit() {
+    let mut rig = rig(8);
+    let defined = rig.table().addresses_count();
+    for i in 0..8 {
+        rig.send(0, &frame(mac(2), mac(50 + i), IPV4, 60));
+        rig.learner.learn(&rig.table(), PortIndex(0), None, mac(50 + i), Instant::now());
+    }
+    assert_eq!((rig.learner.len(), rig.table().addresses_count()), (8, defined + 8));
+    rig.guests[0].attach.spec.mac_limit = 2;
+    assert_eq!(rig.table().addresses_count(), defined + 2);
+    rig.guests[0].attach.spec.mac_limit = 0;
+    assert_eq!(rig.table().addresses_count(), defined);
+}

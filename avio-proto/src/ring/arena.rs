@@ -323,6 +323,12 @@ impl ChainArena {
         self.table = table;
     }
 
+    /// A batch without chains, for a delivery of bytes that came from no ring.
+    pub fn take_nothing(&mut self) -> Batch<'_> {
+        self.clear();
+        Batch::new(self)
+    }
+
     /// The list of pieces, and the place for the chain that comes next; it counts once `add` is called. Callers stay below
     /// [`CHAINS_MAX`].
     #[inline(always)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use avio_host::worker::{Barrier, Workers};
+use avio_proto::config::MacAddr;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::forward::Command;
@@ -112,6 +113,14 @@ impl Fabric {
         self.starting.push((worker, Box::new(queue)));
         self.changed = true;
         worker
+    }
+
+    /// Has a worker broadcast on behalf of `port` that `mac` is there. Any worker can: receive rings are shared.
+    pub(super) fn announce(&mut self, port: PortIndex, mac: MacAddr) {
+        if let Some(worker) = self.workers.iter().next() {
+            // A worker that has ended has nobody left to tell.
+            let _ = worker.send(Command::Announce { port, mac });
+        }
     }
 
     /// Asks `worker` for a transmit ring back; [`Self::released`] tells when it came. Call [`Self::flush`] before, if the ring

@@ -57,6 +57,8 @@ pub(super) struct Switch {
     pub(super) started_with: WorkersConfig,
     events: Receiver<WorkerEvent>,
     limit: RateLimit<String>,
+    /// Announcements that are passed on.
+    announced: RateLimit<EndpointId>,
     aged: Instant,
 }
 
@@ -89,6 +91,7 @@ impl Switch {
             started_with,
             events,
             limit: RateLimit::default(),
+            announced: RateLimit::default(),
             aged: Instant::now(),
         }
     }
@@ -117,6 +120,9 @@ impl Switch {
         }
         for (what, count) in self.limit.settle(now) {
             tracing::warn!("{what}: {count} more lines suppressed");
+        }
+        for (endpoint, count) in self.announced.settle(now) {
+            tracing::warn!("endpoint {}: {count} announcements too many, not passed on", endpoint.0);
         }
         if self.fabric.is_changed(now) {
             self.publish(now);
@@ -281,13 +287,17 @@ impl Switch {
         }
     }
 
-    /// The guest has moved here (SEND_RARP). Its address is static in every table, so nobody on this host has to learn
-    /// anything; the wire will be told by the uplink.
+    /// The guest has moved here (SEND_RARP). Its address is static in every table, so this switch has nothing to learn; who
+    /// is behind a trusted port or a bridge in a guest has, so it is broadcast. VMMs say it a few times; one that says it for
+    /// ever gets as many out as a log takes lines.
     fn on_announce(&mut self, endpoint: EndpointId, mac: MacAddr, now: Instant) {
-        if let Some(interface) = self.interface_of(endpoint) {
-            let name = interface.key.to_string();
-            self.note(now, &name, &format!("announced itself as {mac}"));
+        if self.announced.check(endpoint, now).is_none() {
+            return;
         }
+        let Some((interface, fabric)) = self.interface_and_fabric(endpoint) else { return };
+        fabric.announce(interface.index, mac);
+        let name = interface.key.to_string();
+        self.note(now, &name, &format!("announced itself as {mac}"));
     }
 
     fn take_released(&mut self) {

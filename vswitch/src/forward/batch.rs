@@ -3,6 +3,8 @@
 //! Called by the engine; the order of steps is that of DESIGN section 3. Nothing here outlives the batch but what the queue
 //! remembers. The numbers of the sending port are added once at the end, so a batch that panics counts for nothing there.
 
+mod announce;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +21,7 @@ use super::scratch::{
 };
 use super::{Event, Events, Refusal};
 use crate::packet::{ETHERNET_LEN, Ethernet, TAG_LEN, flow_hash, vlan};
-use crate::port::guest::{LastDestination, Reports, TxQueue};
+use crate::port::guest::{LastDestination, PortCell, Reports, TxQueue};
 use crate::table::{DomainIndex, MacNumber, Port, PortIndex, Table, key};
 
 /// Octets that a batch may write (300 us at 1 GB/s, the worst that was seen between cores; 20 us near): the cap in time. Time
@@ -57,6 +59,33 @@ struct Tally {
 }
 
 impl Tally {
+    #[inline]
+    fn new() -> Self {
+        Self {
+            octets: 0,
+            unicast: 0,
+            group_addressed: 0,
+            discards: [0; DiscardReason::COUNT],
+            any_discard: false,
+            now: None,
+        }
+    }
+
+    /// Adds it to the sender's numbers.
+    #[inline]
+    fn add_to(&self, cell: &PortCell) {
+        cell.outbound_octets.add(self.octets);
+        cell.outbound_unicast_local.add(self.unicast);
+        if self.group_addressed > 0 {
+            cell.outbound_nonunicast.add(self.group_addressed);
+        }
+        if self.any_discard {
+            for reason in DiscardReason::ALL {
+                cell.discard(reason, u64::from(self.discards[reason.index()]));
+            }
+        }
+    }
+
     #[cold]
     fn discard(&mut self, reason: DiscardReason) {
         self.discards[reason.index()] += 1;
@@ -146,14 +175,7 @@ impl Forwarder {
             // What was found in another table may have moved.
             last: if queue.last.table == table.id { queue.last } else { LastDestination::NOTHING },
             reports: queue.reports,
-            tally: Tally {
-                octets: 0,
-                unicast: 0,
-                group_addressed: 0,
-                discards: [0; DiscardReason::COUNT],
-                any_discard: false,
-                now: None,
-            },
+            tally: Tally::new(),
         };
         run.scratch.begin();
         run.sort(&batch);
@@ -168,16 +190,7 @@ impl Forwarder {
         queue.ring.complete_taken();
         let notify = queue.ring.publish();
         cell.taken.add(count as u64);
-        cell.outbound_octets.add(tally.octets);
-        cell.outbound_unicast_local.add(tally.unicast);
-        if tally.group_addressed > 0 {
-            cell.outbound_nonunicast.add(tally.group_addressed);
-        }
-        if tally.any_discard {
-            for reason in DiscardReason::ALL {
-                cell.discard(reason, u64::from(tally.discards[reason.index()]));
-            }
-        }
+        tally.add_to(cell);
         if notify {
             self.events.notify(&queue.notifier, cell, queue.port);
         }

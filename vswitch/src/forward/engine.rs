@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use avio_host::wait::{Sources, Token};
 use avio_host::worker::{self, ControlWaker, Polled};
+use avio_proto::config::MacAddr;
 use crossbeam_channel::Sender;
 
 use super::{Event, Events, Forwarder};
@@ -20,6 +21,13 @@ pub enum Command {
     Publish(Arc<Table>),
     /// Serve this transmit ring. Its port must be in a table published before.
     StartTx(Box<TxQueue>),
+    /// Broadcast in the name of a port that this address is there ([`Forwarder::announce`]).
+    Announce {
+        /// The port.
+        port: PortIndex,
+        /// The address of the guest behind it.
+        mac: MacAddr,
+    },
     /// Stop serving a transmit ring and drop it. The answer is sent, then control is woken.
     StopTx {
         /// Its port.
@@ -95,6 +103,7 @@ impl worker::Engine for Engine {
                 self.forwarder.publish(table);
             }
             Command::StartTx(queue) => self.start(sources, queue),
+            Command::Announce { port, mac } => self.forwarder.announce(port, mac),
             Command::StopTx { port, pair, answer } => {
                 let stopped = self.stop(sources, port, pair);
                 let _ = answer.try_send(stopped);

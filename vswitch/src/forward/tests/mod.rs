@@ -1,5 +1,6 @@
 //! What forwarding does to frames, seen from the guests: real rings on both sides, no socket and no thread.
 
+mod announce;
 mod counters;
 mod guard;
 mod learning;

@@ -46,6 +46,10 @@ fn main() -> ExitCode {
     ])
 }
 
+/// Each ring of 256 has then wrapped several times. No promise about speed: testpmd and the guests share two cores with
+/// whatever else runs, and where five busy loops do, a second brings 3,000 frames instead of 20,000.
+const ENOUGH: u64 = 1_000;
+
 fn plan(line: &str) -> Result<Plan> {
     let (a, b) = (scratch::folder().join("a.sock"), scratch::folder().join("b.sock"));
     let line = format!("--socket {} --socket {} --quiet --cores 0 {line}", a.display(), b.display());
@@ -77,7 +81,7 @@ fn run(queue_pairs: u16, driver: &str, traffic: &str) -> Result<Report> {
 /// mode was really negotiated.
 fn mode(driver: &str, has: u64, lacks: u64) -> Result {
     let paced = run(1, driver, "--pattern imix --rate 20k --duration 1 --verify 1")?;
-    ensure(paced.received > 5_000, || format!("{driver}: {paced:?}"))?;
+    ensure(paced.received > ENOUGH, || format!("{driver}: {paced:?}"))?;
     for port in &paced.ports {
         let features = u64::from_str_radix(port.features.trim_start_matches("0x"), 16)?;
         ensure(features & has == has && features & lacks == 0, || {
@@ -85,18 +89,18 @@ fn mode(driver: &str, has: u64, lacks: u64) -> Result {
         })?;
     }
     let flood = run(1, driver, "--size 64 --duration 1 --verify 1")?;
-    ensure(flood.received > paced.received, || format!("{driver}: {flood:?}"))
+    ensure(flood.received > ENOUGH, || format!("{driver}: {flood:?}"))
 }
 
 /// Frames over five receive buffers.
 fn jumbo() -> Result {
     let report = run(1, "", "--size 9000 --rate 5k --duration 1 --verify 1")?;
-    ensure(report.received > 1_000, || format!("{report:?}"))
+    ensure(report.received > ENOUGH / 5, || format!("{report:?}"))
 }
 
 fn queue_pairs() -> Result {
     let report = run(2, "--queues 2", "--flows 16 --rate 20k --duration 1 --verify 1")?;
-    ensure(report.received > 5_000, || format!("{report:?}"))
+    ensure(report.received > ENOUGH, || format!("{report:?}"))
 }
 
 fn request_response() -> Result {

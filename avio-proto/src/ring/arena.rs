@@ -325,7 +325,9 @@ impl ChainArena {
 
     /// A batch without chains, for a delivery of bytes that came from no ring.
     pub fn take_nothing(&mut self) -> Batch<'_> {
-        self.clear();
+        self.segments.clear();
+        self.count = 0;
+        self.table = std::ptr::null();
         Batch::new(self)
     }
 

@@ -107,6 +107,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
         workers,
         events,
         helpers,
+        journal: Helpers::new(1).map_err(system)?,
         mailbox: Mailbox::new(Arc::new(helper_waker)),
     });
     for warning in &config.warnings {

@@ -65,6 +65,8 @@ pub(super) struct Storage {
     pub events: Receiver<Event>,
     pub relay: Relay,
     pub helpers: Helpers,
+    /// One thread: what is written later must not be overtaken.
+    pub journal: Helpers,
     pub mailbox: Mailbox<Done>,
     pub adapters: BTreeMap<AdapterId, Adapter>,
     pub journals: BTreeMap<LunId, Journal>,
@@ -90,12 +92,14 @@ pub(super) struct Parts {
     pub workers: Workers<Command>,
     pub events: Receiver<Event>,
     pub helpers: Helpers,
+    pub journal: Helpers,
     pub mailbox: Mailbox<Done>,
 }
 
 impl Storage {
     pub fn new(parts: Parts) -> Self {
-        let Parts { run_dir, state_dir, started_with, sessions, workers, events, helpers, mailbox } = parts;
+        let Parts { run_dir, state_dir, started_with, sessions, workers, events, helpers, journal, mailbox } =
+            parts;
         Self {
             run_dir,
             state_dir,
@@ -106,6 +110,7 @@ impl Storage {
             events,
             relay: Relay::default(),
             helpers,
+            journal,
             mailbox,
             adapters: BTreeMap::new(),
             journals: BTreeMap::new(),
@@ -167,7 +172,7 @@ impl Storage {
     pub fn save(&self, lun: LunId, version: u64, state: SavedState, worker: Option<usize>) {
         let Some(journal) = self.journals.get(&lun) else { return };
         let (path, reply) = (journal.path.clone(), self.mailbox.reply());
-        self.helpers.run(move || {
+        self.journal.run(move || {
             let result = journal::write(&path, &state).map_err(|e| format!("{}: {e}", path.display()));
             reply.send(Done::Written { lun, version, worker, result });
         });

@@ -92,7 +92,7 @@ const fn action(opcode: u8, service_action: u8, gate: Gate, does: Does, on: On) 
 }
 
 pub(super) const TABLE: &[Row] = &[
-    row(TEST_UNIT_READY, Gate::Read, Does::TestUnitReady, On::Both),
+    row(TEST_UNIT_READY, Gate::Ready, Does::TestUnitReady, On::Both),
     row(REQUEST_SENSE, Gate::Always, Does::RequestSense, On::Both),
     row(INQUIRY, Gate::Always, Does::Inquiry, On::Both),
     row(REPORT_LUNS, Gate::Always, Does::ReportLuns, On::Both),
@@ -250,7 +250,7 @@ impl LogicalUnit {
                 self.mode_select(cdb, parameters, nexus)?;
                 Ok(Outcome::Reply(Reply::good()))
             }
-            Does::StartStop => self.start_stop(cdb),
+            Does::StartStop => self.start_stop(nexus, cdb),
             Does::Prevent => {
                 nexus.set_prevents(cdb[4] & 1 != 0);
                 Ok(Outcome::Reply(Reply::good()))
@@ -264,7 +264,11 @@ impl LogicalUnit {
             Does::Reserve => self.reserve(nexus, true),
             Does::Release => self.reserve(nexus, false),
             Does::PersistentIn => {
-                let data = self.lock().reservations.persistent_in(cdb[1] & 0x1f).ok_or(INVALID_FIELD)?;
+                let state = self.lock();
+                if state.reservations.is_reserved() {
+                    return Ok(Outcome::Reply(Reply::conflict()));
+                }
+                let data = state.reservations.persistent_in(cdb[1] & 0x1f).ok_or(INVALID_FIELD)?;
                 reply(data, medium)
             }
             Does::PersistentOut => self.persistent_out(nexus, cdb, parameters),
@@ -284,11 +288,15 @@ impl LogicalUnit {
         if descriptor { sense.descriptor() } else { sense.fixed().to_vec() }
     }
 
-    fn start_stop(&self, cdb: &[u8; 32]) -> Result<Outcome, Refused> {
+    fn start_stop(&self, nexus: &Nexus, cdb: &[u8; 32]) -> Result<Outcome, Refused> {
         let (eject, start) = (cdb[4] & 2 != 0, cdb[4] & 1 != 0);
         // POWER CONDITION: none but start and stop.
         if cdb[4] & 0xf0 != 0 {
             return Err(INVALID_FIELD.into());
+        }
+        // To stop it is to take it from whoever has reserved it.
+        if !start && self.lock().reservations.conflicts(nexus.name(), AccessKind::Write) {
+            return Ok(Outcome::Reply(Reply::conflict()));
         }
         match (self.profile.kind, eject) {
             (DeviceKind::Disk, true) => Err(INVALID_FIELD.into()),
@@ -341,7 +349,7 @@ impl LogicalUnit {
         for (name, ascq) in &done.attentions {
             match state.nexuses.iter().find(|nexus| nexus.name() == name) {
                 Some(nexus) => nexus.owe(0x2a, *ascq),
-                None => state.owed.push((name.clone(), vec![(0x2a, *ascq)])),
+                None => state.owe_absent(name, (0x2a, *ascq)),
             }
         }
         state.version += 1;

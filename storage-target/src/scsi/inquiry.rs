@@ -96,14 +96,14 @@ impl LogicalUnit {
         let block = self.profile.block_size;
         let granularity = (self.profile.physical_block_size / block).max(1);
         let mut body = vec![0; 60];
+        // `at` as the standard counts, from the start of the page.
         let mut put32 = |at: usize, value: u32| body[at - 4..at].copy_from_slice(&value.to_be_bytes());
-        put32(8, u32::from(granularity as u16) << 16 >> 16);
+        put32(8, TRANSFER_LEN_MAX / block);
         put32(12, TRANSFER_LEN_MAX / block);
-        put32(16, TRANSFER_LEN_MAX / block);
         if self.profile.unmaps {
-            put32(24, u32::MAX);
-            put32(28, UNMAP_RANGES_MAX);
-            put32(32, granularity);
+            put32(20, u32::MAX);
+            put32(24, UNMAP_RANGES_MAX);
+            put32(28, granularity);
         }
         body[36 - 4..44 - 4].copy_from_slice(&WRITE_SAME_MAX.to_be_bytes());
         // WSNZ: WRITE SAME of 0 blocks is refused; MAXIMUM COMPARE AND WRITE LENGTH.

@@ -11,6 +11,8 @@ mod mode;
 mod nexus;
 mod report;
 mod reservation;
+#[cfg(test)]
+mod tests;
 mod unit;
 
 use avio_proto::scsi::sense::{Sense, UNIT_ATTENTION};

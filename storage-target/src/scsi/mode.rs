@@ -40,7 +40,7 @@ impl LogicalUnit {
             }
             // DVD-ROM, DVD-R and CD-R read; audio is not; lock, eject, tray.
             0x2a if !changeable => {
-                page[0] = 0x3b;
+                page[0] = 0x19;
                 page[4] = 0x29;
                 page[6..8].copy_from_slice(&0x2b40u16.to_be_bytes());
                 page[12..14].copy_from_slice(&0x2b40u16.to_be_bytes());

@@ -118,10 +118,23 @@ impl Reservations {
         }
     }
 
+    /// Whether RESERVE and RELEASE have nothing to add to what the initiator may do (SPC-4 5.9.3).
+    fn has_already(&self, name: &NexusName) -> bool {
+        let as_registrant =
+            self.0.holder.as_ref().is_some_and(|(_, _, kind)| *kind >= WRITE_EXCLUSIVE_REGISTRANTS);
+        self.holds(name) || as_registrant && self.key_of(name).is_some()
+    }
+
+    /// Whether somebody has the logical unit by SPC-2's RESERVE: persistent reservations conflict with it, for everybody
+    /// (SPC-2 5.5.1).
+    pub(super) fn is_reserved(&self) -> bool {
+        self.0.reserved_by.is_some()
+    }
+
     /// RESERVE of SPC-2; `false`: conflict. With registrations it changes nothing (CRH, SPC-5 5.14.3).
     pub(super) fn reserve(&mut self, name: &NexusName) -> bool {
         if !self.0.registrations.is_empty() {
-            return self.key_of(name).is_some();
+            return self.has_already(name);
         }
         let free = self.0.reserved_by.as_ref().is_none_or(|by| by == name);
         if free {
@@ -133,7 +146,7 @@ impl Reservations {
     /// RELEASE of SPC-2; `false`: conflict. Who holds nothing releases nothing, and that is GOOD.
     pub(super) fn release(&mut self, name: &NexusName) -> bool {
         if !self.0.registrations.is_empty() {
-            return self.key_of(name).is_some();
+            return self.has_already(name);
         }
         if self.0.reserved_by.as_ref() == Some(name) {
             self.0.reserved_by = None;
@@ -220,8 +233,7 @@ impl Reservations {
             list[8], list[9], list[10], list[11], list[12], list[13], list[14], list[15],
         ]);
         let (spec_i_pt, aptpl) = (list[20] & 8 != 0, list[20] & 1 != 0);
-        // SPC-2's reservation and this one exclude each other.
-        if self.0.reserved_by.as_ref().is_some_and(|by| by != name) {
+        if self.is_reserved() {
             return Err(Refusal::Conflict);
         }
         // Naming other initiator ports is not among the capabilities that are reported.
@@ -237,6 +249,8 @@ impl Reservations {
                 match own {
                     Some(own) if action == REGISTER && own != key => return Err(Refusal::Conflict),
                     None if action == REGISTER && key != 0 => return Err(Refusal::Conflict),
+                    // Nothing to take away.
+                    None if new == 0 => return Ok(done),
                     _ => {}
                 }
                 self.register(name, own, new, &mut done)?;

@@ -439,6 +439,16 @@ impl LogicalUnit {
 }
 
 impl State {
+    /// Remembers what an initiator is owed that has not come yet, once.
+    pub fn owe_absent(&mut self, name: &NexusName, attention: (u8, u8)) {
+        match self.owed.iter_mut().find(|(of, _)| of == name) {
+            Some((_, list)) if list.contains(&attention) => {}
+            // There are few kinds, so the list is short.
+            Some((_, list)) => list.push(attention),
+            None => self.owed.push((name.clone(), vec![attention])),
+        }
+    }
+
     /// CHECK CONDITION in the format that was asked for.
     pub fn check(&self, sense: Sense) -> Reply {
         Reply { descriptor: self.descriptor_sense, ..Reply::check(sense) }

@@ -79,6 +79,10 @@ impl Serving {
     fn reset(&mut self, token: Token, held: HeldId, target: &Arc<Target>, scope: Scope, kind: ResetKind) {
         target.lun.unit.reset(kind, Some(&target.nexus));
         target.stats.cell(self.worker).reset();
+        // A reservation that the reset ended must not come back with the next process.
+        let (lun, version) = (target.lun.id, target.lun.unit.version());
+        let state = Box::new(target.lun.unit.save());
+        self.events.send(Event::Save { lun, version, state, worker: self.worker });
         self.task_begin(token, held, scope, Action::Abort(scsi::S_RESET), scsi::S_FUNCTION_COMPLETE);
     }
 

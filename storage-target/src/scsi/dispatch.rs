@@ -214,7 +214,14 @@ impl LogicalUnit {
         };
         match row.gate {
             Gate::Always => Ok(()),
-            Gate::Attention => attention(),
+            Gate::Attention => {
+                attention()?;
+                let state = self.lock();
+                match state.not_ready() {
+                    Some(sense) if state.media == Media::Replaced => Err(sense.into()),
+                    _ => Ok(()),
+                }
+            }
             Gate::Ready => {
                 attention()?;
                 self.lock().not_ready().map_or(Ok(()), |sense| Err(sense.into()))
@@ -372,6 +379,9 @@ impl LogicalUnit {
         };
         if !in_range {
             return Err(out_of_range(op.range()).into());
+        }
+        if self.is_too_long(&op) {
+            return Err(INVALID_FIELD.into());
         }
         if matches!(op, MediumOp::Unmap(_)) && !self.profile.unmaps {
             return Err(INVALID_OPCODE.into());

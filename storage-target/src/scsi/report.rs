@@ -74,7 +74,7 @@ fn usage(row: &Row) -> Vec<u8> {
 /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-5 6.36): abort task, abort task set, clear task set, logical unit reset,
 /// query task; query task set, I_T nexus reset.
 pub(super) fn tmfs(cdb: &[u8; 32]) -> Vec<u8> {
-    let head = [0b1101_1001, 0b0000_0101, 0];
+    let head = [0b1101_1100, 0b0000_0011, 0];
     if cdb[2] & 0x80 == 0 {
         return [&head[..], &[0]].concat();
     }

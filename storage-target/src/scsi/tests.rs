@@ -131,6 +131,10 @@ fn what_is_wrong_is_named_as_the_standards_name_it() {
     assert_eq!(rig.sense(&[READ_10, 0, 0, 0, 8, 0, 0, 0, 1]), (5, 0x21, 0), "block 2,048 of 2,048");
     assert_eq!(rig.sense(&[READ_16, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 2]), (5, 0x21, 0));
     assert_eq!(rig.sense(&[WRITE_SAME_10, 0, 0, 0, 0, 0, 0, 0, 0]), (5, 0x24, 0), "no blocks");
+    let long =
+        Rig { unit: LogicalUnit::new(profile(), 1 << 20, SavedState::default()), ..Rig::new(profile()) };
+    assert_eq!(long.sense(&[READ_10, 0, 0, 0, 0, 0, 0, 8, 1]), (5, 0x24, 0), "more than the transfer limit");
+    assert!(matches!(long.run(&[READ_10, 0, 0, 0, 0, 0, 0, 8, 0]), Outcome::Medium(_)), "1 MiB");
     assert_eq!(rig.sense(&[READ_10, 0x20, 0, 0, 0, 0, 0, 0, 1]), (5, 0x24, 0), "protection information");
     let readonly = Rig::new(Profile { readonly: true, ..profile() });
     assert_eq!(readonly.sense(&[WRITE_10, 0, 0, 0, 0, 0, 0, 0, 1]), (7, 0x27, 0));
@@ -165,7 +169,7 @@ fn every_command_in_the_table_is_reported_one_by_one() {
     }
     let none = rig.reply(&[MAINTENANCE_IN, SA_REPORT_OPCODES, 1, 0xee, 0, 0, 0, 0, 1, 0]).data;
     assert_eq!(none[1], 1, "not supported");
-    assert_eq!(rig.reply(&[MAINTENANCE_IN, SA_REPORT_TMFS, 0, 0, 0, 0, 0, 0, 0, 4]).data, [0xd9, 5, 0, 0]);
+    assert_eq!(rig.reply(&[MAINTENANCE_IN, SA_REPORT_TMFS, 0, 0, 0, 0, 0, 0, 0, 4]).data, [0xdc, 3, 0, 0]);
 }
 
 #[test]
@@ -309,10 +313,14 @@ fn a_replaced_backing_waits_for_the_guest_also_through_a_restart() {
         other: rig.other.clone(),
     };
     let nexus = rig.unit.attach(&name("one"));
+    let rig = Rig { nexus: Arc::clone(&nexus), ..rig };
     assert!(rig.unit.admit(&nexus, AccessKind::Read).unwrap_err().is_unit_attention());
     let refused = rig.unit.admit(&nexus, AccessKind::Read).unwrap_err();
     assert_eq!(refused.sense, Some(Sense::new(NOT_READY, 0x04, 0x03)));
     assert_eq!(rig.reply(&[INQUIRY, 0, 0, 0, 36, 0]).status, status::GOOD);
+    for refused in [START_STOP_UNIT, RESERVE_6, PERSISTENT_RESERVE_IN, LOG_SENSE] {
+        assert_eq!(rig.sense(&[refused, 0, 0, 0, 1]), (2, 4, 3), "{refused:02x}");
+    }
     let ask = VendorCommand::GetReplacementState { allocation_length: 4096 }.to_cdb();
     let state = ReplacementState::from_bytes(&rig.reply(&ask).data).unwrap();
     assert_eq!(

@@ -11,6 +11,7 @@ use avio_proto::scsi::vendor::{ReplacementState, StoreIdentity, TargetState};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::inquiry::TRANSFER_LEN_MAX;
 use super::reservation::{Reservations, SavedReservations};
 use super::{AccessKind, DeviceKind, MediumOp, Nexus, NexusName, Reply, ResetKind};
 use crate::backing::{Access, IoError};
@@ -236,10 +237,15 @@ impl LogicalUnit {
     #[inline]
     pub fn check(&self, op: &MediumOp, readonly: bool) -> Result<(), Box<Reply>> {
         let in_range = op.range().is_none_or(|(lba, blocks)| self.has(lba, blocks));
-        if in_range && !(op.kind() == AccessKind::Write && (readonly || self.profile.readonly)) {
+        let refused = op.kind() == AccessKind::Write && (readonly || self.profile.readonly);
+        if in_range && !refused && !self.is_too_long(op) {
             return Ok(());
         }
-        let sense = if in_range { Sense::new(DATA_PROTECT, 0x27, 0x00) } else { out_of_range(op.range()) };
+        let sense = match (in_range, refused) {
+            (false, _) => out_of_range(op.range()),
+            (true, true) => Sense::new(DATA_PROTECT, 0x27, 0x00),
+            (true, false) => Sense::new(ILLEGAL_REQUEST, 0x24, 0x00),
+        };
         Err(Box::new(self.lock().check(sense)))
     }
 
@@ -247,6 +253,17 @@ impl LogicalUnit {
     #[inline]
     pub(super) fn has(&self, lba: u64, blocks: u64) -> bool {
         lba.checked_add(blocks).is_some_and(|end| end <= self.blocks())
+    }
+
+    /// Whether a transfer is longer than VPD B0h allows (SBC-4 6.6.4, MAXIMUM TRANSFER LENGTH).
+    #[inline]
+    pub(super) fn is_too_long(&self, op: &MediumOp) -> bool {
+        match *op {
+            MediumOp::Read { blocks, .. }
+            | MediumOp::Write { blocks, .. }
+            | MediumOp::WriteAndVerify { blocks, .. } => blocks > TRANSFER_LEN_MAX / self.profile.block_size,
+            _ => false,
+        }
     }
 
     /// NOT READY: there is nothing behind the LUN.
@@ -328,6 +345,10 @@ impl LogicalUnit {
     /// What can be done with the medium from now on. `Ready` after something else is told as a change of the medium.
     pub fn set_media(&self, media: Media) {
         let mut state = self.lock();
+        // What waits for approval goes on waiting.
+        if state.replacement.is_some() {
+            return;
+        }
         if media == Media::Ready && state.media == Media::Empty {
             state.nexuses.iter().for_each(|nexus| nexus.owe(0x28, 0x00));
         }

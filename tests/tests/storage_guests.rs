@@ -102,7 +102,7 @@ fn qemu_128_luns() -> Result {
     guest.wait_disks("sd*", 128, 60)?;
     // By target number: names follow the order of discovery.
     let script = "for t in $(seq 0 127); do d=$(ls -d /sys/class/scsi_device/*:0:$t:0/device/block/* | sed 's|.*/||'); \
-                  printf '%08d' $t > /tmp/p; yes $(cat /tmp/p) | head -c 65536 | dd of=/dev/$d bs=64k oflag=direct 2>/dev/null & \
+                  p=$(printf '%08d' $t); yes $p | head -c 65536 | dd of=/dev/$d bs=64k oflag=direct 2>/dev/null & \
                   done; wait; sync";
     guest.run_for(120, script)?;
     for (target, path) in paths.iter().enumerate() {

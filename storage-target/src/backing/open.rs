@@ -263,8 +263,8 @@ fn open_device(
         volatile_cache: !writes_through,
         rotational: queue("rotational") == Some(1),
         discards: queue("discard_max_bytes").is_some_and(|most| most > 0),
-        // fallocate(2) punches holes in a device only where they read as zeroes.
-        discards_read_zeroes: true,
+        // Holes are punched in a device only where it zeroes by itself; elsewhere a discard is no more than a hint.
+        discards_read_zeroes: queue("write_zeroes_max_bytes").is_some_and(|most| most > 0),
     };
     Ok((Medium::File(medium), limits, size))
 }

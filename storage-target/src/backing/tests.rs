@@ -138,6 +138,29 @@ fn a_file_holds_what_was_written_with_and_without_newer_facilities() {
 }
 
 #[test]
+fn more_accesses_than_the_queue_has_entries_all_complete() {
+    let image = Image::new("avio-many", 1 << 20);
+    let backing = open(&format!("file:{}", image.0.display())).unwrap();
+    let mut io = io("");
+    let count = 700;
+    for token in 0..count {
+        let started = io.start(&backing, Access::Read, token * 512, 512, own(&[1; 512]), token, LONG);
+        assert!(matches!(started, Started::Pending));
+    }
+    let set = EventFd::new().unwrap();
+    let (mut done, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
+    while (seen.len() as u64) < count {
+        io.wait(std::os::fd::AsFd::as_fd(&set), Some(Duration::from_millis(100)));
+        io.reap(&mut done);
+        seen.extend(done.drain(..).map(|completion| {
+            assert_eq!(completion.result, Ok(()));
+            completion.token
+        }));
+    }
+    assert_eq!(io.in_flight(), 0);
+}
+
+#[test]
 fn an_image_cut_short_fails_and_does_not_hang() {
     let image = Image::new("avio-short", 1 << 20);
     let backing = open(&format!("file:{}", image.0.display())).unwrap();

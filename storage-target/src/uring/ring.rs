@@ -280,25 +280,23 @@ impl Ring {
     /// Gives everything staged to the kernel: one call, none if there is nothing.
     pub fn flush(&mut self) {
         loop {
-            if self.uring.submission().is_empty() {
-                return;
-            }
-            match self.uring.submit() {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // The completion queue is full: what was staged stays, `reap` makes room.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => return,
-                Err(error) => panic!("io_uring_enter: {error}"),
-            }
-            if self.backlog.is_empty() {
-                return;
-            }
+            // What did not fit goes first: others may have emptied the queue meanwhile.
             while let Some(entry) = self.backlog.front() {
                 // SAFETY: as in `stage`.
                 if unsafe { self.uring.submission().push(entry) }.is_err() {
                     break;
                 }
                 self.backlog.pop_front();
+            }
+            if self.uring.submission().is_empty() {
+                return;
+            }
+            match self.uring.submit() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The completion queue is full: what was staged stays, `reap` makes room.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => return,
+                Err(error) => panic!("io_uring_enter: {error}"),
             }
         }
     }

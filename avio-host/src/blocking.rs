@@ -53,6 +53,15 @@ fn run(jobs: &Receiver<Job>) {
     }
 }
 
+/// Runs the part of a job whose answer somebody waits for: a panic in it becomes an answer, too, or a session would wait for
+/// ever.
+///
+/// # Errors
+/// The job's own, or that it panicked (the panic itself is in the log).
+pub fn answered<T>(job: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| Err("a fault of ours, see the log".to_owned()))
+}
+
 /// Where results of helper jobs arrive. Owned by the control thread.
 #[derive(Debug)]
 pub struct Mailbox<T> {
@@ -109,6 +118,12 @@ mod tests {
     use super::*;
     use mio::{Events, Poll, Token};
     use std::time::Duration;
+
+    #[test]
+    fn a_panic_is_an_answer() {
+        assert_eq!(answered(|| Ok(1)), Ok(1));
+        assert!(answered::<u8>(|| panic!("expected by the test")).unwrap_err().contains("fault of ours"));
+    }
 
     #[test]
     fn a_result_wakes_the_loop_even_after_a_panic() {

@@ -7,7 +7,7 @@ use super::listener::{self, Access, Listener, SocketError};
 use super::mapping::SharedMapping;
 use super::stream::{Received, Stream, StreamError, send};
 use super::{Answer, EndpointId, Outcome};
-use crate::blocking::{Helpers, Reply};
+use crate::blocking::{Helpers, Reply, answered};
 use crate::notify::{kick_fd, signal_fd};
 use crate::wait::tell;
 use avio_proto::mem::Mapping;
@@ -365,7 +365,7 @@ impl Endpoint {
                     let (helpers, reply) = (around.helpers.clone(), around.reply.clone());
                     let (id, serial, ticket) = (self.id, session.serial, request.ticket);
                     around.helpers.run(move || {
-                        let result = SharedMapping::map(&request, Some(helpers)).map(Arc::new);
+                        let result = answered(|| SharedMapping::map(&request, Some(helpers)).map(Arc::new));
                         reply.send(Answer { id, serial, ticket, outcome: Outcome::Mapped(result) });
                     });
                 }
@@ -373,7 +373,7 @@ impl Endpoint {
                     let reply = around.reply.clone();
                     let (id, serial) = (self.id, session.serial);
                     around.helpers.run(move || {
-                        let outcome = Outcome::Created(memory_file(len));
+                        let outcome = Outcome::Created(answered(|| memory_file(len)));
                         reply.send(Answer { id, serial, ticket, outcome });
                     });
                 }

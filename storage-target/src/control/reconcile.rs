@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use avio_host::blocking::answered;
 use avio_host::session::{Access, EndpointSpec, Role, gid_of, uid_of};
 use avio_proto::config::{BackingSpec, Config, Guest, SocketRole, StorageConfig};
 
@@ -81,7 +82,8 @@ impl Storage {
         self.pending = Some(Pending { config });
         let (state_dir, reply) = (self.state_dir.clone(), self.mailbox.reply());
         self.helpers.run(move || {
-            let opened = missing.iter().map(|w| lun::open(w, &state_dir, Duration::ZERO)).collect();
+            let open = |w| answered(|| lun::open(w, &state_dir, Duration::ZERO));
+            let opened = missing.iter().map(open).collect();
             reply.send(Done::Opened(opened));
         });
         Ok(())

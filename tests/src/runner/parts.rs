@@ -51,6 +51,8 @@ pub fn parts(extent: Extent) -> Vec<Part> {
             "house_rules",
             "--test",
             "vhost_crate",
+            "--test",
+            "iogen_vs_qsd",
             "--no-fail-fast",
         ],
     );

@@ -100,10 +100,11 @@ fn qemu_128_luns() -> Result {
     let mut daemon = Daemon::start(Storage::one(adapter))?;
     let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Scsi, 1, "")?.wait()?;
     guest.wait_disks("sd*", 128, 60)?;
-    // By target number: names follow the order of discovery.
+    // By target number: names follow the order of discovery. From files: a pipe may hand dd a part of a block, which it writes
+    // as two, not both directly.
     let script = "for t in $(seq 0 127); do d=$(ls -d /sys/class/scsi_device/*:0:$t:0/device/block/* | sed 's|.*/||'); \
-                  p=$(printf '%08d' $t); yes $p | head -c 65536 | dd of=/dev/$d bs=64k oflag=direct 2>/dev/null & \
-                  done; wait; sync";
+                  p=$(printf '%08d' $t); yes $p | head -c 65536 > /tmp/p$t; \
+                  dd if=/tmp/p$t of=/dev/$d bs=64k oflag=direct 2>/dev/null & done; wait; sync";
     guest.run_for(120, script)?;
     for (target, path) in paths.iter().enumerate() {
         let mut bytes = vec![0; 65536];

@@ -11,7 +11,7 @@ UNITDIR ?= /usr/lib/systemd/system
 DAEMONS := avio-vswitchd avio-stord
 PROGRAMS := avio hpvmnet avio-pktgen
 
-.PHONY: help build demo demo-vm test test-long lint test-deps install bench-net bench-micro bench-deps instructions-update
+.PHONY: help build demo demo-vm test test-long lint test-deps install deb soak fuzz bench bench-net bench-micro bench-deps instructions-update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ test: test-deps build ## everything CI runs; the last line counts
 test-long: test-deps build ## the same with many more random cases and rounds
 	@$(CARGO) run -q --locked -p avio-tests --bin avio-test -- --long
 
+soak: test-deps build ## the system tests over and over for SOAK_MINUTES (default 60), stopping at the first failure
+	@$(CARGO) run -q --locked -p avio-tests --bin avio-test -- --soak $(or $(SOAK_MINUTES),60)
+
+fuzz: ## coverage-guided fuzzing of sessions, rings and configuration, FUZZ_SECONDS each (default 60)
+	@scripts/fuzz $(or $(FUZZ_SECONDS),60) $(TARGET_DIR)/fuzz $(FUZZ_TARGETS)
+
 lint: ## formatting, clippy, documentation, house rules
 	@scripts/lint
 
@@ -48,6 +54,9 @@ bench-micro: ## micro-benchmarks of the data path (criterion)
 
 instructions-update: test-deps ## takes today's instructions per frame as the baseline that make test compares with
 	@$(CARGO) run -q --release --locked -p avio-benches --bin avio-instructions -- update
+
+deb: build ## a Debian package of what `make install` installs, in target/debian
+	@scripts/build-deb $(TARGET_DIR)/debian
 
 install: build ## into $(DESTDIR)$(PREFIX): programs, systemd unit, example configuration
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/avio/guests \

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Case::new("sockets_have_the_configured_mode", 20, sockets_have_the_configured_mode),
         Case::new("a_port_has_one_guest_at_a_time", 60, a_port_has_one_guest_at_a_time),
         Case::new("garbage_on_sockets_harms_nobody", 30, garbage_on_sockets_harms_nobody),
+        Case::new("package_has_what_its_units_start", 120, package_has_what_its_units_start),
     ])
 }
 
@@ -422,4 +423,29 @@ fn garbage_on_sockets_harms_nobody() -> Result {
     }
     ensure(daemon.vswitch("vs")?.ports.len() == 2, || "ports are missing".to_owned())?;
     ensure(daemon.cpu_ms()? < 5_000, || "it is busy with garbage".to_owned())
+}
+
+/// The Debian package unpacks to programs, units that name them, and a configuration that the daemons take.
+fn package_has_what_its_units_start() -> Result {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate is in the workspace");
+    let folder = scratch::folder().join("deb");
+    let built = Command::new(root.join("scripts/build-deb")).arg(&folder).output()?;
+    ensure(built.status.success(), || text(&built.stderr))?;
+    let package =
+        fs::read_dir(&folder)?.next().ok_or_else(|| Failure::new("no package was written"))??.path();
+    let unpacked = scratch::folder().join("unpacked");
+    let dpkg = Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked).output()?;
+    ensure(dpkg.status.success(), || text(&dpkg.stderr))?;
+    for daemon in ["avio-vswitchd", "avio-stord"] {
+        let unit = fs::read_to_string(unpacked.join(format!("usr/lib/systemd/system/{daemon}.service")))?;
+        ensure(unit.contains(&format!("ExecStart=/usr/bin/{daemon}\n")), || unit.clone())?;
+        let program = unpacked.join("usr/bin").join(daemon);
+        let check =
+            Command::new(&program).arg("--check").arg("--config").arg(unpacked.join("etc/avio")).output()?;
+        ensure(check.status.success(), || format!("{daemon}: {}", text(&check.stderr)))?;
+    }
+    let fields = Command::new("dpkg-deb").arg("-f").arg(&package).output()?;
+    contains_all(&text(&fields.stdout), &["Package: avio\n", "Depends: libc6 (>= 2."])?;
+    let asked = Command::new(unpacked.join("usr/bin/hpvmnet")).arg("-v").output()?;
+    ensure(asked.status.success(), || format!("{asked:?}"))
 }

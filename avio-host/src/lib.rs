@@ -7,6 +7,7 @@ pub mod blocking;
 pub mod config;
 pub mod control;
 pub mod facility;
+pub mod frame_memory;
 pub mod inject;
 pub mod log;
 pub mod notify;

@@ -33,6 +33,7 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
     ("avio-host/src/fd_passing", "SCM_RIGHTS"),
     ("avio-host/src/session/", "descriptors and mappings that a front-end sends"),
     ("avio-host/src/wait", "the waiter: epoll and eventfd"),
+    ("vswitch/src/port/xdp/", "AF_XDP rings and programs, packet sockets' rings"),
     ("storage-target/src/uring/", "memory that the kernel reads and writes"),
     ("avio-guest/src/", "mappings of the guest in a process"),
 ];

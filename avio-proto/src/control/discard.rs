@@ -74,11 +74,13 @@ discard_reasons! {
     TooLong, "too_long", Outbound, "Frame is longer than the port's MTU allows.";
     MalformedChain, "malformed_chain", Outbound, "Descriptor chain cannot hold a frame; the ring stops.";
     NoDestination, "no_destination", Outbound, "No port has the destination, and none asked for unknown frames.";
+    Reflected, "reflected", Outbound, "The wire sent a frame back whose source is a guest here.";
+    WrongVlan, "wrong_vlan", Outbound, "Frame from the wire has a VLAN that no port is in, or two tags.";
     Isolated, "isolated", Outbound, "Both ports are isolated.";
     RateLimited, "rate_limited", Outbound, "Port sends more than rate_mbps.";
     Storm, "storm", Outbound, "Port sends more broadcast and multicast than storm_pps.";
     MacLimit, "mac_limit", Outbound, "Source MAC cannot be learned: mac_limit reached or table full.";
-    NoBuffer, "no_buffer", Inbound, "Guest offered no receive buffer.";
+    NoBuffer, "no_buffer", Inbound, "Guest offered no receive buffer, or the wire's transmit ring is full.";
     ReceiverDown, "receiver_down", Inbound, "Guest's receive ring is stopped or broken.";
     ReceiverMtu, "receiver_mtu", Inbound, "Frame is longer than the receiving port's MTU allows.";
     CannotSegment, "cannot_segment", Inbound, "Receiver lacks an offload that software cannot stand in for.";

@@ -58,6 +58,25 @@ impl std::fmt::Debug for ChainId {
     }
 }
 
+impl ChainId {
+    /// `slots` of a collected frame without a tag, and of one with: more than any ring has.
+    const UNTAGGED: u16 = 0xfffe;
+    const TAGGED: u16 = 0xffff;
+
+    /// Of a frame that no ring has to be told of ([`super::Collector`]).
+    #[inline(always)]
+    pub(super) fn of_collected(tag: Option<u16>) -> Self {
+        tag.map_or(Self::new(0, Self::UNTAGGED), |tci| Self::new(tci, Self::TAGGED))
+    }
+
+    /// The tag control information that the frame was collected with.
+    #[inline]
+    #[must_use]
+    pub fn collected_tag(self) -> Option<u16> {
+        (self.slots() == Self::TAGGED).then(|| self.number())
+    }
+}
+
 /// One chain: what the device may read, then what it may write. Descriptors of length 0 leave no slice; a buffer that
 /// spans neighbouring regions leaves several.
 #[derive(Clone, Copy, Debug)]

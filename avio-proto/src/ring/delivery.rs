@@ -334,7 +334,7 @@ fn write_whole(buffer: GuestSlice<'_>, header_len: usize, header: &[u8; HEADER_L
 
 /// Copies `bytes` to `offset` bytes into the pieces.
 #[cold]
-fn scatter(frame: &[GuestSlice<'_>], mut offset: usize, mut bytes: &[u8]) {
+pub(super) fn scatter(frame: &[GuestSlice<'_>], mut offset: usize, mut bytes: &[u8]) {
     for piece in frame {
         if offset >= piece.len() {
             offset -= piece.len();
@@ -387,14 +387,14 @@ fn pairs(
 }
 
 #[inline]
-fn copy_tail(frame: &[GuestSlice<'_>], offset: usize, tail: Tail<'_>) {
+pub(super) fn copy_tail(frame: &[GuestSlice<'_>], offset: usize, tail: Tail<'_>) {
     pairs(frame, offset, tail, |to, from| {
         to.copy_from_guest(&from);
     });
 }
 
 #[inline]
-fn copy_tail_summed(frame: &[GuestSlice<'_>], offset: usize, tail: Tail<'_>) -> TailSum {
+pub(super) fn copy_tail_summed(frame: &[GuestSlice<'_>], offset: usize, tail: Tail<'_>) -> TailSum {
     let mut sum = 0;
     let mut odd = false;
     pairs(frame, offset, tail, |to, from| {

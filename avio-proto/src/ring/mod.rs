@@ -6,6 +6,7 @@
 
 mod area;
 mod arena;
+mod collect;
 mod delivery;
 mod descriptor;
 mod device;
@@ -14,15 +15,18 @@ mod held;
 mod index;
 mod inflight;
 mod packed;
+mod place;
 mod queue;
 mod split;
 
 pub use arena::{Batch, CHAINS_MAX, Chain, ChainArena, ChainId, SEGMENTS_MAX};
+pub use collect::Collector;
 pub use delivery::{Delivery, Undelivered};
 pub use device::DeviceRing;
 pub use driver::{DriverLayout, DriverRing, GuestBuffer, Used};
 pub use held::{HeldChains, HeldId, Side};
 pub use inflight::{Inflight, InflightError};
+pub use place::{place, place_summed};
 
 /// Everything needed to start a ring, as vhost-user's SET_VRING_* messages gave it.
 #[derive(Clone, Debug)]

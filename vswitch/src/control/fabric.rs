@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::forward::Command;
 use crate::port::guest::{RxQueue, TxQueue, TxStopped};
+use crate::port::wire::{IntakeStopped, Lane, WireSource};
 use crate::table::{Learner, PORTS_MAX, PortIndex, Table, TableBuilder};
 
 /// Something that no worker uses any more.
@@ -28,11 +29,16 @@ pub(super) enum Released {
     },
     /// A transmit ring.
     Tx(TxStopped),
+    /// An intake; what drops it closes its socket.
+    Intake(IntakeStopped),
+    /// A lane; no worker sends through it any more. What drops it last closes its socket.
+    Lane(Arc<Lane>),
 }
 
 /// What has been taken out of the next table.
 enum Leaving {
     Rx(PortIndex, u16, Arc<RxQueue>),
+    Lane(Arc<Lane>),
     Index(PortIndex),
 }
 
@@ -45,8 +51,9 @@ pub(super) struct Fabric {
     epoch: Instant,
     pub(super) learner: Learner,
     stopped: (Sender<TxStopped>, Receiver<TxStopped>),
+    stopped_intakes: (Sender<IntakeStopped>, Receiver<IntakeStopped>),
     changed: bool,
-    starting: Vec<(usize, Box<TxQueue>)>,
+    starting: Vec<(usize, Command)>,
     leaving: Vec<Leaving>,
     waiting: Vec<(Barrier, Vec<Leaving>)>,
     free: BTreeSet<u32>,
@@ -63,6 +70,7 @@ impl Fabric {
             epoch: Instant::now(),
             learner: Learner::new(),
             stopped: unbounded(),
+            stopped_intakes: unbounded(),
             changed: false,
             starting: Vec::new(),
             leaving: Vec::new(),
@@ -108,11 +116,48 @@ impl Fabric {
 
     /// Starts a transmit ring on the worker with the fewest, after the next publication. Returns the worker's number.
     pub(super) fn start_tx(&mut self, queue: TxQueue) -> usize {
+        self.start(Command::StartTx(Box::new(queue)))
+    }
+
+    /// Starts an intake on the worker with the fewest sources, after the next publication. Returns the worker's number.
+    #[expect(
+        dead_code,
+        reason = "the seam for uplinks and TAPs (decision 0007); they come with the next change"
+    )]
+    pub(super) fn start_intake(&mut self, source: WireSource) -> usize {
+        self.start(Command::StartIntake(Box::new(source)))
+    }
+
+    fn start(&mut self, command: Command) -> usize {
         let worker = (0..self.load.len()).min_by_key(|&w| self.load[w]).unwrap_or(0);
         self.load[worker] += 1;
-        self.starting.push((worker, Box::new(queue)));
+        self.starting.push((worker, command));
         self.changed = true;
         worker
+    }
+
+    /// Asks `worker` for an intake back; [`Self::released`] tells when it came. Call [`Self::flush`] before, if it may not have been sent
+    /// yet.
+    #[expect(
+        dead_code,
+        reason = "the seam for uplinks and TAPs (decision 0007); they come with the next change"
+    )]
+    pub(super) fn stop_intake(&mut self, worker: usize, port: PortIndex, lane: u16) {
+        self.load[worker] = self.load[worker].saturating_sub(1);
+        let answer = self.stopped_intakes.0.clone();
+        if self.workers[worker].send(Command::StopIntake { port, lane, answer }).is_err() {
+            let _ = self.stopped_intakes.0.send(IntakeStopped { port, lane, source: None });
+        }
+    }
+
+    /// A lane has been taken out of what the next table is built from; it is released when no worker can reach it.
+    #[expect(
+        dead_code,
+        reason = "the seam for uplinks and TAPs (decision 0007); they come with the next change"
+    )]
+    pub(super) fn retire_lane(&mut self, lane: Arc<Lane>) {
+        self.leaving.push(Leaving::Lane(lane));
+        self.changed = true;
     }
 
     /// Has a worker broadcast on behalf of `port` that `mac` is there. Any worker can: receive rings are shared.
@@ -158,8 +203,8 @@ impl Fabric {
         }
         self.learner.published(now);
         self.changed = false;
-        for (worker, queue) in self.starting.drain(..) {
-            let _ = self.workers[worker].send(Command::StartTx(queue));
+        for (worker, command) in self.starting.drain(..) {
+            let _ = self.workers[worker].send(command);
         }
         if !self.leaving.is_empty() {
             self.waiting.push((self.workers.barrier(), std::mem::take(&mut self.leaving)));
@@ -169,6 +214,7 @@ impl Fabric {
     /// What workers have let go of since the last call. Call it after each wake-up by a worker.
     pub(super) fn released(&mut self) -> Vec<Released> {
         let mut released: Vec<Released> = self.stopped.1.try_iter().map(Released::Tx).collect();
+        released.extend(self.stopped_intakes.1.try_iter().map(Released::Intake));
         let (done, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(b, _)| b.is_done());
         self.waiting = waiting;
         let done: Vec<(Barrier, Vec<Leaving>)> = done;
@@ -177,6 +223,7 @@ impl Fabric {
                 Leaving::Rx(port, pair, queue) => {
                     released.push(Released::Rx { port, pair, base: queue.base() })
                 }
+                Leaving::Lane(lane) => released.push(Released::Lane(lane)),
                 Leaving::Index(index) => {
                     self.free.insert(index.0);
                 }

@@ -305,6 +305,15 @@ impl Switch {
             let (port, index, base) = match released {
                 Released::Rx { port, pair, base } => (port, 2 * pair, Some(base)),
                 Released::Tx(stopped) => (stopped.port, 2 * stopped.pair + 1, stopped.base),
+                // Dropping them closes their sockets.
+                Released::Intake(stopped) => {
+                    tracing::debug!("{:?} is closed", stopped.source);
+                    continue;
+                }
+                Released::Lane(lane) => {
+                    tracing::debug!("{lane:?} is closed");
+                    continue;
+                }
             };
             let Some(endpoint) = self.endpoint_of(port) else { continue };
             let Some(interface) = self.interface_of(endpoint) else { continue };
@@ -327,6 +336,15 @@ impl Switch {
                 self.on_ring_broken(port, 2 * pair + 1, error, now)
             }
             WorkerEvent::RxBroken { port, pair, error } => self.on_ring_broken(port, 2 * pair, error, now),
+            WorkerEvent::IntakeBroken { port, lane, error } => {
+                let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
+                let line = format!("receiving half {lane} stopped: {why}");
+                self.log(now, &format!("port index {}", port.0), &line);
+            }
+            WorkerEvent::LaneBroken { port, lane, error } => {
+                let line = format!("sending half {lane} stopped: {error}");
+                self.log(now, &format!("port index {}", port.0), &line);
+            }
             WorkerEvent::Held { port } => {
                 if let Some(endpoint) = self.endpoint_of(port) {
                     self.sessions.hold(endpoint);

@@ -4,6 +4,7 @@
 //! remembers. The numbers of the sending port are added once at the end, so a batch that panics counts for nothing there.
 
 mod announce;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +22,9 @@ use super::scratch::{
 };
 use super::{Event, Events, Refusal};
 use crate::packet::{ETHERNET_LEN, Ethernet, TAG_LEN, flow_hash, vlan};
+use crate::port::PortKind;
 use crate::port::guest::{LastDestination, PortCell, Reports, TxQueue};
+use crate::port::uplink::bucket_of;
 use crate::table::{DomainIndex, MacNumber, Port, PortIndex, Table, key};
 
 /// Octets that a batch may write (300 us at 1 GB/s, the worst that was seen between cores; 20 us near): the cap in time. Time
@@ -51,6 +54,8 @@ pub struct Forwarder {
 struct Tally {
     octets: u64,
     unicast: u64,
+    /// Those of them that went to the uplink.
+    unicast_wire: u64,
     group_addressed: u64,
     discards: [u8; DiscardReason::COUNT],
     any_discard: bool,
@@ -64,6 +69,7 @@ impl Tally {
         Self {
             octets: 0,
             unicast: 0,
+            unicast_wire: 0,
             group_addressed: 0,
             discards: [0; DiscardReason::COUNT],
             any_discard: false,
@@ -75,7 +81,10 @@ impl Tally {
     #[inline]
     fn add_to(&self, cell: &PortCell) {
         cell.outbound_octets.add(self.octets);
-        cell.outbound_unicast_local.add(self.unicast);
+        cell.outbound_unicast_local.add(self.unicast - self.unicast_wire);
+        if self.unicast_wire > 0 {
+            cell.outbound_unicast_wire.add(self.unicast_wire);
+        }
         if self.group_addressed > 0 {
             cell.outbound_nonunicast.add(self.group_addressed);
         }
@@ -104,6 +113,8 @@ struct Source<'a> {
     port: &'a Port,
     features: u64,
     header_len: usize,
+    /// The wire sent it.
+    from_wire: bool,
 }
 
 impl Forwarder {
@@ -165,6 +176,7 @@ impl Forwarder {
             port,
             features: queue.features,
             header_len: queue.header_len,
+            from_wire: false,
         };
         let mut run = Run {
             table,
@@ -212,7 +224,9 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Snapshot, guard and look-up: every frame ends up in a group or in the tally of discards.
-    #[inline]
+    ///
+    /// Part of its callers: what is constant there stays in registers.
+    #[inline(always)]
     fn sort(&mut self, batch: &Batch<'_>) {
         // Never more, but the compiler need not look each time.
         let count = batch.len().min(BATCH_MAX);
@@ -250,6 +264,7 @@ impl Run<'_> {
                     plain: true,
                     group_addressed: false,
                     domain: port.domain,
+                    bucket: 0,
                     hash: 0,
                 };
             } else if let Err(reason) = self.inspect(i, len, head_len) {
@@ -295,6 +310,7 @@ impl Run<'_> {
             plain: passed.offload.is_plain(),
             group_addressed: false,
             domain: passed.domain,
+            bucket: 0,
             hash: 0,
         };
         let mut offload = passed.offload;
@@ -388,9 +404,7 @@ impl Run<'_> {
             self.tally.discard(DiscardReason::Storm);
             return;
         }
-        if self.table.has_pairs {
-            self.hash(i);
-        }
+        self.spread(i, domain);
         self.scratch.frames[i].group_addressed = true;
         let group = self.scratch.group_of_members(Egress::Members(domain));
         self.tally.group_addressed += 1;
@@ -413,9 +427,19 @@ impl Run<'_> {
         let index = if self.last.key == key {
             self.last.port
         } else {
-            let Some(found) = self.table.macs.find(key) else { return self.unknown(i) };
-            self.last = LastDestination { table: self.table.id, key, port: found.port() };
-            found.port()
+            let port = match self.table.macs.find(key) {
+                Some(found) => found.port(),
+                None => {
+                    let domain = self.scratch.frames[i].domain;
+                    let beyond = self.table.domains[usize::from(domain.0)].beyond();
+                    match beyond.filter(|&uplink| uplink != self.source.index) {
+                        Some(uplink) => uplink,
+                        None => return self.unknown(i),
+                    }
+                }
+            };
+            self.last = LastDestination { table: self.table.id, key, port };
+            port
         };
         let table = self.table;
         let Some(port) = table.port(index).filter(|_| index != self.source.index) else {
@@ -428,25 +452,37 @@ impl Run<'_> {
             return None;
         }
         match &*port.enabled {
-            [] => {
-                let cell = port.state.stats.cell(self.worker);
-                cell.offered.add(1);
-                cell.discard(DiscardReason::ReceiverDown, 1);
-                self.tally.unicast += 1;
-                self.tally.octets += u64::from(self.scratch.frames[i].len);
-                None
-            }
-            [only] => {
+            [] => self.down(i, port),
+            [only] if port.buckets.is_none() => {
                 let group = self.scratch.group_of_ring(only.slot, index, only.pair);
                 *group_of = Some((key, group));
                 Some(group)
             }
             _ => {
-                let hash = self.hash(i);
-                let to = port.pair_for(hash)?;
-                Some(self.scratch.group_of_ring(to.slot, index, to.pair))
+                let to = if port.is_uplink() {
+                    let bucket = self.bucket(i, port);
+                    port.lane_for(bucket)
+                } else {
+                    let hash = self.hash(i);
+                    port.pair_for(hash)
+                };
+                match to {
+                    Some(to) => Some(self.scratch.group_of_ring(to.slot, index, to.pair)),
+                    None => self.down(i, port),
+                }
             }
         }
+    }
+
+    /// A frame whose receiver takes nothing now.
+    fn down(&mut self, i: usize, port: &Port) -> Option<u8> {
+        let cell = port.state.stats.cell(self.worker);
+        cell.offered.add(1);
+        cell.discard(DiscardReason::ReceiverDown, 1);
+        self.tally.unicast += 1;
+        self.tally.unicast_wire += u64::from(port.is_uplink());
+        self.tally.octets += u64::from(self.scratch.frames[i].len);
+        None
     }
 
     /// A unicast frame that nobody has: to the ports that asked for such frames, if there are any.
@@ -462,10 +498,21 @@ impl Run<'_> {
             self.tally.discard(DiscardReason::Storm);
             return None;
         }
+        self.spread(i, domain);
+        Some(self.scratch.group_of_members(Egress::Flood(domain)))
+    }
+
+    /// What members of the domain with several pairs or lanes need to know of a frame that goes to all of them.
+    fn spread(&mut self, i: usize, domain: DomainIndex) {
         if self.table.has_pairs {
             self.hash(i);
         }
-        Some(self.scratch.group_of_members(Egress::Flood(domain)))
+        let uplink = self.table.domains[usize::from(domain.0)].uplink;
+        if let Some(port) = uplink.and_then(|uplink| self.table.port(uplink))
+            && port.buckets.is_some()
+        {
+            self.bucket(i, port);
+        }
     }
 
     /// Whether a frame of this batch for a whole domain goes to the member `to`.
@@ -485,9 +532,41 @@ impl Run<'_> {
         frame.hash
     }
 
+    /// The bucket of frame `i` at the uplink `port`, which is remembered.
+    fn bucket(&mut self, i: usize, port: &Port) -> u8 {
+        let PortKind::Uplink(uplink) = &port.kind else { return 0 };
+        let frame = &mut self.scratch.frames[i];
+        let head = self.scratch.snaps[i].head(usize::from(frame.start), usize::from(frame.head_len));
+        frame.bucket = bucket_of(uplink.balance, head, frame.len as usize);
+        frame.bucket
+    }
+
+    /// Counts which unicast frames went to an uplink.
+    fn count_wire(&mut self) {
+        let mut count = 0;
+        for group in self.scratch.groups() {
+            let to_wire = match group.egress {
+                Egress::Pair(port, _) => self.table.port(port).is_some_and(Port::is_uplink),
+                Egress::Members(_) => false,
+                Egress::Flood(domain) => self.table.domains[usize::from(domain.0)]
+                    .uplink
+                    .is_some_and(|uplink| uplink != self.source.index),
+            };
+            let mut at = group.first;
+            while to_wire && at != NONE {
+                count += 1;
+                at = self.scratch.frames[usize::from(at)].next;
+            }
+        }
+        self.tally.unicast_wire += count;
+    }
+
     /// Delivers all groups; returns how many octets were written.
-    #[inline]
+    #[inline(always)]
     fn deliver(&mut self, batch: &Batch<'_>, stats: &WorkerStats) -> u64 {
+        if self.table.has_uplinks {
+            self.count_wire();
+        }
         // The list is taken out while it is worked on and put back, with its memory, at the end.
         let mut jobs = std::mem::take(&mut self.scratch.jobs);
         for group in self.scratch.groups() {
@@ -506,7 +585,7 @@ impl Run<'_> {
             };
             for &to in members {
                 let Some(port) = self.table.port(to).filter(|_| self.may_flood(to)) else { continue };
-                let by_flow = port.enabled.len() > 1;
+                let by_flow = port.enabled.len() > 1 || port.buckets.is_some();
                 jobs.extend(port.enabled.iter().map(|enabled| Job {
                     port: to,
                     pair: enabled.pair,
@@ -536,6 +615,7 @@ impl Run<'_> {
             segment: &mut scratch.segment,
             events: self.events,
             stats,
+            from_wire: self.source.from_wire,
             copied_len: 0,
         };
         courier.run(jobs);

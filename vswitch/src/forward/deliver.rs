@@ -4,21 +4,23 @@
 //! jobs go first; no two locks are ever held together. What cannot be delivered is counted at the receiver, and one frame
 //! that does not fit never blocks another.
 
-use std::sync::{MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use avio_host::inject;
 use avio_host::stats::WorkerStats;
 use avio_proto::control::DiscardReason;
 use avio_proto::mem::Tail;
-use avio_proto::ring::{Batch, Delivery, RingError, Undelivered};
+use avio_proto::ring::{Batch, RingError, Undelivered};
 use avio_proto::virtio::net::HEADER_LEN;
 
+use super::put::{LanePut, Put};
 use super::scratch::{Frame, Job, NONE, Snap};
 use super::{Event, Events};
-use crate::offload::{Completion, HEAD_CAPACITY, Mode, Segmenter, Validated};
+use crate::offload::{HEAD_CAPACITY, Mode, Segmenter, Validated};
 use crate::packet::{TAG_LEN, vlan};
 use crate::port::PortKind;
-use crate::port::guest::{RxQueue, RxRing};
+use crate::port::guest::{PortCell, RxQueue, RxRing};
+use crate::port::wire::Lane;
 use crate::table::{Port, Table};
 
 /// Looks at a taken lock before the next job is tried: a holder needs 2 us at most for 64 small frames, and other jobs are
@@ -41,6 +43,8 @@ pub(super) struct Courier<'a> {
     pub segment: &'a mut [u8; HEAD_CAPACITY],
     pub events: &'a Events,
     pub stats: &'a WorkerStats,
+    /// The frames come from an uplink.
+    pub from_wire: bool,
     /// Octets written into receive rings: what the batch cost.
     pub copied_len: u64,
 }
@@ -75,9 +79,15 @@ impl Courier<'_> {
     /// One job; `false`: the ring is locked by another worker, nothing was done.
     fn deliver(&mut self, job: &Job) -> bool {
         let Some(port) = self.table.port(job.port) else { return true };
-        let PortKind::Guest(guest) = &port.kind;
+        let guest = match &port.kind {
+            PortKind::Guest(guest) => guest,
+            PortKind::Uplink(uplink) => {
+                return uplink.lanes.get(usize::from(job.pair)).is_none_or(|lane| self.send(job, port, lane));
+            }
+            PortKind::Lan(lane) => return lane.as_ref().is_none_or(|lane| self.send(job, port, lane)),
+        };
         let Some(Some(rx)) = guest.rx.get(usize::from(job.pair)) else { return true };
-        let Some(mut ring) = lock(rx, self.stats) else { return false };
+        let Some(mut ring) = lock_ring(rx, self.stats) else { return false };
         inject::point("forward::deliver");
         let mut out = Outcome::default();
         let mut notify = false;
@@ -109,24 +119,67 @@ impl Courier<'_> {
             self.refuse_all(job, port);
             return true;
         }
+        let cell = self.count(&out, port);
+        if notify {
+            self.events.notify(&rx.notifier, cell, job.port);
+        }
+        true
+    }
+
+    /// One job of a lane; `false`: another worker has it, nothing was done.
+    #[inline(never)]
+    fn send(&mut self, job: &Job, port: &Port, lane: &Lane) -> bool {
+        let Some((mut state, poisoned)) = lock(&lane.state, self.stats) else { return false };
+        inject::point("forward::deliver");
+        if poisoned {
+            // What a batch that panicked had written halfway.
+            state.outlet.rollback();
+        }
+        let mut out = Outcome::default();
+        let mut failed = None;
+        if !state.broken {
+            let mut put = LanePut { outlet: &mut *state.outlet, header_len: lane.header_len };
+            // A lane never breaks while frames are written.
+            let _ = self.push_all(&mut put, job, port, lane.features, &mut out);
+            if out.unicast + out.group_addressed > 0 {
+                inject::point("forward::commit");
+                failed = state.outlet.commit().err();
+            }
+        }
+        state.broken |= failed.is_some();
+        let is_broken = state.broken;
+        drop(state);
+        if let Some(error) = failed {
+            self.events.send(Event::LaneBroken { port: job.port, lane: job.pair, error: error.kind() });
+        }
+        if is_broken {
+            self.refuse_all(job, port);
+        } else {
+            self.count(&out, port);
+        }
+        true
+    }
+
+    /// Adds what a job came to to the receiver's numbers.
+    #[inline]
+    fn count<'p>(&mut self, out: &Outcome, port: &'p Port) -> &'p PortCell {
         let cell = port.state.stats.cell(self.worker);
         cell.offered.add(out.offered);
         cell.inbound_octets.add(out.octets);
         if out.unicast > 0 {
-            cell.inbound_unicast_local.add(out.unicast);
+            if self.from_wire { &cell.inbound_unicast_wire } else { &cell.inbound_unicast_local }
+                .add(out.unicast);
         }
         if out.group_addressed > 0 {
-            cell.inbound_nonunicast_local.add(out.group_addressed);
+            if self.from_wire { &cell.inbound_nonunicast_wire } else { &cell.inbound_nonunicast_local }
+                .add(out.group_addressed);
         }
         if out.no_buffer + out.receiver_mtu > 0 {
             cell.discard(DiscardReason::NoBuffer, out.no_buffer);
             cell.discard(DiscardReason::ReceiverMtu, out.receiver_mtu);
         }
         self.copied_len += out.octets;
-        if notify {
-            self.events.notify(&rx.notifier, cell, job.port);
-        }
-        true
+        cell
     }
 
     /// Counts the frames of a job as offered to a ring that takes none.
@@ -148,7 +201,7 @@ impl Courier<'_> {
     #[inline]
     fn push_all(
         &mut self,
-        delivery: &mut Delivery<'_>,
+        delivery: &mut impl Put,
         job: &Job,
         port: &Port,
         features: u64,
@@ -193,7 +246,7 @@ impl Courier<'_> {
     #[inline(never)]
     fn push_changed(
         &mut self,
-        delivery: &mut Delivery<'_>,
+        delivery: &mut impl Put,
         port: &Port,
         features: u64,
         i: usize,
@@ -232,7 +285,7 @@ impl Courier<'_> {
             Mode::PassThrough => out.count(delivery.push(&header, head, tail), len, grouped),
             Mode::CompleteChecksum => {
                 let completion = offload.completion(head);
-                out.count(summed(delivery, &header, head, tail, completion), len, grouped)
+                out.count(delivery.push_summed(&header, head, tail, completion), len, grouped)
             }
             Mode::SegmentPartial | Mode::SegmentComplete => {
                 let mut segments = Segmenter::new(&offload, head, len as usize, mode);
@@ -241,7 +294,7 @@ impl Courier<'_> {
                     let tail = tail.sub(segment.tail_offset, segment.tail_len);
                     let header = segment.header.to_bytes();
                     let pushed = match segment.completion {
-                        Some(completion) => summed(delivery, &header, head, tail, completion),
+                        Some(completion) => delivery.push_summed(&header, head, tail, completion),
                         None => delivery.push(&header, head, tail),
                     };
                     out.count(pushed, (segment.head_len + segment.tail_len) as u32, grouped)?;
@@ -274,7 +327,7 @@ impl Outcome {
 /// A frame that goes out as it came, whatever its length and the buffers that it takes.
 #[inline(never)]
 fn push_plain(
-    delivery: &mut Delivery<'_>,
+    delivery: &mut impl Put,
     batch: &Batch<'_>,
     i: usize,
     frame: &Frame,
@@ -287,33 +340,33 @@ fn push_plain(
     out.count(delivery.push(&PLAIN_HEADER, head, tail), frame.len, frame.group_addressed)
 }
 
-fn summed(
-    delivery: &mut Delivery<'_>,
-    header: &[u8; HEADER_LEN],
-    head: &mut [u8],
-    tail: Tail<'_>,
-    completion: Completion,
-) -> Result<(), Undelivered> {
-    delivery.push_summed(header, head, tail, |head, sum| completion.apply(head, sum))
-}
-
 /// Whether a frame of a list for a whole port goes to the pair of this job.
 fn is_for(job: &Job, port: &Port, frame: &Frame) -> bool {
-    !job.by_flow || port.pair_by_hash(frame.hash).is_some_and(|enabled| enabled.pair == job.pair)
+    !job.by_flow || {
+        let to = if port.is_uplink() { port.lane_for(frame.bucket) } else { port.pair_by_hash(frame.hash) };
+        to.is_some_and(|enabled| enabled.pair == job.pair)
+    }
 }
 
 /// The ring, unless another worker keeps it. A lock that a panic left behind is taken over: the delivery was rolled back when
 /// the panic passed through it, unless it was being published.
-fn lock<'r>(rx: &'r RxQueue, stats: &WorkerStats) -> Option<MutexGuard<'r, RxRing>> {
+fn lock_ring<'r>(rx: &'r RxQueue, stats: &WorkerStats) -> Option<MutexGuard<'r, RxRing>> {
+    let (mut ring, poisoned) = lock(&rx.ring, stats)?;
+    if poisoned {
+        ring.broken |= ring.publishing;
+    }
+    Some(ring)
+}
+
+/// The lock, unless another worker keeps it, and whether a panic had left it behind.
+fn lock<'r, T>(mutex: &'r Mutex<T>, stats: &WorkerStats) -> Option<(MutexGuard<'r, T>, bool)> {
     let mut spins = 0;
     loop {
-        match rx.ring.try_lock() {
-            Ok(ring) => return Some(ring),
+        match mutex.try_lock() {
+            Ok(guard) => return Some((guard, false)),
             Err(TryLockError::Poisoned(poisoned)) => {
-                let mut ring = poisoned.into_inner();
-                ring.broken |= ring.publishing;
-                rx.ring.clear_poison();
-                return Some(ring);
+                mutex.clear_poison();
+                return Some((poisoned.into_inner(), true));
             }
             Err(TryLockError::WouldBlock) if spins == SPINS_MAX => return None,
             Err(TryLockError::WouldBlock) => {

@@ -1,17 +1,20 @@
-//! The forwarding engine of one worker: its transmit rings, the table it uses, and what the worker loop asks of it.
+//! The forwarding engine of one worker: its sources, the table it uses, and what the worker loop asks of it.
 //!
 //! What happens to the frames of a batch is in `batch`; this file takes commands, finds the ring, and deals with rings that
 //! break.
 
+use std::io;
 use std::sync::Arc;
 
-use avio_host::wait::{Sources, Token};
+use avio_host::wait::{SourceError, Sources, Token};
 use avio_host::worker::{self, ControlWaker, Polled};
 use avio_proto::config::MacAddr;
+use avio_proto::ring::RingError;
 use crossbeam_channel::Sender;
 
 use super::{Event, Events, Forwarder};
 use crate::port::guest::{TxQueue, TxStopped};
+use crate::port::wire::{IntakeStopped, WireSource};
 use crate::table::{PortIndex, Table};
 
 /// What control asks of an engine.
@@ -21,6 +24,17 @@ pub enum Command {
     Publish(Arc<Table>),
     /// Serve this transmit ring. Its port must be in a table published before.
     StartTx(Box<TxQueue>),
+    /// Serve this intake. Its port must be in a table published before.
+    StartIntake(Box<WireSource>),
+    /// Stop serving an intake and give it back, then wake control.
+    StopIntake {
+        /// Its port.
+        port: PortIndex,
+        /// Its number.
+        lane: u16,
+        /// Needs room for the answer: it is dropped rather than waited for.
+        answer: Sender<IntakeStopped>,
+    },
     /// Broadcast in the name of a port that this address is there ([`Forwarder::announce`]).
     Announce {
         /// The port.
@@ -39,52 +53,82 @@ pub enum Command {
     },
 }
 
-/// Forwards what the transmit rings of one worker bring.
+/// Forwards what the sources of one worker bring.
 pub struct Engine {
     control: ControlWaker,
     forwarder: Forwarder,
     /// By token.
-    queues: Vec<Option<(Token, Box<TxQueue>)>>,
+    sources: Vec<Option<(Token, Source)>>,
+}
+
+/// What a worker takes frames from.
+enum Source {
+    Ring(Box<TxQueue>),
+    Intake(Box<WireSource>),
+}
+
+impl Source {
+    /// Marks it broken, and what to tell control.
+    fn broken(&mut self, error: Option<Broken>) -> Event {
+        match self {
+            Self::Ring(queue) => {
+                queue.broken = true;
+                let error = error.and_then(|error| if let Broken::Ring(e) = error { Some(e) } else { None });
+                Event::TxBroken { port: queue.port, pair: queue.pair, error }
+            }
+            Self::Intake(wire) => {
+                wire.broken = true;
+                let error = error.and_then(|error| if let Broken::Io(e) = error { Some(e) } else { None });
+                Event::IntakeBroken { port: wire.port, lane: wire.lane, error }
+            }
+        }
+    }
+}
+
+/// Why a source cannot go on.
+enum Broken {
+    Ring(RingError),
+    Io(io::ErrorKind),
 }
 
 impl Engine {
     /// The engine of worker number `worker` (its cell in every port's numbers), with an empty table and no rings.
     #[must_use]
     pub fn new(worker: usize, events: Events, control: ControlWaker) -> Self {
-        Self { control, forwarder: Forwarder::new(worker, events), queues: Vec::new() }
+        Self { control, forwarder: Forwarder::new(worker, events), sources: Vec::new() }
     }
 
-    fn start(&mut self, sources: &mut Sources, mut queue: Box<TxQueue>) {
-        let (port, pair) = (queue.port, queue.pair);
-        match sources.add(queue.kick.take()) {
+    fn start(&mut self, sources: &mut Sources, mut source: Source) {
+        let wait = match &mut source {
+            Source::Ring(queue) => Ok(queue.kick.take()),
+            Source::Intake(wire) => wire.intake.wait_fd().map(Some),
+        };
+        match wait.map_err(SourceError::Kick).and_then(|wait| sources.add(wait)) {
             Ok(token) => {
-                if self.queues.len() <= token.index() {
-                    self.queues.resize_with(token.index() + 1, || None);
+                if self.sources.len() <= token.index() {
+                    self.sources.resize_with(token.index() + 1, || None);
                 }
-                self.queues[token.index()] = Some((token, queue));
+                self.sources[token.index()] = Some((token, source));
             }
             Err(error) => {
-                tracing::error!("transmit ring {pair} of port index {} not started: {error}", port.0);
-                self.forwarder.events().send(Event::TxBroken { port, pair, error: None });
+                let event = source.broken(None);
+                tracing::error!("{event:?}: not started: {error}");
+                self.forwarder.events().send(event);
             }
         }
     }
 
-    fn stop(&mut self, sources: &mut Sources, port: PortIndex, pair: u16) -> TxStopped {
-        let mut base = None;
-        for place in &mut self.queues {
-            if let Some((token, queue)) = place.take_if(|(_, queue)| queue.port == port && queue.pair == pair)
-            {
-                sources.remove(token);
-                base = Some(queue.ring.base());
-            }
-        }
-        TxStopped { port, pair, base }
+    /// Takes the source away that `is` names.
+    fn stop(&mut self, sources: &mut Sources, is: impl Fn(&Source) -> bool) -> Option<Source> {
+        let place = self.sources.iter_mut().find(|place| place.as_ref().is_some_and(|(_, s)| is(s)))?;
+        let (token, source) = place.take()?;
+        sources.remove(token);
+        Some(source)
     }
 
-    fn queue(&mut self, token: Token) -> Option<&mut TxQueue> {
-        match self.queues.get_mut(token.index())? {
-            Some((of, queue)) if *of == token => Some(queue),
+    fn source(&mut self, token: Token) -> Option<&mut Source> {
+        match self.sources.get_mut(token.index())? {
+            Some((of, source)) if *of == token => Some(source),
             _ => None,
         }
     }
@@ -102,48 +146,74 @@ impl worker::Engine for Engine {
             Command::Publish(table) => {
                 self.forwarder.publish(table);
             }
-            Command::StartTx(queue) => self.start(sources, queue),
+            Command::StartTx(queue) => self.start(sources, Source::Ring(queue)),
+            Command::StartIntake(wire) => self.start(sources, Source::Intake(wire)),
             Command::Announce { port, mac } => self.forwarder.announce(port, mac),
             Command::StopTx { port, pair, answer } => {
-                let stopped = self.stop(sources, port, pair);
-                let _ = answer.try_send(stopped);
+                let is = |s: &Source| matches!(s, Source::Ring(q) if q.port == port && q.pair == pair);
+                let base = match self.stop(sources, is) {
+                    Some(Source::Ring(queue)) => Some(queue.ring.base()),
+                    _ => None,
+                };
+                let _ = answer.try_send(TxStopped { port, pair, base });
+                self.control.wake();
+            }
+            Command::StopIntake { port, lane, answer } => {
+                let is = |s: &Source| matches!(s, Source::Intake(w) if w.port == port && w.lane == lane);
+                let source = match self.stop(sources, is) {
+                    Some(Source::Intake(wire)) => Some(wire),
+                    _ => None,
+                };
+                let _ = answer.try_send(IntakeStopped { port, lane, source });
                 self.control.wake();
             }
         }
     }
 
     fn poll(&mut self, token: Token, budget: usize) -> Polled {
-        let Some(Some((of, queue))) = self.queues.get_mut(token.index()) else { return Polled::Idle };
-        if *of != token || queue.broken {
+        let Some(Some((of, source))) = self.sources.get_mut(token.index()) else { return Polled::Idle };
+        if *of != token {
             return Polled::Broken;
         }
-        match self.forwarder.forward(queue, budget) {
+        let outcome = match source {
+            Source::Ring(queue) if queue.broken => return Polled::Broken,
+            Source::Ring(queue) => self.forwarder.forward(queue, budget).map_err(Broken::Ring),
+            Source::Intake(wire) if wire.broken => return Polled::Broken,
+            Source::Intake(wire) => {
+                self.forwarder.forward_intake(wire, budget).map_err(|e| Broken::Io(e.kind()))
+            }
+        };
+        match outcome {
             Ok((0, _)) => Polled::Idle,
             Ok((items, more)) => Polled::Worked { items, more },
             Err(error) => {
-                queue.broken = true;
-                let (port, pair) = (queue.port, queue.pair);
-                self.forwarder.events().send(Event::TxBroken { port, pair, error: Some(error) });
+                let event = source.broken(Some(error));
+                self.forwarder.events().send(event);
                 Polled::Broken
             }
         }
     }
 
     fn arm(&mut self, token: Token) -> bool {
-        self.queue(token).is_some_and(|queue| queue.ring.enable_notifications())
+        match self.source(token) {
+            Some(Source::Ring(queue)) => queue.ring.enable_notifications(),
+            Some(Source::Intake(wire)) => wire.intake.arm(),
+            None => false,
+        }
     }
 
     fn disarm(&mut self, token: Token) {
-        if let Some(queue) = self.queue(token) {
-            queue.ring.disable_notifications();
+        match self.source(token) {
+            Some(Source::Ring(queue)) => queue.ring.disable_notifications(),
+            Some(Source::Intake(wire)) => wire.intake.disarm(),
+            None => {}
         }
     }
 
     fn source_panicked(&mut self, token: Token) {
-        if let Some(queue) = self.queue(token) {
-            queue.broken = true;
-            let (port, pair) = (queue.port, queue.pair);
-            self.forwarder.events().send(Event::TxBroken { port, pair, error: None });
+        if let Some(source) = self.source(token) {
+            let event = source.broken(None);
+            self.forwarder.events().send(event);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! and a guest can cause as many as it likes. A broken ring is also visible to the worker loop, so it is never lost.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use avio_host::wait::{Notified, Notifier};
@@ -50,6 +51,24 @@ pub enum Event {
         pair: u16,
         /// What was wrong with it; `None`: a panic while it was being published.
         error: Option<RingError>,
+    },
+    /// An intake cannot go on and is no longer polled.
+    IntakeBroken {
+        /// The port.
+        port: PortIndex,
+        /// Its number.
+        lane: u16,
+        /// What the system said; `None`: a panic in our code, which the worker has logged.
+        error: Option<io::ErrorKind>,
+    },
+    /// A lane to the kernel is broken and takes nothing any more.
+    LaneBroken {
+        /// The port.
+        port: PortIndex,
+        /// Its number among the lanes of the port.
+        lane: u16,
+        /// What the system said.
+        error: io::ErrorKind,
     },
     /// A VMM made a notification block the worker. Control ends its session.
     Held {

@@ -39,6 +39,12 @@ pub(super) fn is_link_local(destination: MacNumber) -> bool {
     destination & !0xf == LINK_LOCAL
 }
 
+/// Whether frames of this type stay on their link.
+#[inline]
+pub(super) fn is_control(kind: u16) -> bool {
+    CONTROL_ETHERTYPES.contains(&kind)
+}
+
 /// Whether frames of this type need no further look on a port without `ips`: not a tag, not a control protocol.
 #[inline]
 pub(super) fn is_common(kind: u16) -> bool {
@@ -68,7 +74,7 @@ pub(super) fn inspect(
     let l2 = Ethernet::parse(head).ok_or(DiscardReason::TooShort)?;
     check_source(table, port, mac(l2.source))?;
     let (vid, domain) = vlan(port, &l2)?;
-    if CONTROL_ETHERTYPES.contains(&l2.ethertype) {
+    if is_control(l2.ethertype) {
         return Err(DiscardReason::ControlEthertype);
     }
     if is_link_local(mac(l2.destination)) {

@@ -8,6 +8,7 @@ mod deliver;
 mod engine;
 mod event;
 mod guard;
+mod put;
 mod scratch;
 #[cfg(test)]
 mod tests;

@@ -56,6 +56,19 @@ impl Snap {
         first.sub(header_len, head_len).copy_to(&mut self.0[FRAME_AT..FRAME_AT + head_len]);
     }
 
+    /// The same of a frame without a virtio-net header: as if it had one that asks for nothing.
+    #[inline]
+    pub(super) fn fill_bare(&mut self, batch: &Batch<'_>, i: usize, head_len: usize) {
+        self.0[FRAME_AT - HEADER_LEN..FRAME_AT].fill(0);
+        let (first, _) = batch.front(i);
+        let to = &mut self.0[FRAME_AT..FRAME_AT + head_len];
+        if first.len() < head_len {
+            gather(&batch.chain(i), to);
+        } else {
+            first.sub(0, head_len).copy_to(to);
+        }
+    }
+
     /// What the short check of a frame needs, behind a virtio-net header of `header_len` bytes.
     #[inline(always)]
     pub(super) fn front(&self, header_len: usize) -> Front {
@@ -140,8 +153,16 @@ pub(super) struct Frame {
     /// Broadcast or multicast.
     pub group_addressed: bool,
     pub domain: DomainIndex,
+    /// Bucket, where an uplink with several lanes needs one.
+    pub bucket: u8,
     /// Flow hash, where a port with several pairs needs one.
     pub hash: u32,
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        NO_FRAME
+    }
 }
 
 const NO_FRAME: Frame = Frame {
@@ -153,6 +174,7 @@ const NO_FRAME: Frame = Frame {
     plain: true,
     group_addressed: false,
     domain: DomainIndex(0),
+    bucket: 0,
     hash: 0,
 };
 

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::port::PortKind;
 use crate::port::guest::PAIRS_MAX;
+use crate::port::uplink::{NO_LANE, UplinkPort};
 
 /// The next table's id.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -58,6 +59,9 @@ pub struct TableBuilder {
     learned: Vec<NewEntry>,
     protected: BTreeSet<u64>,
     rx_slots: u32,
+    uplinks: Vec<(u32, PortIndex)>,
+    /// By vswitch: VLAN of untagged frames on its wire.
+    natives: HashMap<u32, u16>,
 }
 
 impl TableBuilder {
@@ -74,6 +78,8 @@ impl TableBuilder {
             learned: Vec::new(),
             protected: BTreeSet::new(),
             rx_slots: 0,
+            uplinks: Vec::new(),
+            natives: HashMap::new(),
         }
     }
 
@@ -96,13 +102,7 @@ impl TableBuilder {
         state: Arc<PortState>,
         kind: PortKind,
     ) -> Result<&mut Self, BuildError> {
-        let at = index.0 as usize;
-        if at >= PORTS_MAX {
-            return Err(BuildError::IndexTooLarge(index.0));
-        }
-        if self.ports.get(at).is_some_and(Option::is_some) {
-            return Err(BuildError::IndexTaken(index.0));
-        }
+        let at = self.check_index(index)?;
         let vids: BTreeSet<u16> = spec.trunk.iter().map(|vid| vid.get()).collect();
         if self.domains.len() + vids.len() + 1 > DOMAINS_MAX {
             return Err(BuildError::TooManyDomains);
@@ -119,7 +119,14 @@ impl TableBuilder {
         }
         self.addresses.extend(keys.into_iter().map(|k| (k, index)));
         self.protected.insert(mac);
-        let enabled = self.number_rings(&kind);
+        let enabled = match &kind {
+            PortKind::Guest(guest) => {
+                let in_use = guest.rx.iter().take(PAIRS_MAX).enumerate().filter(|(_, rx)| rx.is_some());
+                self.number_rings(in_use.map(|(pair, _)| pair as u16))
+            }
+            PortKind::Lan(lane) => self.number_rings(lane.iter().map(|_| 0)),
+            PortKind::Uplink(_) => Box::default(),
+        };
         let port = Port {
             mac,
             plain: spec.strict
@@ -132,6 +139,7 @@ impl TableBuilder {
             trunk,
             frame_len_max: usize::from(spec.mtu) + ETHERNET_HEADER_LEN,
             enabled,
+            buckets: None,
             // 1,024 bytes are 8,192 bits; at 1 Mbit/s they take 8,192,000 ns.
             ns_per_kib: if spec.rate_mbps == 0 {
                 0
@@ -151,11 +159,94 @@ impl TableBuilder {
         if !port.enabled.is_empty() {
             self.join(index, &port);
         }
+        self.put(at, port);
+        Ok(self)
+    }
+
+    /// Adds the uplink of vswitch number `vswitch`, which has none yet. Call it before the vswitch's ports: with `spec.vlan`, the native VLAN,
+    /// its untagged network and that VLAN are one. It is a member of every VLAN that the ports name; its address is protected, and frames
+    /// to it are the host's, so it is in no look-up.
+    ///
+    /// # Errors
+    /// [`BuildError`]; the table is then built without the uplink.
+    pub fn uplink(
+        &mut self,
+        index: PortIndex,
+        vswitch: u32,
+        spec: Arc<PortSpec>,
+        state: Arc<PortState>,
+        uplink: UplinkPort,
+    ) -> Result<&mut Self, BuildError> {
+        let at = self.check_index(index)?;
+        if self.domains.len() + 1 > DOMAINS_MAX {
+            return Err(BuildError::TooManyDomains);
+        }
+        if let Some(native) = spec.vlan {
+            self.natives.insert(vswitch, native.get());
+        }
+        let domain = self.domain(vswitch, 0);
+        self.protected.insert(spec.mac.to_u64());
+        self.uplinks.push((vswitch, index));
+        let enabled = self.number_rings(uplink.by_bucket.iter().copied().filter(|&lane| lane != NO_LANE));
+        let place = |lane: u16| enabled.iter().position(|e| e.pair == lane).map_or(NO_LANE, |at| at as u16);
+        let buckets = uplink.by_bucket.iter().map(|&lane| place(lane)).collect::<Vec<_>>();
+        let buckets = (!buckets.iter().all(|&lane| lane == 0)).then(|| buckets.try_into().ok()).flatten();
+        let port = Port {
+            mac: spec.mac.to_u64(),
+            plain: false,
+            domain,
+            trunk: Box::default(),
+            frame_len_max: usize::from(spec.mtu) + ETHERNET_HEADER_LEN,
+            enabled,
+            buckets,
+            ns_per_kib: 0,
+            ns_per_storm_frame: 0,
+            is_full: false,
+            spec,
+            state,
+            kind: PortKind::Uplink(uplink),
+        };
+        self.put(at, port);
+        Ok(self)
+    }
+
+    fn check_index(&self, index: PortIndex) -> Result<usize, BuildError> {
+        let at = index.0 as usize;
+        if at >= PORTS_MAX {
+            return Err(BuildError::IndexTooLarge(index.0));
+        }
+        if self.ports.get(at).is_some_and(Option::is_some) {
+            return Err(BuildError::IndexTaken(index.0));
+        }
+        Ok(at)
+    }
+
+    fn put(&mut self, at: usize, port: Port) {
         if self.ports.len() <= at {
             self.ports.resize_with(at + 1, || None);
         }
         self.ports[at] = Some(port);
-        Ok(self)
+    }
+
+    /// Makes uplinks members of all domains of their vswitches.
+    fn join_uplinks(&mut self) {
+        for (vswitch, index) in std::mem::take(&mut self.uplinks) {
+            let Some(Some(port)) = self.ports.get_mut(index.0 as usize) else { continue };
+            let mut trunk: Vec<(u16, DomainIndex)> = Vec::new();
+            for (&(_, vid), &domain) in self.numbers.iter().filter(|((of, _), _)| *of == vswitch) {
+                if domain != port.domain {
+                    trunk.push((vid, domain));
+                }
+                let domain = &mut self.domains[usize::from(domain.0)];
+                domain.uplink = Some(index);
+                if !port.enabled.is_empty() {
+                    domain.members.push(index);
+                    domain.flood.push(index);
+                }
+            }
+            trunk.sort_unstable_by_key(|&(vid, _)| vid);
+            port.trunk = trunk.into_boxed_slice();
+        }
     }
 
     /// Adds what was learned. Call it after all ports: static and protected addresses win over learned ones.
@@ -198,7 +289,9 @@ impl TableBuilder {
 
     /// The finished table.
     #[must_use]
-    pub fn build(self) -> Table {
+    pub fn build(mut self) -> Table {
+        let has_uplinks = !self.uplinks.is_empty();
+        self.join_uplinks();
         let mut entries = self.learned;
         let learned: BTreeSet<u64> = entries.iter().map(|entry| entry.key).collect();
         entries.extend(
@@ -208,7 +301,7 @@ impl TableBuilder {
                 .map(|(key, port)| NewEntry { key, port, origin: Origin::Static, seen_s: 0 }),
         );
         let protected: Vec<u64> = self.protected.into_iter().collect();
-        let has_pairs = self.ports.iter().flatten().any(|port| port.enabled.len() > 1);
+        let has_pairs = self.ports.iter().flatten().any(|port| port.enabled.len() > 1 && !port.is_uplink());
         Table {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             ports: self.ports.into_boxed_slice(),
@@ -217,11 +310,13 @@ impl TableBuilder {
             rx_slots: self.rx_slots,
             epoch: self.epoch,
             has_pairs,
+            has_uplinks,
         }
     }
 
     /// The number of the domain, which it gets when it is first named.
     fn domain(&mut self, vswitch: u32, vid: u16) -> DomainIndex {
+        let vid = if vid == 0 { self.natives.get(&vswitch).copied().unwrap_or(0) } else { vid };
         let domains = &mut self.domains;
         *self.numbers.entry((vswitch, vid)).or_insert_with(|| {
             domains.push(Domain { vid, ..Domain::default() });
@@ -229,14 +324,14 @@ impl TableBuilder {
         })
     }
 
-    /// Numbers the receive rings that are in use.
-    fn number_rings(&mut self, kind: &PortKind) -> Box<[EnabledPair]> {
-        let PortKind::Guest(guest) = kind;
-        let in_use = guest.rx.iter().take(PAIRS_MAX).enumerate().filter(|(_, rx)| rx.is_some());
+    /// Numbers the receive rings or lanes that are in use.
+    fn number_rings(&mut self, in_use: impl Iterator<Item = u16>) -> Box<[EnabledPair]> {
+        let in_use: BTreeSet<u16> = in_use.collect();
         in_use
-            .map(|(pair, _)| {
+            .into_iter()
+            .map(|pair| {
                 self.rx_slots += 1;
-                EnabledPair { pair: pair as u16, slot: self.rx_slots - 1 }
+                EnabledPair { pair, slot: self.rx_slots - 1 }
             })
             .collect()
     }

@@ -56,7 +56,10 @@ impl Learner {
         now: Instant,
     ) {
         let Some(here) = table.port(port) else { return };
-        if !here.spec.trusted || mac.is_multicast() || mac.is_zero() || table.macs.is_protected(mac.to_u64())
+        if !(here.spec.trusted || here.is_uplink())
+            || mac.is_multicast()
+            || mac.is_zero()
+            || table.macs.is_protected(mac.to_u64())
         {
             return;
         }
@@ -70,6 +73,11 @@ impl Learner {
             .copied()
             .collect();
         if before.contains(&(port, vlan, mac)) {
+            return;
+        }
+        if here.is_uplink() {
+            // All that is nowhere else is on the wire: what moved there is forgotten where it was, and nothing has to be remembered.
+            before.iter().for_each(|key| self.forget(key));
             return;
         }
         let held = self.count_of(port);

@@ -26,6 +26,9 @@ use std::time::Instant;
 use avio_proto::config::{MacAddr, VlanId};
 
 use crate::port::PortKind;
+use crate::port::uplink::BUCKETS;
+#[cfg(doc)]
+use crate::port::uplink::NO_LANE;
 use mac::MacTable;
 
 /// Names a port for as long as it is configured, on every table: an index chosen by control, small because workers index
@@ -49,6 +52,16 @@ pub(crate) struct Domain {
     pub members: Vec<PortIndex>,
     /// Those of them that want unicast frames which nobody has.
     pub flood: Vec<PortIndex>,
+    /// The uplink of the domain's vswitch.
+    pub uplink: Option<PortIndex>,
+}
+
+impl Domain {
+    /// Where a frame goes whose destination nobody has, if that is one port: the uplink, unless other ports asked for such frames too.
+    #[inline]
+    pub(crate) fn beyond(&self) -> Option<PortIndex> {
+        self.uplink.filter(|uplink| self.flood.iter().all(|port| port == uplink))
+    }
 }
 
 /// A receive ring that is enabled.
@@ -74,8 +87,10 @@ pub struct Port {
     pub(crate) trunk: Box<[(u16, DomainIndex)]>,
     /// Longest untagged frame that is not a segmentation frame, in bytes.
     pub(crate) frame_len_max: usize,
-    /// Receive rings in use, by pair.
+    /// Receive rings (or lanes) in use, by pair (or lane).
     pub(crate) enabled: Box<[EnabledPair]>,
+    /// Uplinks that spread their frames, or hold some of them: which of `enabled` a bucket goes to; [`NO_LANE`]: to none.
+    pub(crate) buckets: Option<Box<[u16; BUCKETS]>>,
     /// `rate_mbps` as nanoseconds per 1,024 bytes; 0: no limit.
     pub(crate) ns_per_kib: u64,
     /// `storm_pps` as nanoseconds per frame; 0: no limit.
@@ -101,6 +116,20 @@ impl Port {
             .or_else(|| self.pair_by_hash(hash))
     }
 
+    /// Which of its lanes the frames of a bucket go to.
+    pub(crate) fn lane_for(&self, bucket: u8) -> Option<&EnabledPair> {
+        match &self.buckets {
+            Some(buckets) => self.enabled.get(usize::from(buckets[usize::from(bucket)])),
+            None => self.enabled.first(),
+        }
+    }
+
+    /// Whether the wire is behind it.
+    #[inline]
+    pub(crate) fn is_uplink(&self) -> bool {
+        matches!(self.kind, PortKind::Uplink(_))
+    }
+
     /// Domain of frames that the guest tags with `vid`, if its trunk has it.
     #[inline]
     pub(crate) fn trunk_domain(&self, vid: u16) -> Option<DomainIndex> {
@@ -123,6 +152,8 @@ pub struct Table {
     epoch: Instant,
     /// Some port has several pairs, so frames for whole domains need a flow hash.
     pub(crate) has_pairs: bool,
+    /// Some port is an uplink.
+    pub(crate) has_uplinks: bool,
 }
 
 impl Table {

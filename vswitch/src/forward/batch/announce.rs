@@ -26,7 +26,7 @@ impl Forwarder {
         let Some(port) = table.port(index) else { return };
         let cell = port.state.stats.cell(self.worker);
         let batch = self.arena.take_nothing();
-        let source = Source { index, pair: 0, port, features: 0, header_len: HEADER_LEN };
+        let source = Source { index, pair: 0, port, features: 0, header_len: HEADER_LEN, from_wire: false };
         let mut run = Run {
             table: &table,
             worker: self.worker,

@@ -11,4 +11,5 @@ mod racing;
 pub(crate) mod rewriting;
 pub(crate) mod rig;
 mod switching;
+mod wire;
 mod workers;

@@ -9,14 +9,14 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use super::rig::{Arrived, Attach, MODERN, Rig};
 use crate::table::tests::mac;
 
-const SENDER: u64 = f::NET_CSUM | f::NET_HOST_TSO4 | f::NET_HOST_TSO6 | f::NET_HOST_USO;
+pub(super) const SENDER: u64 = f::NET_CSUM | f::NET_HOST_TSO4 | f::NET_HOST_TSO6 | f::NET_HOST_USO;
 
 /// A frame of the sender with its header.
-struct Sent {
-    name: &'static str,
-    header: NetHeader,
-    frame: Vec<u8>,
-    payload: Vec<u8>,
+pub(super) struct Sent {
+    pub name: &'static str,
+    pub header: NetHeader,
+    pub frame: Vec<u8>,
+    pub payload: Vec<u8>,
     /// Receiver features with which it passes as one.
     whole: u64,
 }
@@ -63,7 +63,7 @@ fn sent(name: &'static str, v6: bool, tcp: bool, len: usize, gso_size: u16) -> S
     Sent { name, header, frame, payload, whole }
 }
 
-fn all_kinds() -> Vec<Sent> {
+pub(super) fn all_kinds() -> Vec<Sent> {
     vec![
         sent("csum tcp4", false, true, 100, 0),
         sent("csum udp6", true, false, 1301, 0),
@@ -76,7 +76,7 @@ fn all_kinds() -> Vec<Sent> {
 }
 
 /// Payload of one arrived frame, whose checksum must be right unless it is declared partial.
-fn check(arrived: &Arrived, name: &str) -> Vec<u8> {
+pub(super) fn check(arrived: &Arrived, name: &str) -> Vec<u8> {
     let packet = SlicedPacket::from_ethernet(&arrived.frame).unwrap();
     let net = packet.net.unwrap();
     let partial = arrived.header.flags & F_NEEDS_CSUM != 0;

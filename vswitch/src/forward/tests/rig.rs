@@ -283,6 +283,12 @@ impl Rig {
     /// The table as it should be now.
     pub(crate) fn table(&self) -> Arc<Table> {
         let mut builder = TableBuilder::new(self.epoch);
+        self.fill(&mut builder);
+        Arc::new(builder.build())
+    }
+
+    /// Puts the guests and what was learned into a table.
+    pub(crate) fn fill(&self, builder: &mut TableBuilder) {
         for &mac in &self.protected {
             builder.protect(mac);
         }
@@ -294,7 +300,6 @@ impl Rig {
                 .unwrap();
         }
         builder.learned(&self.learner);
-        Arc::new(builder.build())
     }
 
     pub(crate) fn publish(&mut self) {

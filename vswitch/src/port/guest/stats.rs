@@ -26,6 +26,8 @@ pub struct PortCell {
     pub outbound_octets: Cell64,
     /// Unicast frames forwarded to ports of this vswitch.
     pub outbound_unicast_local: Cell64,
+    /// Unicast frames forwarded to the uplink.
+    pub outbound_unicast_wire: Cell64,
     /// Broadcast and multicast frames forwarded.
     pub outbound_nonunicast: Cell64,
     /// Copies switched to this port.
@@ -36,6 +38,10 @@ pub struct PortCell {
     pub inbound_unicast_local: Cell64,
     /// Broadcast and multicast copies delivered from ports of this vswitch.
     pub inbound_nonunicast_local: Cell64,
+    /// Unicast copies delivered from the uplink.
+    pub inbound_unicast_wire: Cell64,
+    /// Broadcast and multicast copies delivered from the uplink.
+    pub inbound_nonunicast_wire: Cell64,
     /// Interrupts written to the guest, both directions.
     pub notifications: Cell64,
     discards: [Cell64; DiscardReason::COUNT],
@@ -79,6 +85,10 @@ impl PortStats {
             c.outbound_octets = c.outbound_octets.wrapping_add(cell.outbound_octets.get());
             c.outbound_unicast_local =
                 c.outbound_unicast_local.wrapping_add(cell.outbound_unicast_local.get());
+            c.outbound_unicast_wire = c.outbound_unicast_wire.wrapping_add(cell.outbound_unicast_wire.get());
+            c.inbound_unicast_wire = c.inbound_unicast_wire.wrapping_add(cell.inbound_unicast_wire.get());
+            c.inbound_nonunicast_wire =
+                c.inbound_nonunicast_wire.wrapping_add(cell.inbound_nonunicast_wire.get());
             c.outbound_nonunicast = c.outbound_nonunicast.wrapping_add(cell.outbound_nonunicast.get());
             c.inbound_octets = c.inbound_octets.wrapping_add(cell.inbound_octets.get());
             c.inbound_unicast_local = c.inbound_unicast_local.wrapping_add(cell.inbound_unicast_local.get());

@@ -1,0 +1,58 @@
+//! Uplinks: the port of a vswitch behind which the wire is; one network device, or an aggregate of several.
+//!
+//! Control makes an [`UplinkPort`] of the lanes (transmit queues) of all members and a [`Distribution`], and publishes it with the next table:
+//! that is the whole of a failover or rebalance as workers see it. LACP and failover machines never come here.
+
+mod distribution;
+#[cfg(test)]
+mod tests;
+
+pub use distribution::{BUCKETS, Distribution, bucket_of};
+
+use std::sync::Arc;
+
+use avio_proto::config::Balance;
+
+use crate::port::wire::Lane;
+
+/// No lane: what goes to that bucket is discarded.
+pub(crate) const NO_LANE: u16 = u16::MAX;
+
+/// The sending side of an uplink, as one table has it.
+#[derive(Debug, Clone)]
+pub struct UplinkPort {
+    /// Lanes of all members, one member after the other.
+    pub(crate) lanes: Vec<Arc<Lane>>,
+    /// Lane by bucket.
+    pub(crate) by_bucket: Box<[u16; BUCKETS]>,
+    pub(crate) balance: Balance,
+}
+
+impl UplinkPort {
+    /// An uplink without a way out: link down.
+    #[must_use]
+    pub fn down() -> Self {
+        Self { lanes: Vec::new(), by_bucket: Box::new([NO_LANE; BUCKETS]), balance: Balance::default() }
+    }
+
+    /// `members`: the lanes of each member, by member number; a member that is down may have none. A member with several lanes (one for each
+    /// queue of its device) has its buckets dealt to them in turn, so that a flow has one lane.
+    #[must_use]
+    pub fn new(members: &[Vec<Arc<Lane>>], distribution: &Distribution, balance: Balance) -> Self {
+        let mut firsts = Vec::new();
+        let mut lanes: Vec<Arc<Lane>> = Vec::new();
+        for member in members {
+            firsts.push(lanes.len());
+            lanes.extend(member.iter().map(Arc::clone));
+        }
+        let mut dealt = vec![0; members.len()];
+        let mut by_bucket = Box::new([NO_LANE; BUCKETS]);
+        for (bucket, lane) in by_bucket.iter_mut().enumerate() {
+            let Some(member) = distribution.member(bucket as u8).map(usize::from) else { continue };
+            let Some(count) = members.get(member).map(Vec::len).filter(|&count| count > 0) else { continue };
+            *lane = (firsts[member] + dealt[member] % count) as u16;
+            dealt[member] += 1;
+        }
+        Self { lanes, by_bucket, balance }
+    }
+}

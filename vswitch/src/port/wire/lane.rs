@@ -1,0 +1,63 @@
+//! The sending half: what takes frames of a port to the kernel, and the lock that workers share it by.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use avio_proto::mem::GuestSlice;
+use avio_proto::ring::Undelivered;
+
+/// Most pieces of one outgoing frame: a jumbo frame of 9,216 bytes in chunks of 4 KiB takes three.
+pub const OUT_PIECES_MAX: usize = 4;
+
+/// Where to write one outgoing frame: its pieces in order, together as long as was asked for; what is left over is empty.
+pub type OutFrame<'a> = [GuestSlice<'a>; OUT_PIECES_MAX];
+
+/// Sends frames. Called under its lane's lock, on any worker's thread: per batch some [`reserve`](Self::reserve)s, then one
+/// [`commit`](Self::commit) or [`rollback`](Self::rollback).
+pub trait Outlet: Send {
+    /// Room for a frame of `len` bytes, a header of [`Lane::header_len`] bytes in front included.
+    ///
+    /// # Errors
+    /// `NoBuffer`: no room until the kernel has sent something. `TooLong`: never.
+    fn reserve(&mut self, len: usize) -> Result<OutFrame<'_>, Undelivered>;
+
+    /// Hands all that was reserved (and has been written) to the kernel, with one system call at most.
+    ///
+    /// # Errors
+    /// The device is gone or the socket broken: nothing is sent through it any more, and control hears of it. A full or busy device is no
+    /// error.
+    fn commit(&mut self) -> io::Result<()>;
+
+    /// Takes back what was reserved since the last commit.
+    fn rollback(&mut self);
+}
+
+/// What the lock of a lane protects.
+pub(crate) struct LaneState {
+    pub(crate) outlet: Box<dyn Outlet>,
+    /// Nothing is sent any more.
+    pub(crate) broken: bool,
+}
+
+/// One outlet, shared by all workers through the table; they `try_lock` it as they do receive rings.
+pub struct Lane {
+    pub(crate) state: Mutex<LaneState>,
+    pub(crate) features: u64,
+    pub(crate) header_len: usize,
+}
+
+impl Lane {
+    /// `features`: virtio feature bits (`NET_GUEST_*`) that say which offloads the other side does by itself; 0: frames go out complete.
+    /// `header_len`: length in bytes of the virtio-net header that it wants in front of each frame: 0, 10 or 12.
+    #[must_use]
+    pub fn new(outlet: Box<dyn Outlet>, header_len: usize, features: u64) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(LaneState { outlet, broken: false }), features, header_len })
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lane(header {}, features {:#x})", self.header_len, self.features)
+    }
+}

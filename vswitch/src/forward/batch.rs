@@ -224,8 +224,6 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Snapshot, guard and look-up: every frame ends up in a group or in the tally of discards.
-    ///
-    /// Part of its callers: what is constant there stays in registers.
     #[inline(always)]
     fn sort(&mut self, batch: &Batch<'_>) {
         // Never more, but the compiler need not look each time.
@@ -264,7 +262,6 @@ impl Run<'_> {
                     plain: true,
                     group_addressed: false,
                     domain: port.domain,
-                    bucket: 0,
                     hash: 0,
                 };
             } else if let Err(reason) = self.inspect(i, len, head_len) {
@@ -310,7 +307,6 @@ impl Run<'_> {
             plain: passed.offload.is_plain(),
             group_addressed: false,
             domain: passed.domain,
-            bucket: 0,
             hash: 0,
         };
         let mut offload = passed.offload;
@@ -535,10 +531,11 @@ impl Run<'_> {
     /// The bucket of frame `i` at the uplink `port`, which is remembered.
     fn bucket(&mut self, i: usize, port: &Port) -> u8 {
         let PortKind::Uplink(uplink) = &port.kind else { return 0 };
-        let frame = &mut self.scratch.frames[i];
+        let frame = &self.scratch.frames[i];
         let head = self.scratch.snaps[i].head(usize::from(frame.start), usize::from(frame.head_len));
-        frame.bucket = bucket_of(uplink.balance, head, frame.len as usize);
-        frame.bucket
+        let bucket = bucket_of(uplink.balance, head, frame.len as usize);
+        self.scratch.buckets[i] = bucket;
+        bucket
     }
 
     /// Counts which unicast frames went to an uplink.
@@ -562,7 +559,7 @@ impl Run<'_> {
     }
 
     /// Delivers all groups; returns how many octets were written.
-    #[inline(always)]
+    #[inline]
     fn deliver(&mut self, batch: &Batch<'_>, stats: &WorkerStats) -> u64 {
         if self.table.has_uplinks {
             self.count_wire();
@@ -611,6 +608,7 @@ impl Run<'_> {
             snaps: &scratch.snaps[..],
             frames: &scratch.frames,
             offloads: &scratch.offloads,
+            buckets: &scratch.buckets,
             edit: &mut scratch.edit,
             segment: &mut scratch.segment,
             events: self.events,

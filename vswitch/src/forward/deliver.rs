@@ -39,6 +39,7 @@ pub(super) struct Courier<'a> {
     pub snaps: &'a [Snap],
     pub frames: &'a [Frame],
     pub offloads: &'a [Validated],
+    pub buckets: &'a [u8],
     pub edit: &'a mut [u8; HEAD_CAPACITY],
     pub segment: &'a mut [u8; HEAD_CAPACITY],
     pub events: &'a Events,
@@ -188,17 +189,29 @@ impl Courier<'_> {
         let mut count = 0;
         let mut at = job.first;
         while at != NONE {
-            let frame = &self.frames[usize::from(at)];
-            count += u64::from(is_for(job, port, frame));
-            at = frame.next;
+            let i = usize::from(at);
+            count += u64::from(self.is_for(job, port, i));
+            at = self.frames[i].next;
         }
         let cell = port.state.stats.cell(self.worker);
         cell.offered.add(count);
         cell.discard(DiscardReason::ReceiverDown, count);
     }
 
+    /// Whether frame `i` of a list for a whole port goes to the pair of this job.
+    fn is_for(&self, job: &Job, port: &Port, i: usize) -> bool {
+        !job.by_flow || {
+            let to = if port.is_uplink() {
+                port.lane_for(self.buckets[i])
+            } else {
+                port.pair_by_hash(self.frames[i].hash)
+            };
+            to.is_some_and(|enabled| enabled.pair == job.pair)
+        }
+    }
+
     /// Writes the frames of a job. An error means that the ring is broken; nothing of this job is then published.
-    #[inline]
+    #[inline(always)]
     fn push_all(
         &mut self,
         delivery: &mut impl Put,
@@ -216,7 +229,7 @@ impl Courier<'_> {
             let i = usize::from(at);
             let frame = &frames[i];
             at = frame.next;
-            if job.by_flow && !is_for(job, port, frame) {
+            if job.by_flow && !self.is_for(job, port, i) {
                 continue;
             }
             inject::point("forward::push");
@@ -338,14 +351,6 @@ fn push_plain(
     let slices = if len == 0 { &[][..] } else { batch.chain(i).readable };
     let tail = Tail { slices, skip: usize::from(frame.skip), len };
     out.count(delivery.push(&PLAIN_HEADER, head, tail), frame.len, frame.group_addressed)
-}
-
-/// Whether a frame of a list for a whole port goes to the pair of this job.
-fn is_for(job: &Job, port: &Port, frame: &Frame) -> bool {
-    !job.by_flow || {
-        let to = if port.is_uplink() { port.lane_for(frame.bucket) } else { port.pair_by_hash(frame.hash) };
-        to.is_some_and(|enabled| enabled.pair == job.pair)
-    }
 }
 
 /// The ring, unless another worker keeps it. A lock that a panic left behind is taken over: the delivery was rolled back when

@@ -38,7 +38,7 @@ const _: () = assert!(FRAME_AT + SNAPSHOT_LEN_IPS <= SNAP_LEN);
 impl Snap {
     /// Copies the virtio-net header (`header_len` bytes) and the first `head_len` bytes of the frame out of guest memory:
     /// the only time that either is read. The chain must hold that many.
-    #[inline]
+    #[inline(always)]
     pub(super) fn fill(&mut self, batch: &Batch<'_>, i: usize, header_len: usize, head_len: usize) {
         let (first, _) = batch.front(i);
         if first.len() < header_len + head_len {
@@ -153,8 +153,6 @@ pub(super) struct Frame {
     /// Broadcast or multicast.
     pub group_addressed: bool,
     pub domain: DomainIndex,
-    /// Bucket, where an uplink with several lanes needs one.
-    pub bucket: u8,
     /// Flow hash, where a port with several pairs needs one.
     pub hash: u32,
 }
@@ -174,7 +172,6 @@ const NO_FRAME: Frame = Frame {
     plain: true,
     group_addressed: false,
     domain: DomainIndex(0),
-    bucket: 0,
     hash: 0,
 };
 
@@ -212,6 +209,8 @@ pub(super) struct Scratch {
     pub snaps: Box<[Snap; BATCH_MAX]>,
     pub frames: [Frame; BATCH_MAX],
     pub offloads: [Validated; BATCH_MAX],
+    /// Bucket of each frame, where an uplink with several lanes needs one.
+    pub buckets: [u8; BATCH_MAX],
     groups: [Group; BATCH_MAX],
     groups_count: usize,
     /// Per receive ring: number of the batch in which it got a group (upper bits), and the group.
@@ -230,6 +229,7 @@ impl Scratch {
             snaps: Box::new([const { Snap([0; SNAP_LEN]) }; BATCH_MAX]),
             frames: [NO_FRAME; BATCH_MAX],
             offloads: [Validated::PLAIN; BATCH_MAX],
+            buckets: [0; BATCH_MAX],
             groups: [Group { egress: Egress::Members(DomainIndex(0)), first: NONE, last: NONE }; BATCH_MAX],
             groups_count: 0,
             marks: Vec::new(),

@@ -15,13 +15,14 @@ use avio_tests::{Failure, Result};
 use avio_tools::client::Client;
 use avio_tools::pktgen::frame::{FrameSpec, Template, Transport};
 use avio_tools::pktgen::options::Options as PktgenOptions;
+use serde::{Deserialize, Serialize};
 
-use super::machine::Machine;
 use super::report::spread;
 use super::{GUEST_CORE, SWITCH_CORE, avio, process};
 use crate::rig::{BATCH, Rig, Shape};
 
 /// One figure with its meaning.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figure {
     /// What was measured.
     pub what: String,
@@ -38,25 +39,18 @@ const SILENCE: Duration = Duration::from_millis(10);
 /// Time of the run with two workers.
 const PAIRS_RUN_S: f64 = 5.0;
 
-/// All figures.
-///
-/// # Errors
-/// When the daemon does not start or loses a frame that must arrive.
-pub fn measure(machine: &Machine) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
-    for port_count in [16, 64] {
-        machine.ensure_wanted()?;
-        figures.push(idle(port_count)?);
-    }
-    machine.ensure_wanted()?;
-    figures.push(first_frame()?);
-    machine.ensure_wanted()?;
-    figures.push(memory(100)?);
-    machine.ensure_wanted()?;
-    figures.push(two_workers()?);
-    figures.push(addresses());
-    Ok(figures)
-}
+/// A figure's name for `--only`, and how it is taken.
+type Taker = (&'static str, fn() -> Result<Figure>);
+
+/// All of them, in the order in which they are shown. A name begins with `idle`, so that one word takes them all.
+pub const FIGURES: [Taker; 6] = [
+    ("idle-16", || idle(16)),
+    ("idle-64", || idle(64)),
+    ("idle-first-frame", first_frame),
+    ("idle-memory", || memory(100)),
+    ("idle-two-workers", two_workers),
+    ("idle-addresses", || Ok(addresses())),
+];
 
 /// Time per frame with few and many ports and addresses, on one thread: what the look-up costs, without the cores' distance.
 fn addresses() -> Figure {

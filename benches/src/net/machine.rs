@@ -10,8 +10,6 @@ use avio_tests::failure::ensure;
 use avio_tests::{Failure, Result};
 use rustix::process::Signal;
 
-use super::options::Options;
-
 /// Huge pages of 2 MiB that the peers need: 512 MiB for OVS, 768 for testpmd as a switch, 192 for each of three testpmd
 /// guests.
 const HUGE_PAGES: u64 = 1000;
@@ -29,11 +27,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Sets everything up.
+    /// Sets everything up; `huge_pages`: for the peers.
     ///
     /// # Errors
     /// Fewer than two cores, or no right to have huge pages.
-    pub fn prepare(options: &Options) -> Result<Self> {
+    pub fn prepare(huge_pages: bool) -> Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
         ensure(cores >= 2, || format!("{cores} core: a switch and its guests need one each"))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -49,7 +47,7 @@ impl Machine {
             eprintln!("bench-net: no priority over other sessions (/proc/self/autogroup: {e})");
         }
         let mut machine = Self { huge_pages: None, stop, facts: facts(cores) };
-        if options.wants_target("ovs") || options.wants_target("testpmd") {
+        if huge_pages {
             machine.take_huge_pages()?;
         }
         Ok(machine)
@@ -101,6 +99,14 @@ fn facts(cores: usize) -> String {
         let line = text.lines().find(|line| line.starts_with("model name"))?;
         Some(line.split(':').nth(1)?.trim().to_owned())
     });
+    let mhz = mhz().map_or_else(String::new, |mhz| format!(" at {mhz:.0} MHz"));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{cores} x {}, Linux {}", model.unwrap_or_else(|| "unknown processor".into()), kernel.trim())
+    format!("{cores} x {}{mhz}, Linux {}", model.unwrap_or_else(|| "unknown processor".into()), kernel.trim())
+}
+
+/// Rate at which the processor's cycle counter runs, in MHz; in a guest that is what the kernel shows.
+pub fn mhz() -> Option<f64> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("cpu MHz"))?;
+    line.split(':').nth(1)?.trim().parse().ok()
 }

@@ -11,6 +11,7 @@ mod options;
 mod ovs;
 mod probe;
 mod process;
+mod record;
 mod report;
 mod rows;
 mod stand;
@@ -57,22 +58,30 @@ pub fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result {
     let begin = Instant::now();
-    let machine = Machine::prepare(options)?;
-    let mut report = Report::new(options, &machine);
+    let rows = rows(options.quick, options.against.is_some());
+    let figures = idle::FIGURES.iter().filter(|(name, _)| !options.quick && options.wants(name));
+    if options.list {
+        let names = rows.iter().map(|row| (row.name, row.title.as_str()));
+        for (name, title) in names.chain(idle::FIGURES.iter().map(|(name, _)| (*name, "ours only"))) {
+            println!("{name:<28} {title}");
+        }
+        return Ok(());
+    }
+    let wanted: Vec<&Row> = rows.iter().filter(|row| options.wants(row.name)).collect();
+    let has_peers = options.wants_target("ovs")
+        || options.wants_target("testpmd")
+        || wanted.iter().any(|row| matches!(row.client, rows::Client::Testpmd(..)));
+    let machine = Machine::prepare(has_peers && !wanted.is_empty())?;
+    let mut report = Report::new(options, &machine)?;
     let mut stand = Stand::empty(options);
-    for row in rows(options.quick, options.against.is_some()).iter().filter(|row| options.wants(row.name)) {
+    for row in wanted {
         machine.ensure_wanted()?;
         eprintln!("== {} ({:.0} s since the start)", row.title, begin.elapsed().as_secs_f64());
         match measure(&mut stand, &machine, options, row) {
-            Ok(results) => {
-                print!("{}", report.add(row, results));
-                if !options.quick {
-                    report.write()?;
-                }
-            }
+            Ok(results) => print!("{}", report.add(row, Ok(results))?),
             Err(failure) if machine.ensure_wanted().is_ok() => {
                 eprintln!("   {} could not be measured: {failure}", row.title);
-                report.add_failure(row, &failure);
+                report.add(row, Err(&failure))?;
                 // Whatever is left of the processes is of no use for the next row.
                 stand = Stand::empty(options);
             }
@@ -80,16 +89,13 @@ fn run(options: &Options) -> Result {
         }
     }
     drop(stand);
-    if !options.quick {
-        if options.wants("idle") {
-            for figure in idle::measure(&machine)? {
-                println!("{}: {}", figure.what, figure.value);
-                report.add_figure(figure);
-            }
-        }
-        report.write()?;
+    for (name, take) in figures {
+        machine.ensure_wanted()?;
+        let figure = take()?;
+        println!("{}: {}", figure.what, figure.value);
+        report.add_figure(name, figure)?;
     }
-    println!("{}", report.summary(begin.elapsed()));
+    println!("{}", report.summary(&rows, begin.elapsed()));
     Ok(())
 }
 

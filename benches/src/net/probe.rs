@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::{GUEST_CORE, SWITCH_CORE};
 
 /// Round trips per sample.
@@ -18,7 +20,7 @@ const NEAR_NS: f64 = 80.0;
 const FAR_NS: f64 = 500.0;
 
 /// Where the cores were.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Distance {
     /// One cache between them.
     Near,

@@ -11,14 +11,18 @@ use std::time::Duration;
 use avio_tests::{Failure, Result};
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::idle::Figure;
-use super::machine::Machine;
+use super::idle::{self, Figure};
+use super::machine::{self, Machine};
 use super::options::Options;
 use super::probe::Distance;
-use super::rows::{Metric, Row};
+use super::record::{self, Record, Taken};
+use super::rows::{Metric, Row, rows};
 use super::svg::{Bars, Group};
 use super::target::Target;
 use super::window::{Results, Sample};
+
+/// The file beside the report.
+const RECORD: &str = "net.json";
 
 /// Median and extremes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +54,16 @@ pub fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
 pub struct Report {
     folder: PathBuf,
     facts: String,
+    mhz: f64,
+    writes: bool,
+    record: Record,
+    /// Names of what this run measured.
+    measured: Vec<String>,
+}
+
+/// What the rows in the record amount to.
+#[derive(Default)]
+struct Page {
     text: String,
     verdicts: Vec<String>,
     plots: Vec<(String, Bars)>,
@@ -57,41 +71,148 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty one.
-    pub fn new(options: &Options, machine: &Machine) -> Self {
-        Self {
-            folder: options.results.clone(),
+    /// With what earlier runs found, if this one adds to it.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn new(options: &Options, machine: &Machine) -> Result<Self> {
+        let folder = options.results.clone();
+        let record = if options.writes() { Record::read(&folder.join(RECORD))? } else { Record::default() };
+        Ok(Self {
+            folder,
             facts: machine.facts.clone(),
-            text: String::new(),
-            verdicts: Vec::new(),
-            plots: Vec::new(),
-            sizes: Vec::new(),
-        }
+            mhz: machine::mhz().unwrap_or(0.0),
+            writes: options.writes(),
+            record,
+            measured: Vec::new(),
+        })
     }
 
     /// Adds a row; returns its table.
-    pub fn add(&mut self, row: &Row, results: Vec<Results>) -> String {
-        let mut text = format!("\n### {}\n\n{}\n", row.title, table(row, &results));
-        for verdict in verdicts(row, &results) {
-            let _ = writeln!(text, "\n{verdict}");
-            self.verdicts.push(verdict);
-        }
-        self.plot(row, &results);
-        self.text += &text;
-        text
-    }
-
-    /// Adds a row that could not be measured.
-    pub fn add_failure(&mut self, row: &Row, failure: &Failure) {
-        let line = format!("{}: could not be measured: {failure}", row.title);
-        let _ = write!(self.text, "\n### {}\n\nCould not be measured: {failure}\n", row.title);
-        self.verdicts.push(line);
+    ///
+    /// # Errors
+    /// When the report cannot be written.
+    pub fn add(&mut self, row: &Row, found: std::result::Result<Vec<Results>, &Failure>) -> Result<String> {
+        let failure = found.as_ref().err().map(|failure| failure.to_string());
+        let results = found.unwrap_or_default();
+        let taken = Taken { when: record::now(), facts: self.facts.clone(), results, failure };
+        let mut page = Page::default();
+        page.add(row, &taken, self.mhz);
+        self.record.rows.insert(row.name.to_owned(), taken);
+        self.measured.push(row.name.to_owned());
+        self.write()?;
+        Ok(page.text)
     }
 
     /// Adds a single figure.
-    pub fn add_figure(&mut self, figure: Figure) {
-        let _ = write!(self.text, "\n### {}\n\n{}\n", figure.what, figure.value);
-        self.verdicts.push(format!("{}: {}", figure.what, figure.value));
+    ///
+    /// # Errors
+    /// When the report cannot be written.
+    pub fn add_figure(&mut self, name: &str, figure: Figure) -> Result {
+        self.record.figures.insert(name.to_owned(), figure);
+        self.measured.push(name.to_owned());
+        self.write()
+    }
+
+    fn page(&self, rows: &[Row], wanted: impl Fn(&str) -> bool) -> Page {
+        let mut page = Page::default();
+        for row in rows.iter().filter(|row| wanted(row.name)) {
+            if let Some(taken) = self.record.rows.get(row.name) {
+                page.add(row, taken, self.mhz);
+            }
+        }
+        for (name, _) in idle::FIGURES.iter().filter(|(name, _)| wanted(name)) {
+            if let Some(Figure { what, value }) = self.record.figures.get(*name) {
+                let _ = write!(page.text, "\n### {what}\n\n{value}\n");
+                page.verdicts.push(format!("{what}: {value}"));
+            }
+        }
+        page
+    }
+
+    /// Writes `net.md`, the plots and the record, unless this run says nothing about all peers.
+    fn write(&self) -> Result {
+        if !self.writes {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.folder)?;
+        self.record.write(&self.folder.join(RECORD))?;
+        let Page { text: rows, mut verdicts, plots: bars, sizes } = self.page(&rows(false, false), |_| true);
+        verdicts.extend(self.crowd());
+        let mut plots = String::new();
+        let rates = Bars { title: "Frames received per second, millions".into(), groups: sizes };
+        let all =
+            std::iter::once(("rates".to_owned(), &rates)).chain(bars.iter().map(|(n, b)| (n.clone(), b)));
+        for (name, bars) in all.filter(|(_, bars)| !bars.groups.is_empty()) {
+            let file = format!("net-{name}.svg");
+            fs::write(self.folder.join(&file), bars.svg())?;
+            let _ = writeln!(plots, "![{}]({file})", bars.title);
+        }
+        let mut text = format!(
+            "# Guest to guest, beside peers\n\nWritten by `make bench-net`; how it measures is told in [performance](../../docs/performance.md), \
+             every window is in [{RECORD}]({RECORD}).\n{}. One switch thread on core 1, guests on core 0; frames counted at the receiver.\n\n\
+             ## Ratios\n\n",
+            self.facts
+        );
+        for verdict in &verdicts {
+            let _ = writeln!(text, "- {verdict}");
+        }
+        let _ = write!(
+            text,
+            "\n## Rows\n\nMedian (smallest to largest; windows). *Crossing*: what a cache line takes between the two cores. *Cycles*: of the\n\
+             switch's core per frame that arrived, waiting included. *Empty*: share of the receiver's polls that found nothing; above 80 %\n\
+             the switch is the bottleneck, near 0 the guest is. *Wrong*: frames corrupt, doubled or out of order. *Thrown away*: windows\n\
+             in which somebody waited for a processor or the cores moved.\n{rows}\n## Plots\n\n{plots}"
+        );
+        fs::write(self.folder.join("net.md"), text)?;
+        Ok(())
+    }
+
+    /// What a frame costs with many active ports, compared with two.
+    fn crowd(&self) -> Option<String> {
+        let mpps = |name: &str| {
+            let results = &self.record.rows.get(name)?.results;
+            let ours = results.iter().find(|r| r.target == Target::Avio)?;
+            spread(ours.samples.iter().map(|s| s.value(Metric::Mpps))).map(|s| s.median)
+        };
+        let (two, sixteen, many) = (mpps("size-64")?, mpps("ports-16")?, mpps("ports-64")?);
+        Some(format!(
+            "64 B, time per frame with 16 and 64 active ports, ours to itself with 2: {:.2}x, {:.2}x (goal <= 1.10; the guests, all on \
+             one core, grow with the ports)",
+            two / sixteen,
+            two / many
+        ))
+    }
+
+    /// One line per ratio of this run.
+    pub fn summary(&self, rows: &[Row], elapsed: Duration) -> String {
+        let mut text = format!("\nRatios, ours to the peer's ({:.0} s):\n", elapsed.as_secs_f64());
+        for verdict in self.page(rows, |name| self.measured.iter().any(|n| n == name)).verdicts {
+            let _ = writeln!(text, "  {verdict}");
+        }
+        text
+    }
+}
+
+impl Page {
+    fn add(&mut self, row: &Row, taken: &Taken, mhz: f64) {
+        let _ = write!(
+            self.text,
+            "\n### {}\n\n`--only {}`, {}, {}\n",
+            row.title, row.name, taken.when, taken.facts
+        );
+        if let Some(failure) = &taken.failure {
+            let line = format!("Could not be measured: {failure}");
+            let _ = write!(self.text, "\n{line}\n");
+            self.verdicts.push(format!("{}: {line}", row.title));
+            return;
+        }
+        let _ = write!(self.text, "\n{}\n", table(row, &taken.results, mhz));
+        for verdict in verdicts(row, &taken.results) {
+            let _ = writeln!(self.text, "\n{verdict}");
+            self.verdicts.push(verdict);
+        }
+        self.plot(row, &taken.results);
     }
 
     fn plot(&mut self, row: &Row, results: &[Results]) {
@@ -123,56 +244,13 @@ impl Report {
             self.plots.push((row.name.to_owned(), Bars { title, groups: groups.collect() }));
         }
     }
-
-    /// Writes `net.md` and the plots.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub fn write(&self) -> Result {
-        fs::create_dir_all(&self.folder)?;
-        let mut plots = String::new();
-        let rates = Bars { title: "Frames received per second, millions".into(), groups: self.sizes.clone() };
-        let all = std::iter::once(("rates".to_owned(), &rates))
-            .chain(self.plots.iter().map(|(n, b)| (n.clone(), b)));
-        for (name, bars) in all.filter(|(_, bars)| !bars.groups.is_empty()) {
-            let file = format!("net-{name}.svg");
-            fs::write(self.folder.join(&file), bars.svg())?;
-            let _ = writeln!(plots, "![{}]({file})", bars.title);
-        }
-        let mut text = format!(
-            "# Guest to guest, beside peers\n\nWritten by `make bench-net`; how it measures is told in [performance](../../docs/performance.md).\n\
-             {}. One switch thread on core 1, guests on core 0; frames counted at the receiver.\n\n## Ratios\n\n",
-            self.facts
-        );
-        for verdict in &self.verdicts {
-            let _ = writeln!(text, "- {verdict}");
-        }
-        let _ = write!(
-            text,
-            "\n## Rows\n\nMedian (smallest to largest; windows). *Crossing*: what a cache line takes between the two cores. *Empty*: share\n\
-             of the receiver's polls that found nothing; above 80 % the switch is the bottleneck, near 0 the guest is. *Thrown away*:\n\
-             windows in which somebody waited for a processor or the cores moved.\n{}\n## Plots\n\n{plots}",
-            self.text
-        );
-        fs::write(self.folder.join("net.md"), text)?;
-        Ok(())
-    }
-
-    /// One line per ratio.
-    pub fn summary(&self, elapsed: Duration) -> String {
-        let mut text = format!("\nRatios, ours to the peer's ({:.0} s):\n", elapsed.as_secs_f64());
-        for verdict in &self.verdicts {
-            let _ = writeln!(text, "  {verdict}");
-        }
-        text
-    }
 }
 
 fn of(results: &Results, distance: Option<Distance>) -> impl Iterator<Item = &Sample> {
     results.samples.iter().filter(move |s| s.distance == distance)
 }
 
-fn table(row: &Row, results: &[Results]) -> String {
+fn table(row: &Row, results: &[Results], mhz: f64) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header([
@@ -181,6 +259,7 @@ fn table(row: &Row, results: &[Results]) -> String {
         "near",
         "far",
         "disturbed",
+        "cycles",
         "crossing ns",
         "empty",
         "wrong",
@@ -196,6 +275,11 @@ fn table(row: &Row, results: &[Results]) -> String {
             let first = i == 0;
             let only_first = |text: String| if first { text } else { String::new() };
             let crossing = spread(r.samples.iter().map(|s| s.crossing_ns));
+            let rate = spread(r.samples.iter().map(|s| s.value(Metric::Mpps)));
+            let cycles = match rate {
+                Some(s) if s.median > 0.0 && !metric.is_time() => format!("{:.0}", mhz / s.median),
+                _ => "–".to_owned(),
+            };
             let empty = spread(r.samples.iter().map(|s| s.reading.empty_share));
             table.add_row([
                 only_first(format!("{}{load}", r.target.name())),
@@ -203,6 +287,7 @@ fn table(row: &Row, results: &[Results]) -> String {
                 cell(Some(Distance::Near)),
                 cell(Some(Distance::Far)),
                 cell(None),
+                only_first(cycles),
                 only_first(crossing.map_or_else(String::new, |s| format!("{:.0}–{:.0}", s.min, s.max))),
                 only_first(match empty {
                     Some(s) if s.median >= 0.0 => format!("{:.0} %", s.median * 100.0),

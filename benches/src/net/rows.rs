@@ -150,6 +150,7 @@ fn sizes(quick: bool) -> Vec<Row> {
     ];
     if !quick {
         rows.insert(1, own("size-512", "512 B", "--size 512", vec![]));
+        rows.push(own("imix", "IMIX (7 x 60, 4 x 590, 1 x 1,514 B)", "--pattern imix", vec![]));
         rows.push(own("flows-10000", "64 B, 10,000 flows", "--size 64 --flows 10000", vec![]));
         rows.push(Row {
             metrics: LATENCY,

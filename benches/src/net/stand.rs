@@ -14,6 +14,7 @@ use avio_tests::{Failure, Result};
 use avio_tools::pktgen;
 use avio_tools::pktgen::lane::Port;
 use avio_tools::pktgen::options::{Options as PktgenOptions, Plan};
+use serde::{Deserialize, Serialize};
 
 use super::options::Options;
 use super::ovs::Ovs;
@@ -65,7 +66,7 @@ pub struct Stand {
 }
 
 /// What one window gave.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Reading {
     /// Frames received per second, in millions.
     pub mpps: f64,
@@ -89,7 +90,7 @@ impl Stand {
             switches: Vec::new(),
             shape: Shape::default(),
             window: options.window(),
-            warmup: Duration::from_millis(if options.quick { 150 } else { 250 }),
+            warmup: Duration::from_millis(150),
             wanted: wanted.into_iter().filter(|f| options.wants_target(f.name())).collect(),
             other: options.against.clone().unwrap_or_default(),
         }

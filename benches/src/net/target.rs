@@ -1,5 +1,7 @@
 //! What is compared: switches, and the modes of the one that has several.
 
+use serde::{Deserialize, Serialize};
+
 /// A program that switches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -26,7 +28,7 @@ impl Family {
 }
 
 /// A family in one of its modes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
     /// As shipped: forwarding by address, anti-spoofing on, all counters; `poll = "always"`.
     Avio,

@@ -1,6 +1,7 @@
 //! Rounds of windows: each target in turn, the distance of the cores probed between them, disturbed windows repeated.
 
 use avio_tests::Result;
+use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
 use super::options::Options;
@@ -13,7 +14,7 @@ use super::target::Target;
 const WAITED_SHARE_MAX: f64 = 0.05;
 
 /// One window that counts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Sample {
     /// Round in which it was taken.
     pub round: u32,
@@ -38,7 +39,7 @@ impl Sample {
 }
 
 /// All windows of one target at one load.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
     /// Which.
     pub target: Target,

@@ -103,6 +103,14 @@ impl<D: Definitions> Daemon<D> {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn restart(&mut self) -> Result {
+        self.restart_with(&[], READY_S)
+    }
+
+    /// As [`Daemon::restart`], with further variables in its environment and so many seconds to get ready.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn restart_with(&mut self, environment: &[(&str, &str)], seconds: u64) -> Result {
         self.console = None;
         self.starts += 1;
         let mut command = command(match &self.binary {
@@ -110,9 +118,10 @@ impl<D: Definitions> Daemon<D> {
             None => program(D::PROGRAM)?,
         });
         self.add_folders(&mut command);
+        command.envs(environment.iter().copied());
         let name = if self.binary.is_some() { "other" } else { D::PROGRAM };
         let mut console = Console::spawn(&format!("{name}-{}", self.starts), &mut command)?;
-        console.wait_for("ready", READY_S)?;
+        console.wait_for("ready", seconds)?;
         self.console = Some(console);
         Ok(())
     }

@@ -13,6 +13,7 @@ pub mod disk_guest;
 pub mod failure;
 pub mod frames;
 pub mod guest_image;
+pub mod initiator;
 pub mod linux_guest;
 pub mod qemu;
 pub mod qmp;

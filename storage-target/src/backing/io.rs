@@ -74,6 +74,8 @@ struct Running {
     deadline: Instant,
     /// Its completion was given out without its memory; the kernel still has it.
     given_up: bool,
+    /// It is a read that was cancelled for its lateness and that the kernel still has.
+    late: bool,
 }
 
 /// A worker's access to backings.
@@ -106,11 +108,12 @@ impl Io {
         }
     }
 
-    /// Accesses that are pending, those included that were given up and that the kernel still has.
+    /// Accesses that are pending, those included that were given up and that the kernel still has, and those whose completion
+    /// waits to be taken by [`reap`](Self::reap).
     #[inline]
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.running.len() - self.free.len()
+        self.running.len() - self.free.len() + self.completions.len()
     }
 
     /// Begins an access of `len` bytes at `offset`. The caller has checked the range against the size.
@@ -161,6 +164,7 @@ impl Io {
             bounced: None,
             deadline: now + timeout,
             given_up: false,
+            late: false,
         };
         let index = self.add(running);
         if delay.is_zero() {
@@ -219,6 +223,10 @@ impl Io {
 
     /// Sleeps until an access completes, the epoll set `set` has something, or `timeout` is over.
     pub fn wait(&mut self, set: BorrowedFd<'_>, timeout: Option<Duration>) -> Woken {
+        if !self.completions.is_empty() {
+            // What was taken back is complete without the kernel.
+            return Woken { kicked: false, completed: true };
+        }
         let now = Instant::now();
         let due = self.running.iter().flatten().filter_map(|r| match r.step {
             Step::Held(at) => Some(at.saturating_duration_since(now)),
@@ -425,6 +433,9 @@ impl Io {
         if matches!(running.step, Step::Held(_)) {
             self.held_count -= 1;
         }
+        if running.late {
+            running.backing.stuck.fetch_sub(1, Ordering::Relaxed);
+        }
         let mut memory = std::mem::replace(&mut running.memory, Memory::None);
         if let Some(guest) = running.bounced.take() {
             if let (Memory::Own(own), Memory::Guest(pieces), Access::Read, Ok(())) =
@@ -451,6 +462,10 @@ impl Io {
                 (Step::Held(_), _) => self.finish(index as u32, Err(IoError::TimedOut)),
                 (_, Access::Read) if running.bounced.is_none() => {
                     running.deadline = now + Duration::from_secs(1);
+                    if !std::mem::replace(&mut running.late, true) {
+                        // Until it is back, whatever else is asked of the backing fails at once.
+                        running.backing.stuck.fetch_add(1, Ordering::Relaxed);
+                    }
                     if let Some(ring) = &mut self.ring {
                         ring.cancel(index as u64);
                     }

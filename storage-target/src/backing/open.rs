@@ -118,6 +118,7 @@ fn flags(options: &OpenOptions, writes_through: bool, direct: bool, exclusive: b
 fn open_path(spec: &BackingSpec, path: &Path, flags: OFlags) -> Result<OwnedFd, OpenError> {
     open(path, flags, Mode::empty()).or_else(|errno| match errno {
         Errno::NOENT => refuse(spec, "there is no such file; create it, or correct the path"),
+        Errno::ISDIR => refuse(spec, "it is a folder; name an image file in it"),
         Errno::BUSY => refuse(spec, "it is mounted or in use; unmount it, or end what uses it"),
         Errno::ACCESS | Errno::PERM | Errno::ROFS => {
             refuse(spec, format_args!("{errno}; give the daemon the right to it, or set readonly = true"))
@@ -140,6 +141,15 @@ fn open_file(
         FileType::BlockDevice => return refuse(spec, "it is a block device; write disk: or lv: instead"),
         FileType::Directory => return refuse(spec, "it is a folder; name an image file in it"),
         _ => return refuse(spec, "it is no regular file; name an image file"),
+    }
+    let writes = !(options.readonly || options.dvd);
+    if writes && let Some(device) = loop_device_of((stat.st_dev, stat.st_ino)) {
+        return refuse(
+            spec,
+            format_args!(
+                "the host uses it through loop device {device}; unmount and detach that, or name it instead"
+            ),
+        );
     }
     take(spec, plain.as_fd(), !(options.readonly || options.dvd), options.patience)?;
     let block_size = if options.dvd { 2048 } else { options.block_size.unwrap_or(512) };
@@ -175,6 +185,18 @@ fn open_file(
         discards_read_zeroes: true,
     };
     Ok((Medium::File(medium), limits, size))
+}
+
+/// The loop device that the host has made of a file. Such a device takes no lock on it, so nothing else would tell.
+fn loop_device_of(identity: (u64, u64)) -> Option<String> {
+    let devices = fs::read_dir("/sys/block").ok()?;
+    devices.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| {
+        name.starts_with("loop")
+            && fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"))
+                .ok()
+                .and_then(|path| rustix::fs::stat(path.trim_end()).ok())
+                .is_some_and(|stat| (stat.st_dev, stat.st_ino) == identity)
+    })
 }
 
 /// Claims a file, waiting for the requests of a daemon that was killed.
@@ -236,6 +258,13 @@ fn open_device(
     let queue = |name: &str| -> Option<u64> {
         fs::read_to_string(format!("{sys}/queue/{name}")).ok()?.trim().parse().ok()
     };
+    // Whoever waits for a predecessor to let go does not wait for these.
+    if let Some(user) = user_of(&sys, (major, minor)) {
+        return refuse(
+            spec,
+            format_args!("it is mounted or in use: {user}; unmount it, or end what uses it"),
+        );
+    }
     let readonly = options.readonly || options.dvd;
     if !readonly && fs::read_to_string(format!("{sys}/ro")).is_ok_and(|ro| ro.trim() == "1") {
         return refuse(spec, "the device is read-only; set readonly = true");
@@ -267,6 +296,29 @@ fn open_device(
         discards_read_zeroes: queue("write_zeroes_max_bytes").is_some_and(|most| most > 0),
     };
     Ok((Medium::File(medium), limits, size))
+}
+
+/// What uses a block device or one of its partitions, for the operator: where it is mounted, or what is built on it.
+fn user_of(sys: &str, device: (u32, u32)) -> Option<String> {
+    let mut numbers = vec![format!("{}:{}", device.0, device.1)];
+    for entry in fs::read_dir(sys).ok()?.flatten() {
+        if entry.path().join("partition").exists()
+            && let Ok(number) = fs::read_to_string(entry.path().join("dev"))
+        {
+            numbers.push(number.trim().to_owned());
+        }
+    }
+    // proc_pid_mountinfo(5): the third field is the device, the fifth where it is mounted.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted = mounts.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(' ').take(5).collect();
+        (fields.len() == 5 && numbers.iter().any(|number| number == fields[2])).then(|| fields[4].to_owned())
+    });
+    let holder = || {
+        let mut holders = fs::read_dir(format!("{sys}/holders")).ok()?.flatten();
+        holders.next().map(|entry| format!("by {}", entry.file_name().to_string_lossy()))
+    };
+    mounted.map(|place| format!("at {place}")).or_else(holder)
 }
 
 fn claim_device(

@@ -188,7 +188,7 @@ fn what_is_wrong_with_a_path_is_said_in_one_line() {
     let image = Image::new("avio-tiny", 100);
     for (text, said) in [
         ("file:/nowhere/disk.img".to_owned(), "no such file"),
-        ("file:/tmp".to_owned(), "Is a directory"),
+        ("file:/tmp".to_owned(), "it is a folder"),
         ("file:/dev/null".to_owned(), "no regular file"),
         ("disk:/dev/null".to_owned(), "tapes and changers are not supported"),
         (format!("disk:{}", image.0.display()), "write file: instead"),

@@ -20,8 +20,10 @@ use crate::scsi::NexusName;
 
 /// A LUN as its adapter has it.
 pub(super) struct AdapterLun {
-    /// The definition, defaults filled in.
+    /// The definition, defaults filled in; its `backing` is what is there now.
     pub config: LunConfig,
+    /// The backing as the definition names it: in a drive there may be another medium.
+    pub defined: String,
     pub lun: Arc<Lun>,
     /// `None`: offline, or no medium.
     pub backing: Option<Arc<Backing>>,
@@ -58,6 +60,10 @@ pub(super) struct Adapter {
     pub storage: StorageConfig,
     pub endpoint: Option<EndpointId>,
     pub connected: bool,
+    /// A guest has been here since the daemon started.
+    pub seen: bool,
+    /// Something that its guest was to be told had no event queue to go to.
+    pub events_missed: bool,
     pub luns: BTreeMap<u8, AdapterLun>,
     pub rings: BTreeMap<u16, Ring>,
     pub queues: Vec<Arc<QueueStats>>,
@@ -72,6 +78,8 @@ impl Adapter {
             storage,
             endpoint: None,
             connected: false,
+            seen: false,
+            events_missed: false,
             luns: BTreeMap::new(),
             rings: BTreeMap::new(),
             queues,

@@ -31,6 +31,8 @@ pub(super) struct Opened {
     pub key: LunKey,
     pub config: LunConfig,
     pub spec: BackingSpec,
+    /// The backing as the definition names it: in a drive there may be another medium.
+    pub defined: String,
     /// `None`: a drive without a medium, or the same backing as another LUN that is open already.
     pub backing: Option<Arc<Backing>>,
     pub saved: Result<SavedState, String>,
@@ -43,6 +45,8 @@ pub(super) struct Wanted {
     pub key: LunKey,
     pub config: LunConfig,
     pub spec: BackingSpec,
+    /// A medium that somebody puts into the drive now, whatever was in it before.
+    pub inserted: bool,
 }
 
 /// The name under which the state of a LUN is kept: shared ones by their backing, others by their place.
@@ -58,8 +62,24 @@ pub(super) fn journal_name(key: &LunKey, config: &LunConfig) -> String {
 ///
 /// # Errors
 /// One line: which guest, which LUN, what would be right.
-pub(super) fn open(wanted: &Wanted, state_dir: &Path, patience: Duration) -> Result<Opened, String> {
-    let Wanted { key, config, spec } = wanted;
+pub(super) fn open(
+    wanted: &Wanted,
+    state_dir: &Path,
+    boot: &str,
+    patience: Duration,
+) -> Result<Opened, String> {
+    let Wanted { key, config, spec, inserted } = wanted;
+    let journal = journal::path_of(state_dir, &journal_name(key, config));
+    let saved = journal::read(&journal, boot);
+    let (defined, mut config, mut spec) = (config.backing.clone(), config.clone(), spec.clone());
+    // What is in a drive outlives the process, until the definition names something else.
+    let tray = saved.as_ref().ok().filter(|saved| !inserted && saved.backing == defined);
+    if let Some(text) = tray.and_then(|saved| saved.tray.as_deref())
+        && config.device == LunDevice::Dvd
+        && let Ok(now) = BackingSpec::parse(text)
+    {
+        (config.backing, spec) = (text.to_owned(), now);
+    }
     let options = OpenOptions {
         readonly: config.readonly,
         block_size: config.block_size,
@@ -67,13 +87,11 @@ pub(super) fn open(wanted: &Wanted, state_dir: &Path, patience: Duration) -> Res
         dvd: config.device == LunDevice::Dvd,
         patience,
     };
-    let backing = match spec {
+    let backing = match &spec {
         BackingSpec::Empty => None,
         spec => Some(Backing::open(spec, &options).map_err(|e| format!("{}: {e}", key.name()))?),
     };
-    let journal = journal::path_of(state_dir, &journal_name(key, config));
-    let saved = journal::read(&journal);
-    Ok(Opened { key: key.clone(), config: config.clone(), spec: spec.clone(), backing, saved, journal })
+    Ok(Opened { key: key.clone(), config, spec, defined, backing, saved, journal })
 }
 
 /// Serial number of a LUN that does not say: stable over restarts, another after a replacement.

@@ -21,6 +21,7 @@ use avio_host::blocking::{DEFAULT_THREADS, Helpers, Mailbox};
 use avio_host::config::{check, load, surroundings};
 use avio_host::control::{Access, Server};
 use avio_host::facility::Facilities;
+use avio_host::inject;
 use avio_host::options::DaemonOptions;
 use avio_host::service::Service;
 use avio_host::session::{Sessions, gid_of};
@@ -63,6 +64,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
         return Ok(());
     }
     avio_host::log::init().map_err(|e| e.to_string())?;
+    inject::arm_from_environment().map_err(|part| format!("AVIO_TEST_PANIC: `{part}` is not step:nth"))?;
     let config = load(&options.config, &around).map_err(|e| e.to_string())?;
     let group = options
         .control_group

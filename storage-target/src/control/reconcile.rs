@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use avio_host::blocking::answered;
 use avio_host::session::{Access, EndpointSpec, Role, gid_of, uid_of};
-use avio_proto::config::{BackingSpec, Config, Guest, SocketRole, StorageConfig};
+use avio_proto::config::{BackingSpec, Config, Guest, LunDevice, SocketRole, StorageConfig};
 
 use super::adapter::{Adapter, AdapterLun};
 use super::device;
+use super::journal;
 use super::lun::{self, EMPTY_DRIVE, LunKey, Opened, Wanted};
 use super::storage::{Done, Drained, Journal, Storage};
 use crate::adapter::AdapterId;
@@ -59,7 +60,7 @@ pub(super) fn wanted(config: &Config) -> Result<BTreeMap<LunKey, Wanted>, Vec<St
                     }
                 }
             }
-            all.insert(key.clone(), Wanted { key, config: lun, spec });
+            all.insert(key.clone(), Wanted { key, config: lun, spec, inserted: false });
         }
     }
     if errors.is_empty() { Ok(all) } else { Err(errors) }
@@ -70,7 +71,15 @@ impl Storage {
     pub fn start(&mut self, config: Config, patience: Duration) -> Result<Vec<String>, Vec<String>> {
         let wanted = wanted(&config)?;
         let missing = self.missing(&wanted);
-        let opened = missing.iter().map(|wanted| lun::open(wanted, &self.state_dir, patience)).collect();
+        let follows = journal::follow(&self.state_dir, &self.boot);
+        let open = |wanted: &Wanted| {
+            let mut opened = lun::open(wanted, &self.state_dir, &self.boot, patience)?;
+            if let Ok(saved) = &mut opened.saved {
+                saved.succeeds = follows;
+            }
+            Ok(opened)
+        };
+        let opened = missing.iter().map(open).collect();
         self.pending = Some(Pending { config });
         self.take_over(opened)
     }
@@ -80,9 +89,10 @@ impl Storage {
         let wanted = wanted(&config)?;
         let missing = self.missing(&wanted);
         self.pending = Some(Pending { config });
-        let (state_dir, reply) = (self.state_dir.clone(), self.mailbox.reply());
+        let (state_dir, boot) = (self.state_dir.clone(), self.boot.clone());
+        let reply = self.mailbox.reply();
         self.helpers.run(move || {
-            let open = |w| answered(|| lun::open(w, &state_dir, Duration::ZERO));
+            let open = |w| answered(|| lun::open(w, &state_dir, &boot, Duration::ZERO));
             let opened = missing.iter().map(open).collect();
             reply.send(Done::Opened(opened));
         });
@@ -94,11 +104,11 @@ impl Storage {
         let mut shared = BTreeSet::new();
         for entry in self.adapters.values().flat_map(|adapter| adapter.luns.values()) {
             if entry.config.share {
-                shared.insert(entry.config.backing.clone());
+                shared.insert(entry.defined.clone());
             }
         }
         let is_missing = |w: &&Wanted| match self.current(&w.key) {
-            Some(entry) => entry.config.backing != w.config.backing,
+            Some(entry) => entry.defined != w.config.backing,
             None => true,
         };
         let mut missing: Vec<Wanted> = wanted.values().filter(is_missing).cloned().collect();
@@ -159,23 +169,32 @@ impl Storage {
                 if let Some(entry) = adapter.luns.remove(&target) {
                     changes.push(format!("{}: removed", LunKey { nexus: nexus.clone(), target }.name()));
                     entry.lun.unit.detach(&nexus);
-                    removed.push((target, entry.lun.id));
+                    removed.push((target, entry.lun));
                 }
             }
             if !removed.is_empty() {
                 self.publish(id);
             }
             for (target, lun) in removed {
-                self.drain(lun, Some(id), Drained::Removed { adapter: id, target });
+                self.drain(lun.id, Some(id), Drained::Removed { adapter: id, target });
+                // Others that share it keep it, without what the one that is gone had reserved.
+                self.save(lun.id, lun.unit.version(), lun.unit.save(), None);
+                self.forget(lun.id);
             }
             if !kept.contains(&nexus)
-                && let Some(adapter) = self.adapters.get_mut(&id)
-                && let Some(endpoint) = adapter.endpoint.take()
+                && let Some(adapter) = self.adapters.remove(&id)
             {
                 changes.push(format!("{}: adapter removed", adapter.name()));
-                self.sessions.remove(endpoint);
-                self.broadcast(|| Command::RemoveAdapter(id));
-                self.adapters.remove(&id);
+                let (endpoint, connected) = (adapter.endpoint, adapter.connected);
+                if connected {
+                    // Its rings come back one by one, then it is gone.
+                    self.leaving.insert(id, adapter);
+                } else {
+                    self.broadcast(|| Command::RemoveAdapter(id));
+                }
+                if let Some(endpoint) = endpoint {
+                    self.sessions.remove(endpoint);
+                }
             }
         }
     }
@@ -221,14 +240,23 @@ impl Storage {
             }
             entry.config.readonly = config.readonly;
             entry.config.timeout_s = config.timeout_s;
+            entry.defined.clone_from(&config.backing);
             if let Some(found) = found {
                 changes.push(format!("{}: backing replaced by {}", key.name(), config.backing));
-                self.replace(id, key.target, found);
+                if config.device == LunDevice::Dvd {
+                    self.swap_medium(id, key.target, found);
+                } else {
+                    self.replace(id, key.target, found);
+                }
             }
             return;
         }
-        let config = wanted.config.clone();
-        let (lun, backing) = match (found, self.shared(&config.backing)) {
+        let mut config = wanted.config.clone();
+        let defined = config.backing.clone();
+        if let Some(found) = &found {
+            config.backing.clone_from(&found.config.backing);
+        }
+        let (lun, backing) = match (found, self.shared(&defined)) {
             (None, Some(shared)) if config.share => shared,
             (Some(found), _) => self.make(key, found),
             (None, _) => return,
@@ -239,6 +267,7 @@ impl Storage {
             cleared: Arc::default(),
             qos: Arc::new(Qos::new(config.iops, config.mib_per_s << 20)),
             config,
+            defined,
             lun,
             backing,
         };
@@ -255,13 +284,13 @@ impl Storage {
         self.adapters
             .values()
             .flat_map(|adapter| adapter.luns.values())
-            .find(|entry| entry.config.share && entry.config.backing == backing)
+            .find(|entry| entry.config.share && entry.defined == backing)
             .map(|entry| (Arc::clone(&entry.lun), entry.backing.clone()))
     }
 
     fn make(&mut self, key: &LunKey, opened: Opened) -> (Arc<Lun>, Option<Arc<crate::backing::Backing>>) {
         let id = self.new_lun_id();
-        let Opened { config, spec, mut backing, saved, journal, .. } = opened;
+        let Opened { config, spec, defined, mut backing, saved, journal, .. } = opened;
         let (saved, unreadable) = match saved {
             Ok(saved) => (saved, None),
             Err(why) => (SavedState::default(), Some(why)),
@@ -270,6 +299,7 @@ impl Storage {
         let limits = backing.as_ref().map_or(EMPTY_DRIVE, |backing| *backing.limits());
         let size = backing.as_ref().map_or(0, |backing| backing.size_bytes());
         let unit = lun::unit(&config, &serial, &limits, size, saved);
+        unit.set_backing(&defined);
         if let Some(why) = unreadable {
             tracing::error!("{}: {why}", key.name());
             unit.set_media(Media::Offline);
@@ -287,8 +317,9 @@ impl Storage {
     fn replace(&mut self, id: AdapterId, target: u8, opened: Opened) {
         let Some(adapter) = self.adapters.get(&id) else { return };
         let Some(entry) = adapter.luns.get(&target) else { return };
-        let (lun, running) = (Arc::clone(&entry.lun), adapter.connected);
-        if running {
+        let lun = Arc::clone(&entry.lun);
+        let has = |adapter: &Adapter| adapter.luns.values().any(|entry| entry.lun.id == lun.id);
+        if self.adapters.values().any(|adapter| adapter.connected && has(adapter)) {
             let key = LunKey { nexus: adapter.nexus.clone(), target };
             let generation = lun.unit.generation() + 1;
             let size = opened.backing.as_ref().map_or(0, |backing| backing.size_bytes());
@@ -297,6 +328,8 @@ impl Storage {
                 old: (entry.serial.clone(), entry.config.backing.clone(), lun.unit.capacity_bytes()),
                 new: (lun::serial(&key, &opened.config, generation), opened.config.backing.clone(), size),
             });
+            // Should the daemon die now, its successor opens the new store, and must not let the guest have it either.
+            self.save(lun.id, lun.unit.version(), lun.unit.save(), None);
         }
         self.drain(lun.id, None, Drained::Replaced { adapter: id, target, opened: Box::new(opened) });
     }
@@ -325,7 +358,6 @@ impl Storage {
         let config = opened.config.clone();
         let (lun, backing) = self.make(&key, Opened { saved: Ok(saved), ..opened });
         let (lun_id, state, version) = (lun.id, lun.unit.save(), lun.unit.version());
-        self.journals.remove(&old.id);
         let after = lun.unit.capacity_bytes();
         let sharing: Vec<AdapterId> = self
             .adapters
@@ -335,58 +367,105 @@ impl Storage {
             .collect();
         for id in sharing {
             let Some(adapter) = self.adapters.get_mut(&id) else { continue };
-            for (number, entry) in adapter.luns.iter_mut().filter(|(_, entry)| entry.lun.id == old.id) {
-                entry.lun = Arc::clone(&lun);
-                entry.backing = backing.clone();
-                entry.serial = lun.unit.profile().serial.clone();
-                entry.config.backing = config.backing.clone();
-                let _ = number;
+            // Who shared the old store and is defined with it still keeps it.
+            let of = |entry: &&mut AdapterLun| entry.lun.id == old.id && entry.defined == config.backing;
+            let mut changed = Vec::new();
+            for (number, entry) in &mut adapter.luns {
+                if let Some(entry) = Some(entry).filter(of) {
+                    entry.lun = Arc::clone(&lun);
+                    entry.backing = backing.clone();
+                    entry.serial = lun.unit.profile().serial.clone();
+                    entry.config.backing = config.backing.clone();
+                    changed.push(*number);
+                }
             }
             self.publish(id);
-            self.notify(id, Notice::Changed(target, 0x2a, 0x09));
-            if before != after {
-                self.tell_capacity(id, target);
+            for target in changed {
+                self.notify(id, Notice::Changed(target, 0x2a, 0x09));
+                if before != after {
+                    self.tell_capacity(id, target);
+                }
             }
+        }
+        let is_kept = |adapter: &Adapter| adapter.luns.values().any(|entry| entry.lun.id == old.id);
+        if !self.adapters.values().any(is_kept) {
+            self.journals.remove(&old.id);
         }
         self.save(lun_id, version, state, None);
     }
 
-    /// Takes a drive's medium out.
-    pub fn eject(&mut self, id: AdapterId, target: u8) {
+    /// Takes a drive's medium out; `by_guest`: it lies in the open tray, and the guest may load it again.
+    pub fn eject(&mut self, id: AdapterId, target: u8, by_guest: bool) {
         let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target)) else {
             return;
         };
         entry.lun.unit.set_media(Media::Empty);
         entry.backing = None;
-        let lun = entry.lun.id;
+        if !by_guest {
+            entry.config.backing = BackingSpec::Empty.to_string();
+        }
+        let lun = Arc::clone(&entry.lun);
+        let version = lun.unit.set_tray(Some(BackingSpec::Empty.to_string()));
+        self.save(lun.id, version, lun.unit.save(), None);
         self.publish(id);
-        self.drain(lun, Some(id), Drained::Ejected);
+        self.drain(lun.id, Some(id), Drained::Ejected);
         self.notify(id, Notice::Medium(target));
     }
 
-    /// A medium for a drive has been opened, or not.
-    pub fn inserted(&mut self, opened: Result<Opened, String>) {
-        let opened = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                tracing::warn!("{error}");
-                return self.changes.push_back(error);
+    /// Puts the medium in again that the guest has ejected.
+    pub fn load(&mut self, id: AdapterId, target: u8) {
+        let Some(adapter) = self.adapters.get(&id) else { return };
+        let Some(entry) = adapter.luns.get(&target) else { return };
+        let config = entry.config.clone();
+        match BackingSpec::parse(&config.backing) {
+            Ok(spec) if spec != BackingSpec::Empty && entry.lun.unit.media() == Media::Empty => {
+                let key = LunKey { nexus: adapter.nexus.clone(), target };
+                self.open_medium(Wanted { key, config, spec, inserted: true }, false);
             }
-        };
-        let Some(id) = self.find(&opened.key) else { return };
+            _ => {}
+        }
+    }
+
+    /// The definition of a drive names another medium.
+    fn swap_medium(&mut self, id: AdapterId, target: u8, opened: Opened) {
+        self.eject(id, target, false);
+        // It has just been opened.
+        let _ = self.inserted(Ok(opened));
+    }
+
+    /// A medium for a drive has been opened, or not.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn inserted(&mut self, opened: Result<Opened, String>) -> Result<(), String> {
+        let opened = opened?;
+        let gone = || format!("{}: the LUN has been removed", opened.key.name());
+        let id = self.find(&opened.key).ok_or_else(gone)?;
         let target = opened.key.target;
         let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target)) else {
-            return;
+            return Err(gone());
         };
+        let tray = (opened.config.backing != entry.defined).then(|| opened.config.backing.clone());
+        if opened.spec == BackingSpec::Empty {
+            // Emptied by its definition.
+            entry.lun.unit.set_backing(&entry.defined);
+            let version = entry.lun.unit.set_tray(None);
+            let lun = Arc::clone(&entry.lun);
+            self.save(lun.id, version, lun.unit.save(), None);
+            return Ok(());
+        }
         let size = opened.backing.as_ref().map_or(0, |backing| backing.size_bytes());
         entry.lun.unit.set_blocks(size / u64::from(entry.lun.unit.block_size()));
         entry.backing = opened.backing;
         entry.config.backing = opened.config.backing;
         let lun = Arc::clone(&entry.lun);
+        lun.unit.set_backing(&entry.defined);
+        let version = lun.unit.set_tray(tray);
+        self.save(lun.id, version, lun.unit.save(), None);
         self.publish(id);
         lun.unit.set_media(Media::Ready);
         self.notify(id, Notice::Medium(target));
-        self.changes.push_back(String::new());
+        Ok(())
     }
 
     /// Asks files and devices for their size, now and then, on a helper thread.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use avio_host::blocking::{Helpers, Mailbox};
 use avio_host::ratelimit::RateLimit;
@@ -15,24 +15,26 @@ use avio_host::wait::tell;
 use avio_host::worker::Workers;
 use avio_proto::config::{Config, WorkersConfig};
 use avio_proto::ring::{DeviceRing, Inflight};
+use avio_proto::virtio::blk::F_FLUSH;
+use avio_proto::virtio::scsi::EVENT_QUEUE;
 use crossbeam_channel::Receiver;
 
 use super::adapter::{Adapter, Ring};
 use super::device;
 use super::journal;
-use super::lun::{LunKey, Opened};
+use super::lun::{self, LunKey, Opened, Wanted};
 use crate::adapter::AdapterId;
 use crate::backing::Backing;
 use crate::lun::LunId;
 use crate::scsi::{Effect, NexusName, SavedState};
-use crate::serve::{Action, Command, Event, Notice, QueueSpec, Relay, Scope, Ticket};
+use crate::serve::{Action, Command, Event, Notice, QueueSpec, Relay, Role, Scope, Ticket};
 
 /// What a helper thread brings back.
 pub(super) enum Done {
     /// LUNs that a new configuration wants.
     Opened(Vec<Result<Opened, String>>),
-    /// A medium for a drive.
-    Inserted(Box<Result<Opened, String>>),
+    /// A medium for a drive, and whether an operator waits for it.
+    Inserted(Box<Result<Opened, String>>, bool),
     /// A logical unit's state is durable, or could not be made so.
     Written { lun: LunId, version: u64, worker: Option<usize>, result: Result<(), String> },
     /// These backings have another size now.
@@ -58,6 +60,8 @@ pub(super) struct Journal {
 pub(super) struct Storage {
     pub run_dir: PathBuf,
     pub state_dir: PathBuf,
+    /// Which start of the host this is.
+    pub boot: String,
     pub config: Config,
     pub started_with: WorkersConfig,
     pub sessions: Sessions,
@@ -69,6 +73,8 @@ pub(super) struct Storage {
     pub journal: Helpers,
     pub mailbox: Mailbox<Done>,
     pub adapters: BTreeMap<AdapterId, Adapter>,
+    /// Adapters that have no definition any more and whose rings are not all back.
+    pub leaving: BTreeMap<AdapterId, Adapter>,
     pub journals: BTreeMap<LunId, Journal>,
     pub draining: Vec<(Ticket, Drained)>,
     /// Configuration that waits for its LUNs to be opened.
@@ -103,6 +109,7 @@ impl Storage {
         Self {
             run_dir,
             state_dir,
+            boot: journal::boot_id(),
             config: Config::default(),
             started_with,
             sessions,
@@ -113,6 +120,7 @@ impl Storage {
             journal,
             mailbox,
             adapters: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             journals: BTreeMap::new(),
             draining: Vec::new(),
             pending: None,
@@ -156,8 +164,14 @@ impl Storage {
         self.broadcast(|| Command::SetAdapter(Arc::clone(&view)));
     }
 
-    /// Tells an adapter's guest.
-    pub fn notify(&self, adapter: AdapterId, notice: Notice) {
+    /// Tells an adapter's guest; one that has no event queue now, when it has one again.
+    pub fn notify(&mut self, adapter: AdapterId, notice: Notice) {
+        if let Some(of) = self.adapters.get_mut(&adapter)
+            && !of.rings.contains_key(&(EVENT_QUEUE as u16))
+        {
+            of.events_missed = of.seen && !of.is_blk();
+            return;
+        }
         self.broadcast(|| Command::Notify { adapter, notice });
     }
 
@@ -169,12 +183,37 @@ impl Storage {
     }
 
     /// Writes a logical unit's state on a helper thread.
-    pub fn save(&self, lun: LunId, version: u64, state: SavedState, worker: Option<usize>) {
+    pub fn save(&self, lun: LunId, version: u64, mut state: SavedState, worker: Option<usize>) {
+        state.boot.clone_from(&self.boot);
         let Some(journal) = self.journals.get(&lun) else { return };
         let (path, reply) = (journal.path.clone(), self.mailbox.reply());
         self.journal.run(move || {
             let result = journal::write(&path, &state).map_err(|e| format!("{}: {e}", path.display()));
             reply.send(Done::Written { lun, version, worker, result });
+        });
+    }
+
+    /// Forgets a logical unit that no adapter has any more, and what was written down of it.
+    pub fn forget(&mut self, lun: LunId) {
+        let has = |adapter: &Adapter| adapter.luns.values().any(|entry| entry.lun.id == lun);
+        if self.adapters.values().any(has) {
+            return;
+        }
+        let Some(Journal { path }) = self.journals.remove(&lun) else { return };
+        self.journal.run(move || {
+            if let Err(error) = journal::remove(&path) {
+                tracing::error!("{}: {error}", path.display());
+            }
+        });
+    }
+
+    /// Opens a medium for a drive on a helper thread; `asked`: an operator waits for it.
+    pub fn open_medium(&self, wanted: Wanted, asked: bool) {
+        let (state_dir, boot) = (self.state_dir.clone(), self.boot.clone());
+        let reply = self.mailbox.reply();
+        self.helpers.run(move || {
+            let opened = lun::open(&wanted, &state_dir, &boot, Duration::ZERO);
+            reply.send(Done::Inserted(Box::new(opened), asked));
         });
     }
 
@@ -200,7 +239,10 @@ impl Storage {
     }
 
     fn by_endpoint(&mut self, endpoint: EndpointId) -> Option<&mut Adapter> {
-        self.adapters.values_mut().find(|adapter| adapter.endpoint == Some(endpoint))
+        self.adapters
+            .values_mut()
+            .chain(self.leaving.values_mut())
+            .find(|adapter| adapter.endpoint == Some(endpoint))
     }
 
     fn on_session_event(&mut self, endpoint: EndpointId, event: SessionEvent) {
@@ -208,6 +250,7 @@ impl Storage {
             SessionEvent::Connected => {
                 if let Some(adapter) = self.by_endpoint(endpoint) {
                     adapter.connected = true;
+                    adapter.seen = true;
                     tracing::info!("{}: front-end connected", adapter.name());
                 }
             }
@@ -216,6 +259,10 @@ impl Storage {
                     adapter.connected = false;
                     adapter.rings.clear();
                     tracing::info!("{}: front-end gone", adapter.name());
+                    let id = adapter.id;
+                    if self.leaving.remove(&id).is_some() {
+                        self.broadcast(|| Command::RemoveAdapter(id));
+                    }
                 }
             }
             SessionEvent::RingStart(start) => self.on_ring_start(endpoint, *start),
@@ -243,6 +290,7 @@ impl Storage {
             (_, _, None) => return self.log(&name, &format!("ring {index}: the adapter has no such ring")),
         };
         adapter.rings.insert(index, Ring { worker, err: start.err });
+        let events_missed = role == Role::ScsiEvent && std::mem::take(&mut adapter.events_missed);
         self.next_worker += 1;
         let spec = QueueSpec {
             adapter: id,
@@ -253,6 +301,9 @@ impl Storage {
             kick: start.kick,
             call: start.call,
             inflight,
+            // Without flushes there is no volatile cache (§5.2.6.2).
+            durable: role == Role::BlkRequest && start.setup.features & F_FLUSH == 0,
+            events_missed,
             stats,
         };
         let _ = self.workers[worker].send(Command::AddQueue(Box::new(spec)));
@@ -273,7 +324,13 @@ impl Storage {
     fn on_worker_event(&mut self, event: Event) {
         match event {
             Event::QueueStopped { adapter, index, base } => {
-                let Some(adapter) = self.adapters.get_mut(&adapter) else { return };
+                let adapter = match self.adapters.get_mut(&adapter) {
+                    Some(adapter) => adapter,
+                    None => match self.leaving.get_mut(&adapter) {
+                        Some(adapter) => adapter,
+                        None => return,
+                    },
+                };
                 adapter.rings.remove(&index);
                 if let Some(endpoint) = adapter.endpoint {
                     self.sessions.ring_stopped(endpoint, index, base.unwrap_or(0));
@@ -306,7 +363,8 @@ impl Storage {
 
     fn on_effect(&mut self, adapter: AdapterId, target: u8, effect: &Effect) {
         match effect {
-            Effect::Eject => self.eject(adapter, target),
+            Effect::Eject => self.eject(adapter, target, true),
+            Effect::Load => self.load(adapter, target),
             Effect::ClearStatistics { adapter: all } => {
                 let Some(adapter) = self.adapters.get(&adapter) else { return };
                 let chosen = adapter.luns.iter().filter(|(number, _)| *all || **number == target);
@@ -322,7 +380,15 @@ impl Storage {
         while let Some(done) = self.mailbox.take() {
             match done {
                 Done::Opened(opened) => ended = Some(self.take_over(opened)),
-                Done::Inserted(result) => self.inserted(*result),
+                Done::Inserted(result, asked) => {
+                    let outcome = self.inserted(*result);
+                    if let Err(error) = &outcome {
+                        tracing::warn!("{error}");
+                    }
+                    if asked {
+                        self.changes.push_back(outcome.err().unwrap_or_default());
+                    }
+                }
                 Done::Written { lun, version, worker, result } => {
                     if let Err(error) = result {
                         // Unanswered, the guest waits rather than believe in what may be lost.

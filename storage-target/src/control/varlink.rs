@@ -1,7 +1,6 @@
 //! `io.avio.stord`: what the control socket answers (`avio-proto/varlink/io.avio.stord.varlink`).
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use avio_host::config::{Capabilities, load, surroundings};
 use avio_host::control::{Interface, Peer, VarlinkError, parameters};
@@ -14,9 +13,9 @@ use avio_proto::control::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::lun::{self, LunKey, Wanted};
+use super::lun::{LunKey, Wanted};
 use super::show;
-use super::storage::{Done, Storage};
+use super::storage::Storage;
 use crate::adapter::AdapterId;
 use crate::scsi::{Media, NexusName};
 
@@ -156,7 +155,7 @@ impl Daemon {
                 key.name()
             )));
         }
-        self.storage.eject(id, key.target);
+        self.storage.eject(id, key.target, false);
         Ok(json!({}))
     }
 
@@ -184,12 +183,8 @@ impl Daemon {
         let mut config = entry.config.clone();
         config.backing = format!("file:{}", wanted.path);
         let spec = BackingSpec::parse(&config.backing).map_err(|e| refuse(e.to_string()))?;
-        let (state_dir, reply) = (self.storage.state_dir.clone(), self.storage.mailbox.reply());
-        let wanted = Wanted { key, config, spec };
         self.inserting = true;
-        self.storage.helpers.run(move || {
-            reply.send(Done::Inserted(Box::new(lun::open(&wanted, &state_dir, Duration::ZERO))));
-        });
+        self.storage.open_medium(Wanted { key, config, spec, inserted: true }, true);
         Err(VarlinkError::NotYet)
     }
 

@@ -39,6 +39,15 @@ impl Clock {
         }
     }
 
+    /// When `take` would let something through: now, or the time.
+    fn due(&self, now_ns: u64) -> Result<(), u64> {
+        if self.rate.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let ahead_ns = self.ahead_ns.load(Ordering::Relaxed);
+        if ahead_ns > now_ns.saturating_add(BURST_NS) { Err(ahead_ns - BURST_NS) } else { Ok(()) }
+    }
+
     fn set(&self, rate: u64) {
         self.rate.store(rate, Ordering::Relaxed);
         self.ahead_ns.store(0, Ordering::Relaxed);
@@ -79,7 +88,8 @@ impl Qos {
     /// The time, ns.
     #[inline]
     pub fn admit(&self, now_ns: u64, bytes: u64) -> Result<(), u64> {
-        // Asked again it is charged again for what was let through: a request in a thousand, and never too few.
+        // Who has to wait for bytes is not charged for a request each time it asks.
+        self.bytes.due(now_ns)?;
         self.requests.take(now_ns, 1)?;
         self.bytes.take(now_ns, bytes)
     }
@@ -102,6 +112,22 @@ mod tests {
             }
         }
         assert!((2000..=2110).contains(&done), "{done} in two seconds at 1,000 a second");
+    }
+
+    #[test]
+    fn who_waits_for_bytes_is_not_charged_for_requests() {
+        // 16 MiB/s are 256 requests of 64 KiB: fewer than 300.
+        let qos = Qos::new(300, 16 << 20);
+        let (mut now_ns, mut done) = (0, 0u64);
+        while now_ns < 2_000_000_000 {
+            // Thirty-two wait, and all ask again when the first may go.
+            let until: Vec<u64> = (0..32).filter_map(|_| qos.admit(now_ns, 65536).err()).collect();
+            done += 32 - until.len() as u64;
+            if let Some(first) = until.iter().min() {
+                now_ns = *first;
+            }
+        }
+        assert!((512..=550).contains(&done), "{done} in two seconds");
     }
 
     #[test]

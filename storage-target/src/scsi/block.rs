@@ -42,11 +42,16 @@ fn range(cdb: &[u8]) -> (u64, u32) {
     }
 }
 
-/// READ and WRITE, which are nearly all commands there are. `None`: anything else, and what has a field that is not
-/// supported.
+/// READ and WRITE, which are nearly all commands there are. `None`: anything else, what has a field that is not supported,
+/// and no blocks at all, which is no error (SBC-4 5.14) and nothing for the medium.
 #[inline]
 #[must_use]
 pub fn fast(cdb: &[u8; 32]) -> Option<MediumOp> {
+    read_or_write(cdb).filter(|op| op.range().is_some_and(|(_, blocks)| blocks > 0))
+}
+
+#[inline]
+fn read_or_write(cdb: &[u8; 32]) -> Option<MediumOp> {
     let write = match cdb[0] {
         READ_6 | READ_10 | READ_12 | READ_16 => false,
         WRITE_6 | WRITE_10 | WRITE_12 | WRITE_16 => true,
@@ -81,7 +86,7 @@ pub(super) fn parse(cdb: &[u8; 32], parameters: &[u8], block_size: u32) -> Resul
             3 => Ok(MediumOp::Verify { lba, blocks, period: blocks.min(1) }),
             _ => Err(INVALID_FIELD),
         },
-        SYNCHRONIZE_CACHE_10 | SYNCHRONIZE_CACHE_16 => Ok(MediumOp::Flush),
+        SYNCHRONIZE_CACHE_10 | SYNCHRONIZE_CACHE_16 => Ok(MediumOp::Flush { lba, blocks }),
         UNMAP => unmap(cdb, parameters),
         WRITE_SAME_10 | WRITE_SAME_16 => write_same(cdb, parameters, block_size),
         COMPARE_AND_WRITE => {
@@ -91,7 +96,7 @@ pub(super) fn parse(cdb: &[u8; 32], parameters: &[u8], block_size: u32) -> Resul
             }
             Ok(MediumOp::CompareAndWrite { lba: be64(&cdb[2..]), blocks: count.into(), fua })
         }
-        _ => fast(cdb).ok_or(INVALID_FIELD),
+        _ => read_or_write(cdb).ok_or(INVALID_FIELD),
     }
 }
 

@@ -253,10 +253,10 @@ impl LogicalUnit {
                 let allocation = if cdb[0] == MODE_SENSE_6 { short } else { medium };
                 reply(self.mode_sense(cdb, env.readonly)?, allocation)
             }
-            Does::ModeSelect => {
-                self.mode_select(cdb, parameters, nexus)?;
-                Ok(Outcome::Reply(Reply::good()))
-            }
+            Does::ModeSelect => match self.mode_select(cdb, parameters, nexus)? {
+                Some(version) => Ok(Outcome::Persist { reply: Reply::good(), version }),
+                None => Ok(Outcome::Reply(Reply::good())),
+            },
             Does::StartStop => self.start_stop(nexus, cdb),
             Does::Prevent => {
                 nexus.set_prevents(cdb[4] & 1 != 0);
@@ -282,7 +282,7 @@ impl LogicalUnit {
             Does::Medium => self.medium(cdb, parameters, env),
             Does::Vendor => self.vendor(cdb, parameters, env),
             Does::Toc => reply(self.read_toc(cdb)?, medium),
-            Does::Configuration => reply(self.configuration(), medium),
+            Does::Configuration => reply(self.configuration(cdb)?, medium),
             Does::EventStatus => reply(self.event_status(cdb)?, medium),
             Does::DiscInformation => reply(Self::disc_information(), medium),
             Does::Mechanism => reply(vec![0; 8], long),
@@ -322,7 +322,8 @@ impl LogicalUnit {
                 Err(Sense::new(ILLEGAL_REQUEST, 0x53, 0x02).into())
             }
             (DeviceKind::Dvd, true) if !start => Ok(Outcome::Event(Effect::Eject, Reply::good())),
-            (DeviceKind::Dvd, _) => Ok(Outcome::Reply(Reply::good())),
+            (DeviceKind::Dvd, true) => Ok(Outcome::Event(Effect::Load, Reply::good())),
+            (DeviceKind::Dvd, false) => Ok(Outcome::Reply(Reply::good())),
         }
     }
 
@@ -369,12 +370,13 @@ impl LogicalUnit {
 
     fn medium(&self, cdb: &[u8; 32], parameters: &[u8], env: &Env<'_>) -> Result<Outcome, Refused> {
         let op = block::parse(cdb, parameters, self.profile.block_size)?;
-        if op.kind() == AccessKind::Write && (env.readonly || self.profile.readonly) && op != MediumOp::Flush
-        {
+        let flushes = matches!(op, MediumOp::Flush { .. });
+        if op.kind() == AccessKind::Write && (env.readonly || self.profile.readonly) && !flushes {
             return Err(Sense::new(DATA_PROTECT, 0x27, 0x00).into());
         }
         let in_range = match &op {
             MediumOp::Unmap(ranges) => ranges.iter().all(|&(lba, blocks)| self.has(lba, blocks.into())),
+            &MediumOp::Flush { lba, blocks } => self.has(lba, blocks.into()),
             op => op.range().is_none_or(|(lba, blocks)| self.has(lba, blocks)),
         };
         if !in_range {

@@ -21,8 +21,9 @@ pub use block::fast;
 pub use dispatch::parameter_len;
 pub use inquiry::TRANSFER_LEN_MAX;
 pub use nexus::{Nexus, NexusName};
+pub use report::no_unit;
 pub use reservation::SavedReservations;
-pub use unit::{LogicalUnit, Media, Profile, Replacement, SavedState};
+pub use unit::{Answered, LogicalUnit, Media, Profile, Replacement, SAVED_FORMAT, SavedState};
 
 /// SAM-5 5.3.1: status codes.
 pub(crate) mod status {
@@ -154,8 +155,13 @@ pub enum MediumOp {
         /// Blocks of data that the medium is compared with, over and over; 0: only read.
         period: u32,
     },
-    /// SYNCHRONIZE CACHE.
-    Flush,
+    /// SYNCHRONIZE CACHE; all of it, whatever range was named.
+    Flush {
+        /// First block.
+        lba: u64,
+        /// Blocks; 0: to the end.
+        blocks: u32,
+    },
     /// UNMAP.
     Unmap(Vec<(u64, u32)>),
     /// WRITE SAME.
@@ -201,7 +207,7 @@ impl MediumOp {
             | Self::Verify { lba, blocks, .. }
             | Self::CompareAndWrite { lba, blocks, .. } => Some((lba, blocks.into())),
             Self::WriteSame { lba, blocks, .. } => Some((lba, blocks)),
-            Self::Flush | Self::Unmap(_) => None,
+            Self::Flush { .. } | Self::Unmap(_) => None,
         }
     }
 }
@@ -213,6 +219,8 @@ pub enum Effect {
     Approved,
     /// The guest wants the medium out.
     Eject,
+    /// The guest wants the medium in again that it had ejected.
+    Load,
     /// The guest wants its statistics to start over: of this LUN, or of the whole adapter.
     ClearStatistics {
         /// The whole adapter.

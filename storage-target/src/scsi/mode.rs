@@ -95,8 +95,14 @@ impl LogicalUnit {
         Ok(data)
     }
 
-    /// MODE SELECT (6) and (10). Only D_SENSE can be changed; everything else must be as it is.
-    pub(super) fn mode_select(&self, cdb: &[u8; 32], list: &[u8], nexus: &Nexus) -> Result<(), Sense> {
+    /// MODE SELECT (6) and (10). Only D_SENSE can be changed; everything else must be as it is. Returns the version of the
+    /// state that has the change, if there is one.
+    pub(super) fn mode_select(
+        &self,
+        cdb: &[u8; 32],
+        list: &[u8],
+        nexus: &Nexus,
+    ) -> Result<Option<u64>, Sense> {
         let short = cdb[0] == MODE_SELECT_6;
         // PF must be set; SP asks for saving, of which there is none.
         if cdb[1] & 1 != 0 {
@@ -105,7 +111,7 @@ impl LogicalUnit {
         let wanted =
             if short { usize::from(cdb[4]) } else { usize::from(u16::from_be_bytes([cdb[7], cdb[8]])) };
         if wanted == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let head = if short { 4 } else { 8 };
         if list.len() < head {
@@ -134,12 +140,17 @@ impl LogicalUnit {
             }
             pages = &pages[len..];
         }
-        if let Some(descriptor_sense) = selected {
-            let before = std::mem::replace(&mut self.lock().descriptor_sense, descriptor_sense);
-            if before != descriptor_sense {
-                self.owe_others(nexus.name(), 0x2a, 0x01);
+        let Some(descriptor_sense) = selected else { return Ok(None) };
+        let version = {
+            let mut state = self.lock();
+            if state.descriptor_sense == descriptor_sense {
+                return Ok(None);
             }
-        }
-        Ok(())
+            state.descriptor_sense = descriptor_sense;
+            state.version += 1;
+            state.version
+        };
+        self.owe_others(nexus.name(), 0x2a, 0x01);
+        Ok(Some(version))
     }
 }

@@ -1,6 +1,6 @@
 //! What is there and what can be asked for: capacities, LUNs, commands, log pages, and the drive's own reports.
 
-use avio_proto::scsi::opcode::cdb_len;
+use avio_proto::scsi::opcode::{INQUIRY, REPORT_LUNS, REQUEST_SENSE, cdb_len};
 use avio_proto::scsi::sense::{ILLEGAL_REQUEST, Sense};
 use avio_proto::scsi::vendor::{
     LOG_PAGE_ADAPTER, LOG_PAGE_LUN, LOG_PAGE_SUPPORTED, LOG_PAGES, supported_log_pages,
@@ -8,7 +8,7 @@ use avio_proto::scsi::vendor::{
 
 use super::dispatch::{Row, rows};
 use super::unit::Media;
-use super::{DeviceKind, Env, LogicalUnit};
+use super::{DeviceKind, Env, LogicalUnit, Reply};
 
 const INVALID_FIELD: Sense = Sense::new(ILLEGAL_REQUEST, 0x24, 0x00);
 
@@ -19,6 +19,32 @@ pub(super) fn luns(cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
         0x00 | 0x02 => Ok([&8u32.to_be_bytes()[..], &[0; 12]].concat()),
         0x01 => Ok(vec![0; 8]),
         _ => Err(INVALID_FIELD),
+    }
+}
+
+/// What a target answers for a logical unit that it does not have (SPC-5 4.6.4, 6.6.2): who asks what it is learns that it is
+/// not there, and which ones are; everything else is LOGICAL UNIT NOT SUPPORTED.
+#[must_use]
+pub fn no_unit(cdb: &[u8; 32]) -> Reply {
+    const NOT_SUPPORTED: Sense = Sense::new(ILLEGAL_REQUEST, 0x25, 0x00);
+    match cdb[0] {
+        INQUIRY if cdb[1] & 1 == 0 && cdb[2] == 0 => {
+            // Peripheral qualifier 011b, device type 1Fh.
+            let mut data = vec![0x7f, 0, 0x06, 0x02];
+            data.resize(36, 0);
+            data[4] = data.len() as u8 - 5;
+            Reply::data(data, usize::from(u16::from_be_bytes([cdb[3], cdb[4]])))
+        }
+        REPORT_LUNS => match luns(cdb) {
+            Ok(data) => Reply::data(data, u32::from_be_bytes([cdb[6], cdb[7], cdb[8], cdb[9]]) as usize),
+            Err(sense) => Reply::check(sense),
+        },
+        REQUEST_SENSE => {
+            let data =
+                if cdb[1] & 1 != 0 { NOT_SUPPORTED.descriptor() } else { NOT_SUPPORTED.fixed().to_vec() };
+            Reply::data(data, cdb[4].into())
+        }
+        _ => Reply::check(NOT_SUPPORTED),
     }
 }
 
@@ -134,7 +160,7 @@ impl LogicalUnit {
 
     /// READ TOC/PMA/ATIP (MMC-6 6.25): one session, one data track.
     pub(super) fn read_toc(&self, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
-        let (msf, format) = (cdb[1] & 2 != 0, cdb[2] & 0xf);
+        let (msf, format, from) = (cdb[1] & 2 != 0, cdb[2] & 0xf, cdb[6]);
         let place = |lba: u32| -> [u8; 4] {
             if !msf {
                 return lba.to_be_bytes();
@@ -146,10 +172,14 @@ impl LogicalUnit {
         let end = u32::try_from(self.blocks()).unwrap_or(u32::MAX);
         let mut body = vec![1, 1];
         match format {
+            // There is track 1, and the lead-out, AAh.
+            0 if from > 1 && from != 0xaa => return Err(INVALID_FIELD),
             0 => {
-                // Track 1 and the lead-out; data, copy prohibited or not.
-                body.extend([0, 0x14, 1, 0]);
-                body.extend(place(0));
+                // Data, copy prohibited or not.
+                if from <= 1 {
+                    body.extend([0, 0x14, 1, 0]);
+                    body.extend(place(0));
+                }
                 body.extend([0, 0x14, 0xaa, 0]);
                 body.extend(place(end));
             }
@@ -163,21 +193,39 @@ impl LogicalUnit {
     }
 
     /// GET CONFIGURATION (MMC-6 6.6): a DVD-ROM drive.
-    pub(super) fn configuration(&self) -> Vec<u8> {
+    pub(super) fn configuration(&self, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+        let (wanted, from) = (cdb[1] & 3, u16::from_be_bytes([cdb[2], cdb[3]]));
+        if wanted == 3 {
+            return Err(INVALID_FIELD);
+        }
         let current = self.media() == Media::Ready;
-        let mut body = vec![0, 0, 0, if current { 0x10 } else { 0 }];
         let now = u8::from(current);
-        // Profile list: DVD-ROM, CD-ROM.
-        body.extend([0, 0, 3, 8, 0, 0x10, now, 0, 0, 8, 0, 0]);
-        // Core: physical interface SCSI.
-        body.extend([0, 1, 0x0b, 8, 0, 0, 0, 1, 0, 0, 0, 0]);
-        // Removable medium: tray, eject, lock.
-        body.extend([0, 3, 0x03, 4, 0x29, 0, 0, 0]);
-        // Random readable: 2,048-byte blocks.
-        body.extend([0, 0x10, now, 8, 0, 0, 8, 0, 0, 1, 0, 0]);
-        // DVD read.
-        body.extend([0, 0x1f, now, 4, 0, 0, 0, 0]);
-        [(body.len() as u32).to_be_bytes().to_vec(), body].concat()
+        let features: [&[u8]; 5] = [
+            // Profile list: DVD-ROM, CD-ROM.
+            &[0, 0, 3, 8, 0, 0x10, now, 0, 0, 8, 0, 0],
+            // Core: physical interface SCSI.
+            &[0, 1, 0x0b, 8, 0, 0, 0, 1, 0, 0, 0, 0],
+            // Removable medium: tray, eject, lock.
+            &[0, 3, 0x03, 4, 0x29, 0, 0, 0],
+            // Random readable: 2,048-byte blocks.
+            &[0, 0x10, now, 8, 0, 0, 8, 0, 0, 1, 0, 0],
+            // DVD read.
+            &[0, 0x1f, now, 4, 0, 0, 0, 0],
+        ];
+        let mut body = vec![0, 0, 0, if current { 0x10 } else { 0 }];
+        for feature in features {
+            let code = u16::from_be_bytes([feature[0], feature[1]]);
+            // RT (table 223): all, those that are current, or the one.
+            let chosen = match wanted {
+                0 => code >= from,
+                1 => code >= from && feature[2] & 1 != 0,
+                _ => code == from,
+            };
+            if chosen {
+                body.extend(feature);
+            }
+        }
+        Ok([(body.len() as u32).to_be_bytes().to_vec(), body].concat())
     }
 
     /// GET EVENT STATUS NOTIFICATION (MMC-6 6.7), polled: the media class.

@@ -42,6 +42,15 @@ pub struct SavedReservations {
     reserved_by: Option<NexusName>,
 }
 
+impl SavedReservations {
+    /// What is left after the host was off (SPC-5 5.14.4): everything, if the last registration asked for that (APTPL), else
+    /// nothing; never what SPC-2's RESERVE did.
+    #[must_use]
+    pub fn after_power_loss(self) -> Self {
+        if self.aptpl { Self { reserved_by: None, ..self } } else { Self::default() }
+    }
+}
+
 /// The state.
 #[derive(Clone, Debug, Default)]
 pub struct Reservations(SavedReservations);
@@ -193,10 +202,10 @@ impl Reservations {
                     data.extend([0, 0, 0, 0, 0, *kind, 0, 0]);
                 }
             },
-            // REPORT CAPABILITIES: CRH, PTPL_C; TMV; PTPL_A; all six types.
+            // REPORT CAPABILITIES: CRH, ATP_C (a target of ours has one port), PTPL_C; TMV; PTPL_A; all six types.
             2 => {
                 let mask = [0b1110_1010, 0b0000_0001];
-                data = vec![0, 8, 0b0001_0001, 0x80 | u8::from(self.0.aptpl), mask[0], mask[1], 0, 0];
+                data = vec![0, 8, 0b0001_0101, 0x80 | u8::from(self.0.aptpl), mask[0], mask[1], 0, 0];
             }
             // READ FULL STATUS.
             3 => {

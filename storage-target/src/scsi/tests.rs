@@ -143,6 +143,64 @@ fn what_is_wrong_is_named_as_the_standards_name_it() {
         Outcome::Medium(MediumOp::Read { lba: 2047, blocks: 1 })
     ));
     assert_eq!(rig.reply(&[READ_10]), Reply::good(), "no blocks are read at once");
+    assert_eq!(fast(&cdb(&[READ_10])), None, "and not by the short way");
+    assert_eq!(rig.sense(&[SYNCHRONIZE_CACHE_10, 0, 0, 0, 8, 1]), (5, 0x21, 0), "a range behind the end");
+    assert!(matches!(rig.run(&[SYNCHRONIZE_CACHE_10]), Outcome::Medium(MediumOp::Flush { .. })));
+}
+
+/// SPC-5 4.6.4: LUN 1 of a target that has LUN 0 only.
+#[test]
+fn a_logical_unit_that_is_not_there_says_so() {
+    let inquiry = no_unit(&cdb(&[INQUIRY, 0, 0, 0, 36, 0]));
+    assert_eq!((inquiry.status, inquiry.data.len(), inquiry.data[0]), (status::GOOD, 36, 0x7f));
+    assert_eq!(no_unit(&cdb(&[TEST_UNIT_READY])).sense, Some(Sense::new(ILLEGAL_REQUEST, 0x25, 0)));
+    assert_eq!(no_unit(&cdb(&[REPORT_LUNS, 0, 0, 0, 0, 0, 0, 0, 0, 16])).data[..4], [0, 0, 0, 8]);
+    let sense = no_unit(&cdb(&[REQUEST_SENSE, 0, 0, 0, 18])).data;
+    assert_eq!((sense[2], sense[12], sense[13]), (ILLEGAL_REQUEST, 0x25, 0));
+}
+
+/// SPC-5 5.14.4: what persists without power is what APTPL asked for, and never RESERVE.
+#[test]
+fn a_power_loss_ends_reservations_without_aptpl() {
+    for aptpl in [false, true] {
+        let rig = Rig::new(profile());
+        let mut list = [0; 24];
+        list[15] = 0xa;
+        list[20] = u8::from(aptpl);
+        let register = cdb(&[PERSISTENT_RESERVE_OUT, 0, 0, 0, 0, 0, 0, 0, 24, 0]);
+        let done = rig.unit.execute(&rig.nexus, &register, &list, &Env::default());
+        assert!(matches!(done, Outcome::Persist { .. }));
+        rig.out(&rig.nexus, 1, 1, 0xa, 0).unwrap();
+        for (saved, lost) in [(rig.unit.save(), false), (rig.unit.save().after_power_loss(), true)] {
+            let unit = LogicalUnit::new(profile(), BLOCKS, saved);
+            let (nexus, other) = (unit.attach(&name("one")), unit.attach(&name("two")));
+            if lost {
+                let told = unit.admit(&nexus, AccessKind::Read).unwrap_err();
+                assert_eq!(told.sense, Some(Sense::new(UNIT_ATTENTION, 0x29, 0)), "power on");
+                unit.admit(&other, AccessKind::Read).unwrap_err();
+            }
+            let kept = unit.admit(&other, AccessKind::Write).is_err();
+            assert_eq!(kept, !lost || aptpl, "APTPL {aptpl}, power lost {lost}");
+        }
+    }
+    let rig = Rig::new(profile());
+    assert!(matches!(rig.run(&[RESERVE_6]), Outcome::Persist { .. }));
+    let unit = LogicalUnit::new(profile(), BLOCKS, rig.unit.save().after_power_loss());
+    let other = unit.attach(&name("two"));
+    unit.admit(&other, AccessKind::Read).unwrap_err();
+    assert!(unit.admit(&other, AccessKind::Write).is_ok());
+}
+
+#[test]
+fn a_successor_knows_what_was_done_and_whom_it_has_met() {
+    let rig = Rig::new(profile());
+    let done = Answered { nexus: name("one"), queue: 2, number: 77, tag: 5 };
+    rig.unit.remember(done.clone());
+    let saved = SavedState { succeeds: true, ..rig.unit.save() };
+    let unit = LogicalUnit::new(profile(), BLOCKS, saved);
+    assert!(unit.was_done(&done) && !unit.was_done(&Answered { number: 78, ..done }));
+    let third = unit.attach(&name("three"));
+    assert!(unit.admit(&third, AccessKind::Write).is_ok(), "the process was new, not the power");
 }
 
 #[test]
@@ -180,7 +238,7 @@ fn a_selected_mode_page_changes_sense_data_and_the_others_are_told() {
     let list = [0, 0, 0, 0, 0x0a, 10, 4, 0x10, 0, 0, 0, 0, 0xff, 0xff, 0, 0];
     let select = cdb(&[MODE_SELECT_6, 0x10, 0, 0, 16, 0]);
     let outcome = rig.unit.execute(&rig.nexus, &select, &list, &Env::default());
-    assert_eq!(outcome, Outcome::Reply(Reply::good()));
+    assert_eq!(outcome, Outcome::Persist { reply: Reply::good(), version: 1 }, "outlives the process");
     assert_eq!(rig.reply(&[0xee]).sense_bytes(), [0x72, 5, 0x20, 0, 0, 0, 0, 0], "descriptor format");
     let told = rig.unit.execute(&rig.other, &cdb(&[TEST_UNIT_READY]), &[], &Env::default());
     let Outcome::Reply(told) = told else { panic!("{told:?}") };

@@ -1,5 +1,6 @@
 //! The state of a logical unit, and who may do what in it.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -73,9 +74,28 @@ pub struct Replacement {
     pub new: (String, String, u64),
 }
 
+/// A command that must not be done twice and was done: its effect and this stand in the same journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// Who sent it.
+    pub nexus: NexusName,
+    /// Through which ring.
+    pub queue: u16,
+    /// Its number in the in-flight region.
+    pub number: u64,
+    /// The driver's name for it.
+    pub tag: u64,
+}
+
+/// Commands that are remembered as done: as many as can be between their journal entry and their answer at once.
+const ANSWERED_MAX: usize = 256;
+
 /// What must outlive the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SavedState {
+    /// Format: 2. Those of format 1 had no number, and not the fields below `generation`.
+    pub format: u32,
     /// Reservations and registrations.
     pub reservations: SavedReservations,
     /// Unit attentions that initiators have not been told.
@@ -88,6 +108,35 @@ pub struct SavedState {
     pub backing: String,
     /// How often the backing was replaced: part of the identity.
     pub generation: u64,
+    /// What is in a drive, if somebody has changed it since the definition was read: a backing, or `none`.
+    pub tray: Option<String>,
+    /// Commands that were done and may not have been answered.
+    pub answered: Vec<Answered>,
+    /// Of which start of the host this is; empty: not known.
+    pub boot: String,
+    /// The daemon follows one that ran since the host started: initiators that are not listed are no strangers either, and
+    /// were told of the power-on by it.
+    #[serde(skip)]
+    pub succeeds: bool,
+}
+
+/// The format of [`SavedState`].
+pub const SAVED_FORMAT: u32 = 2;
+
+impl SavedState {
+    /// What is left of it after the host was off (SAM-5 6.3.5, SPC-5 5.14.4): persistent reservations only where APTPL asked
+    /// for that. What the host's administrator has done stays.
+    #[must_use]
+    pub fn after_power_loss(self) -> Self {
+        Self {
+            reservations: self.reservations.after_power_loss(),
+            attentions: Vec::new(),
+            descriptor_sense: false,
+            tray: None,
+            answered: Vec::new(),
+            ..self
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +150,12 @@ pub(super) struct State {
     pub descriptor_sense: bool,
     pub generation: u64,
     pub backing: String,
+    pub tray: Option<String>,
+    pub answered: VecDeque<Answered>,
+    /// New initiators are told of the power-on.
+    pub powered_on: bool,
+    /// The state that was saved last has unit attentions that had not been told.
+    pub saved_attentions: bool,
     /// Goes up with each change that must be durable.
     pub version: u64,
 }
@@ -128,6 +183,10 @@ impl LogicalUnit {
             descriptor_sense: saved.descriptor_sense,
             generation: saved.generation,
             backing: saved.backing,
+            tray: saved.tray,
+            answered: saved.answered.into(),
+            powered_on: !saved.succeeds,
+            saved_attentions: false,
             version: 0,
         };
         let unit = Self {
@@ -190,7 +249,8 @@ impl LogicalUnit {
             return Arc::clone(nexus);
         }
         let owed = state.owed.iter().position(|(of, _)| of == name).map(|i| state.owed.swap_remove(i).1);
-        let nexus = Arc::new(Nexus::new(name.clone(), &owed.unwrap_or_else(|| vec![(0x29, 0x00)])));
+        let unknown = || if state.powered_on { vec![(0x29, 0x00)] } else { Vec::new() };
+        let nexus = Arc::new(Nexus::new(name.clone(), &owed.unwrap_or_else(unknown)));
         state.nexuses.push(Arc::clone(&nexus));
         nexus
     }
@@ -439,9 +499,10 @@ impl LogicalUnit {
     /// What must outlive the process, as of now.
     #[must_use]
     pub fn save(&self) -> SavedState {
-        let state = self.lock();
+        let mut state = self.lock();
         let mut attentions = state.owed.clone();
         attentions.extend(state.nexuses.iter().map(|nexus| (nexus.name().clone(), nexus.owed())));
+        state.saved_attentions = attentions.iter().any(|(_, owed)| !owed.is_empty());
         SavedState {
             reservations: state.reservations.save(),
             attentions,
@@ -449,7 +510,48 @@ impl LogicalUnit {
             descriptor_sense: state.descriptor_sense,
             backing: state.backing.clone(),
             generation: state.generation,
+            format: SAVED_FORMAT,
+            tray: state.tray.clone(),
+            answered: state.answered.iter().cloned().collect(),
+            // Who writes it down knows.
+            boot: String::new(),
+            succeeds: false,
         }
+    }
+
+    /// Whether a unit attention that was just told may stand in the saved state as not told: then it is to be saved again, or a
+    /// successor tells it once more.
+    #[must_use]
+    pub fn has_saved_attentions(&self) -> bool {
+        self.lock().saved_attentions
+    }
+
+    /// Remembers a command as done. Before the state that has its effect is saved.
+    pub fn remember(&self, answered: Answered) {
+        let mut state = self.lock();
+        while state.answered.len() >= ANSWERED_MAX {
+            state.answered.pop_front();
+        }
+        state.answered.push_back(answered);
+    }
+
+    /// Whether a command that comes again was done by a predecessor.
+    #[must_use]
+    pub fn was_done(&self, command: &Answered) -> bool {
+        self.lock().answered.contains(command)
+    }
+
+    /// What is in the drive from now on, for the next process; the version of the state that says so.
+    pub fn set_tray(&self, tray: Option<String>) -> u64 {
+        let mut state = self.lock();
+        state.tray = tray;
+        state.version += 1;
+        state.version
+    }
+
+    /// The backing that the state belongs to, as its definition names it.
+    pub fn set_backing(&self, backing: &str) {
+        backing.clone_into(&mut self.lock().backing);
     }
 
     /// Version of the state that [`save`](Self::save) gives.

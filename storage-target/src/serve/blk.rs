@@ -63,7 +63,8 @@ impl Serving {
                     return Err(blk::S_IOERR);
                 }
                 let (access, side, skip, class, kind) = if write {
-                    let access = Access::Write { durable: false };
+                    let durable = self.queue(token).is_some_and(|queue| queue.durable);
+                    let access = Access::Write { durable };
                     (access, Side::Readable, RequestHeader::LEN, Class::Write, AccessKind::Write)
                 } else {
                     (Access::Read, Side::Writable, 0, Class::Read, AccessKind::Read)
@@ -123,7 +124,9 @@ impl Serving {
             unmap &= segment.flags & DiscardSegment::UNMAP != 0;
             let len = u64::from(segment.sectors) * SECTOR_LEN;
             let offset = in_range(target, segment.sector, len).ok_or(blk::S_IOERR)?;
-            ranges.push((offset, len));
+            if len > 0 {
+                ranges.push((offset, len));
+            }
             sum += len;
         }
         Ok(Segments { ranges, unmap, bytes: sum })

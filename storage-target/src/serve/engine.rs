@@ -17,7 +17,7 @@ use avio_proto::scsi::sense::MISCOMPARE;
 
 use super::job::{Job, JobId, Jobs, Stage, Waiting};
 use super::medium::Ending;
-use super::message::{Command, Event, Events, QueueSpec, Role};
+use super::message::{Action, Command, Event, Events, QueueSpec, Role, Scope};
 use super::queue::Queue;
 use crate::adapter::{AdapterId, AdapterKind, AdapterView};
 use crate::backing::{Completion, Io};
@@ -117,7 +117,11 @@ impl Engine {
     fn recover(&mut self, token: Token) {
         let Some(queue) = self.serving.queue(token) else { return };
         let recovered = queue.recover(&mut self.arena, &mut self.ids);
+        queue.recovering = true;
         self.serve(token);
+        if let Some(queue) = self.serving.queue(token) {
+            queue.recovering = false;
+        }
         if let Err(error) = recovered {
             self.serving.broken(token, Some(error));
         }
@@ -157,8 +161,36 @@ impl Engine {
             match role {
                 Role::BlkRequest => self.serving.blk_request(token, id),
                 Role::ScsiRequest => self.serving.scsi_request(token, id),
-                Role::ScsiControl => self.serving.control_request(token, id),
+                Role::ScsiControl => return self.serve_control(token),
                 Role::ScsiEvent => {}
+            }
+        }
+    }
+
+    /// Serves requests of a control queue. What the driver made available on its request rings before comes first: task
+    /// management means those commands, too, and once it has been answered none that it aborted may be done.
+    fn serve_control(&mut self, token: Token) {
+        let ids = std::mem::take(&mut self.ids);
+        let adapter = self.serving.queue(token).map(|queue| queue.adapter);
+        self.take_requests(&Scope { adapter, ..Scope::default() });
+        ids.iter().for_each(|&id| self.serving.control_request(token, id));
+        // Who asked how many there were still wants to know.
+        self.ids = ids;
+    }
+
+    /// Takes everything that is available on the request rings that `scope` concerns: at most as much as a ring holds.
+    fn take_requests(&mut self, scope: &Scope) {
+        for (token, size) in self.serving.request_rings(scope) {
+            let mut left = usize::from(size);
+            while left > 0 {
+                match self.take(token, left) {
+                    Ok(0) => break,
+                    Ok(count) => left = left.saturating_sub(count),
+                    Err(error) => {
+                        self.serving.broken(token, Some(error));
+                        break;
+                    }
+                }
             }
         }
     }
@@ -169,6 +201,25 @@ impl Serving {
     #[inline]
     pub fn queue(&mut self, token: Token) -> Option<&mut Queue> {
         self.queues.get_mut(token.index())?.as_mut().filter(|queue| queue.token == token)
+    }
+
+    /// The request rings of SCSI adapters that may have commands in `scope`, and their sizes.
+    fn request_rings(&self, scope: &Scope) -> Vec<(Token, u16)> {
+        let has = |queue: &&Queue| match (scope.adapter, scope.lun) {
+            (Some(adapter), _) => queue.adapter == adapter,
+            (None, Some(lun)) => queue
+                .view
+                .as_ref()
+                .is_some_and(|view| view.targets.iter().flatten().any(|target| target.lun.id == lun)),
+            (None, None) => false,
+        };
+        self.queues
+            .iter()
+            .flatten()
+            .filter(|queue| queue.role == Role::ScsiRequest && !queue.stopping && !queue.broken)
+            .filter(has)
+            .map(|queue| (queue.token, queue.size))
+            .collect()
     }
 
     /// The ring of an adapter with this role.
@@ -229,11 +280,20 @@ impl Serving {
         if !self.delayed.is_empty() {
             self.retry_delayed(false);
         }
-        if self.look_at_waiting {
-            self.check_waiting();
-        }
         self.io.flush_submissions();
         inject::point("storage-publish");
+        self.publish();
+        // Who waits for commands to be gone learns of it when their answers are out, in this worker or another.
+        while self.look_at_waiting {
+            self.check_waiting();
+            self.io.flush_submissions();
+            self.publish();
+        }
+        self.give_queues_back();
+    }
+
+    /// Publishes all answers.
+    fn publish(&mut self) {
         while let Some(token) = self.staged.pop() {
             let Some(queue) = self.queue(token) else { continue };
             let told = queue.publish();
@@ -242,13 +302,13 @@ impl Serving {
                 self.events.send(Event::Held(adapter));
             }
         }
-        self.give_queues_back();
     }
 
     /// Returns rings that control wants back and that nothing is out of.
     fn give_queues_back(&mut self) {
         for place in &mut self.queues {
             if let Some(queue) = place.take_if(|queue| queue.stopping && queue.is_quiet()) {
+                self.jobs.release(usize::from(queue.size));
                 let base = Some(queue.ring.base());
                 self.events.send(Event::QueueStopped { adapter: queue.adapter, index: queue.index, base });
             }
@@ -272,9 +332,30 @@ impl Serving {
             .collect();
         for id in done {
             let Some(job) = self.jobs.get(id) else { continue };
-            if let Stage::Journal { reply, .. } = std::mem::replace(&mut job.stage, Stage::Begun) {
-                self.end(id, Ending::Reply(reply));
+            if let Stage::Journal { durable, .. } = &mut job.stage {
+                *durable = true;
+                self.end_journalled(id);
             }
+        }
+    }
+
+    /// The commands of one initiator are gone that the PREEMPT AND ABORT `id` has ended.
+    pub(super) fn preempted(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(id) else { return };
+        if let Stage::Journal { aborting, .. } = &mut job.stage {
+            *aborting = aborting.saturating_sub(1);
+            self.end_journalled(id);
+        }
+    }
+
+    /// Answers a command whose state is durable, unless it waits for others to end.
+    fn end_journalled(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(id) else { return };
+        if !matches!(job.stage, Stage::Journal { durable: true, aborting: 0, .. }) {
+            return;
+        }
+        if let Stage::Journal { reply, .. } = std::mem::replace(&mut job.stage, Stage::Begun) {
+            self.end(id, Ending::Reply(reply));
         }
     }
 
@@ -300,9 +381,19 @@ impl worker::Engine for Engine {
             Command::ReleaseFiles => self.serving.io.release_files(),
             Command::AddQueue(spec) => self.add_queue(sources, *spec),
             Command::RemoveQueue { adapter, index } => self.remove_queue(sources, adapter, index),
-            Command::Quiesce { ticket, scope, action } => self.serving.quiesce(ticket, scope, action),
+            Command::Quiesce { ticket, scope, action } => {
+                // Task management of an adapter that has its control queue elsewhere: see `serve_control`.
+                if action != Action::Wait {
+                    self.take_requests(&scope);
+                }
+                self.serving.quiesce(ticket, scope, action);
+            }
             Command::Quiesced { ticket, matched } => self.serving.others_quiesced(ticket, matched),
-            Command::Journalled { lun, version } => self.serving.journalled(lun, version),
+            Command::Journalled { lun, version } => {
+                // Outside a batch: who panics here is a process that dies between journal and answer.
+                inject::point("storage-journalled");
+                self.serving.journalled(lun, version);
+            }
             Command::FenceLowered(_) => self.serving.retry_fenced(),
             Command::Notify { adapter, notice } => {
                 self.serving.notify_guest(&mut self.arena, adapter, notice)
@@ -353,9 +444,13 @@ impl worker::Engine for Engine {
         if queue.broken {
             return Polled::Broken;
         }
-        // Buffers for events stay where they are until there is an event.
-        if queue.role == Role::ScsiEvent || !queue.ring.has_work() {
+        if !queue.ring.has_work() {
             return Polled::Idle;
+        }
+        if queue.role == Role::ScsiEvent {
+            // Buffers for events stay where they are until there is an event.
+            let told = queue.events_missed && self.serving.tell_missed(&mut self.arena, token);
+            return if told { Polled::Worked { items: 1, more: false } } else { Polled::Idle };
         }
         self.serving.read_clock();
         match self.take(token, budget) {
@@ -370,8 +465,8 @@ impl worker::Engine for Engine {
 
     fn arm(&mut self, token: Token) -> bool {
         match self.serving.queue(token) {
-            // Nobody needs to be told of event buffers.
-            Some(queue) if queue.role == Role::ScsiEvent => false,
+            // Nobody needs to be told of event buffers, unless one was missing.
+            Some(queue) if queue.role == Role::ScsiEvent && !queue.events_missed => false,
             Some(queue) => queue.ring.enable_notifications(),
             None => false,
         }

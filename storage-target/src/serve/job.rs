@@ -87,8 +87,9 @@ pub(super) enum Stage {
         /// How many are done, or bytes of them.
         done: u64,
     },
-    /// The answer may go out when the state is durable.
-    Journal { version: u64, reply: Box<Reply> },
+    /// The answer may go out when the state is durable, and when so many questions about commands that it ended are answered
+    /// (PREEMPT AND ABORT).
+    Journal { version: u64, durable: bool, aborting: u32, reply: Box<Reply> },
 }
 
 /// One request under way.
@@ -167,11 +168,23 @@ pub(super) struct Jobs {
     slots: Vec<Slot>,
     free: Vec<u32>,
     serial: u64,
+    /// Entries of all rings: so many jobs there can be.
+    wanted: usize,
 }
 
 impl Jobs {
-    /// Makes room for `count` more, so that requests do not.
+    /// A ring of `count` entries has come: makes room, so that requests do not.
     pub fn reserve(&mut self, count: usize) {
+        self.wanted += count;
+        self.grow(self.wanted.saturating_sub(self.slots.len()));
+    }
+
+    /// A ring of `count` entries has gone. Its room is the next one's.
+    pub fn release(&mut self, count: usize) {
+        self.wanted = self.wanted.saturating_sub(count);
+    }
+
+    fn grow(&mut self, count: usize) {
         let at = self.slots.len();
         self.slots.resize_with(at + count, Slot::default);
         self.free.reserve(self.slots.len());
@@ -191,7 +204,7 @@ impl Jobs {
 
     pub fn add(&mut self, job: Job) -> JobId {
         if self.free.is_empty() {
-            self.reserve(64);
+            self.grow(64);
         }
         let index = self.free.pop().unwrap_or_default();
         let slot = &mut self.slots[index as usize];
@@ -247,6 +260,19 @@ impl Waiting {
     }
 }
 
+impl Waiter {
+    /// What says whether other workers have not all answered; control asks each of them itself.
+    pub fn remote(&mut self) -> Option<&mut bool> {
+        match self {
+            Self::Control => None,
+            Self::Task { remote, .. }
+            | Self::Fence { remote, .. }
+            | Self::Query { remote, .. }
+            | Self::Preempt { remote, .. } => Some(remote),
+        }
+    }
+}
+
 /// Who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
@@ -256,4 +282,8 @@ pub(super) enum Waiter {
     Task { queue: Token, held: HeldId, response: u8, remote: bool },
     /// A COMPARE AND WRITE.
     Fence { job: JobId, remote: bool },
+    /// QUERY TASK and QUERY TASK SET: whether there was anything.
+    Query { queue: Token, held: HeldId, remote: bool },
+    /// A PREEMPT AND ABORT, for the commands of one initiator.
+    Preempt { job: JobId, remote: bool },
 }

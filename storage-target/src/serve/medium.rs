@@ -3,8 +3,9 @@
 //! Called by the engine when a request was read, when an access has completed, and when what a job waited for is there.
 //! It knows bytes and ranges; which answer an [`Ending`] becomes is the device's (`blk`, `scsi`).
 
+use avio_host::wait::Token;
 use avio_proto::mem::GuestPieces;
-use avio_proto::ring::Side;
+use avio_proto::ring::{HeldId, Side};
 
 use super::engine::Serving;
 use super::job::{Expected, Job, JobId, Place, Stage, Work};
@@ -12,6 +13,8 @@ use super::message::{Action, Event, Scope, Ticket};
 use crate::backing::{Access, AlignedBuf, Completion, IoError, Memory, Started};
 use crate::scsi::Reply;
 
+/// Mark of a COMPARE AND WRITE in the in-flight region: the comparison has held, the write may have been done.
+const COMPARED: u8 = 1;
 /// Bytes of one access of ours when a command needs several: what a disk does well at once.
 const PART_LEN: u64 = 1 << 20;
 
@@ -224,8 +227,8 @@ impl Serving {
     /// Where `medium`, read `done` bytes into the range, differs from the request's data.
     fn differs(
         &mut self,
-        queue: avio_host::wait::Token,
-        held: avio_proto::ring::HeldId,
+        queue: Token,
+        held: HeldId,
         expected: Expected,
         done: u64,
         medium: &[u8],
@@ -309,14 +312,41 @@ impl Serving {
         let Some(job) = self.jobs.get(id) else { return };
         let Work::CompareAndWrite { offset, len, skip, durable } = job.work else { return };
         let (queue, held) = (job.queue, job.held);
+        let block = job.target.lun.unit.block_size() as usize;
         job.stage = Stage::Writing;
         let Some(buffer) = buffer else { return self.end(id, Ending::Failed(Access::Read, IoError::Gone)) };
-        let expected = Expected { skip, period: len };
-        if let Some(at) = self.differs(queue, held, expected, 0, &buffer[..len as usize]) {
-            return self.end(id, Ending::Miscompare(at));
+        let medium = &buffer[..len as usize];
+        let matched = self.queue(queue).is_some_and(|queue| queue.marked(held) == COMPARED);
+        if matched {
+            // A predecessor has compared and was about to write: see `is_between`.
+            if !self.is_between(queue, held, skip, medium, block) {
+                return self.end(id, Ending::Good);
+            }
+        } else {
+            let expected = Expected { skip, period: len };
+            if let Some(at) = self.differs(queue, held, expected, 0, medium) {
+                return self.end(id, Ending::Miscompare(at));
+            }
+            if let Some(queue) = self.queue(queue) {
+                queue.mark(held, COMPARED);
+            }
         }
         let place = Some(Place { side: Side::Readable, skip: skip + len as usize });
         self.access(id, Access::Write { durable }, offset, len, place);
+    }
+
+    /// Whether each block of `medium` is one of the two that a COMPARE AND WRITE brought for it: what was there before its
+    /// write, or what the write left. Then the write is done (again). Anything else was written by somebody who came after
+    /// it, for it had the range for itself: the write is done, and must not be done again.
+    fn is_between(&mut self, queue: Token, held: HeldId, skip: usize, medium: &[u8], block: usize) -> bool {
+        let mut brought = vec![0; skip + 2 * medium.len()];
+        let Some(queue) = self.queue(queue) else { return false };
+        if queue.read_front(held, &mut brought) < brought.len() {
+            return false;
+        }
+        let (old, new) = brought[skip..].split_at(medium.len());
+        let halves = old.chunks(block).zip(new.chunks(block));
+        medium.chunks(block).zip(halves).all(|(now, (old, new))| now == old || now == new)
     }
 
     /// A job is over: its fence goes, who waited for it looks again, its request is answered.
@@ -379,7 +409,7 @@ impl Serving {
     /// Applies `action` to a job that is in scope.
     pub(super) fn act(&mut self, id: JobId, action: Action) {
         match action {
-            Action::Wait => {}
+            Action::Wait | Action::Look => {}
             Action::Abort(response) => self.abort(id, response),
         }
     }

@@ -48,6 +48,10 @@ pub struct QueueSpec {
     pub call: Option<OwnedFd>,
     /// Its part of the in-flight region, if the front-end has one.
     pub inflight: Option<Inflight>,
+    /// Its driver has no way to flush, so what it writes must be durable when it is answered (virtio 1.3 §5.2.6.2).
+    pub durable: bool,
+    /// Events were lost while the adapter had no event queue: what this ring is for, if it is one, begins with saying so.
+    pub events_missed: bool,
     /// Its numbers.
     pub stats: Arc<QueueStats>,
 }
@@ -74,6 +78,8 @@ pub enum Action {
     Wait,
     /// They end as soon as the kernel lets go of them, with this response (`VIRTIO_SCSI_S_ABORTED`, `_RESET`).
     Abort(u8),
+    /// Nothing: they are counted, and nobody waits for them.
+    Look,
 }
 
 /// Names one quiescing. Unique among all that wait: workers and control count in ranges of their own.

@@ -33,6 +33,12 @@ pub(super) struct Queue {
     pub broken: bool,
     /// Answers are staged that are not published.
     pub staged: bool,
+    /// Its driver cannot flush: see [`QueueSpec::durable`].
+    pub durable: bool,
+    /// Its entries.
+    pub size: u16,
+    /// What is taken now was taken by a predecessor of this process before.
+    pub recovering: bool,
     /// An event was lost for want of a buffer, and the guest has not been told (virtio 1.3 §5.6.6.3).
     pub events_missed: bool,
 }
@@ -54,7 +60,10 @@ impl Queue {
             stopping: false,
             broken: false,
             staged: false,
-            events_missed: false,
+            durable: spec.durable,
+            size: spec.size,
+            recovering: false,
+            events_missed: spec.events_missed,
         }
     }
 
@@ -84,6 +93,25 @@ impl Queue {
             ids.extend(self.held.hold(&batch, 0));
         }
         Ok(())
+    }
+
+    /// Notes beside a chain's entry of the in-flight region what a successor must know of it to do it again.
+    pub fn mark(&mut self, id: HeldId, mark: u8) {
+        let chain = self.held.chain(id).id;
+        if let Some(log) = &mut self.inflight {
+            log.mark(chain, mark);
+        }
+    }
+
+    /// What was noted of a chain, by this process or a predecessor; 0: nothing.
+    pub fn marked(&self, id: HeldId) -> u8 {
+        let chain = self.held.chain(id).id;
+        self.inflight.as_ref().map_or(0, |log| log.marked(chain))
+    }
+
+    /// The number under which a chain was taken, the same for a successor; `None` without an in-flight region.
+    pub fn number(&self, id: HeldId) -> Option<u64> {
+        self.inflight.as_ref().map(|log| log.number(self.held.chain(id).id))
     }
 
     /// The first bytes of what the driver wrote; returns how many there are, at most `to.len()`.

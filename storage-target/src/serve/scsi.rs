@@ -12,13 +12,15 @@ use avio_proto::scsi::vendor;
 use avio_proto::virtio::scsi::{self, CommandRequest, CommandResponse};
 
 use super::engine::Serving;
-use super::job::{Expected, Job, Place, Stage, Work};
+use super::job::{Expected, Job, JobId, Place, Stage, Work};
 use super::medium::Ending;
-use super::message::{Action, Event, Scope};
+use super::message::{Event, Scope};
 use crate::adapter::{AdapterView, Target};
 use crate::backing::Access;
 use crate::lun::Class;
-use crate::scsi::{Env, Media, MediumOp, NexusName, Outcome, Reply, Statistics, fast, parameter_len};
+use crate::scsi::{
+    Answered, Env, Media, MediumOp, NexusName, Outcome, Reply, Statistics, fast, no_unit, parameter_len,
+};
 
 /// SAM status GOOD.
 const GOOD: u8 = 0;
@@ -47,12 +49,12 @@ impl Serving {
         let buffers =
             Buffers { out: readable - CommandRequest::LEN, within: writable - CommandResponse::LEN };
         let address = scsi::Lun::decode(&request.lun);
-        let target = address
-            .filter(|address| address.lun == 0)
-            .and_then(|address| queue.view.as_ref()?.target(address.target))
-            .cloned();
+        let target = address.and_then(|address| queue.view.as_ref()?.target(address.target)).cloned();
         // An absent target is said to be one at once: a guest that scans asks for all 256.
         let Some(target) = target else { return self.scsi_response(token, held, scsi::S_BAD_TARGET) };
+        if address.is_some_and(|address| address.lun != 0) {
+            return self.scsi_reply(token, held, &no_unit(&request.cdb));
+        }
         match fast(&request.cdb) {
             Some(op) => self.scsi_fast(token, held, &target, &request, op, buffers),
             None => self.scsi_execute(token, held, &target, &request, buffers),
@@ -101,6 +103,9 @@ impl Serving {
                 bytes.split_off(CommandRequest::LEN)
             }
         };
+        if self.was_done(token, held, target, request) {
+            return self.scsi_reply(token, held, &Reply::good());
+        }
         let view = self.queue(token).and_then(|queue| queue.view.clone());
         let numbers = view.as_deref().map(|view| Numbers { view, target });
         let statistics = numbers.as_ref().map(|numbers| numbers as &dyn Statistics);
@@ -109,11 +114,12 @@ impl Serving {
             Outcome::Reply(reply) => self.scsi_refuse(token, held, target, &reply),
             Outcome::Medium(op) => self.scsi_medium(token, held, target, request, op, buffers),
             Outcome::Persist { reply, version } => {
-                self.scsi_persist(token, held, target, request, reply, version)
+                self.scsi_persist(token, held, target, request, reply, version);
             }
             Outcome::PersistAndAbort { reply, version, others } => {
-                self.abort_commands_of(target, &others);
-                self.scsi_persist(token, held, target, request, reply, version);
+                if let Some(job) = self.scsi_persist(token, held, target, request, reply, version) {
+                    self.abort_commands_of(job, target, &others);
+                }
             }
             Outcome::Event(effect, reply) => {
                 if let Some(adapter) = self.queue(token).map(|queue| queue.adapter) {
@@ -134,21 +140,50 @@ impl Serving {
         request: &CommandRequest,
         reply: Reply,
         version: u64,
-    ) {
+    ) -> Option<JobId> {
+        // What is repeated after a crash would do something else, or be refused.
+        if let Some(done) = self.command_name(token, held, target, request) {
+            target.lun.unit.remember(done);
+        }
         let state = Box::new(target.lun.unit.save());
         self.events.send(Event::Save { lun: target.lun.id, version, state, worker: self.worker });
-        let stage = Stage::Journal { version, reply: Box::new(reply) };
-        self.scsi_job(token, held, target, request, None, stage);
+        let stage = Stage::Journal { version, durable: false, aborting: 0, reply: Box::new(reply) };
+        self.scsi_job(token, held, target, request, None, stage)
     }
 
-    /// PREEMPT AND ABORT: ends what these initiators have under way at this logical unit.
-    fn abort_commands_of(&mut self, target: &Target, others: &[NexusName]) {
+    /// How a successor of this process would recognize a command; `None` if there will be none that sees it again.
+    fn command_name(
+        &mut self,
+        token: Token,
+        held: HeldId,
+        target: &Target,
+        request: &CommandRequest,
+    ) -> Option<Answered> {
+        let queue = self.queue(token)?;
+        let (number, index) = (queue.number(held)?, queue.index);
+        Some(Answered { nexus: target.nexus.name().clone(), queue: index, number, tag: request.id })
+    }
+
+    /// Whether a predecessor has done a command and could not answer it.
+    fn was_done(&mut self, token: Token, held: HeldId, target: &Target, request: &CommandRequest) -> bool {
+        self.queue(token).is_some_and(|queue| queue.recovering)
+            && self
+                .command_name(token, held, target, request)
+                .is_some_and(|command| target.lun.unit.was_done(&command))
+    }
+
+    /// PREEMPT AND ABORT: ends what these initiators have under way at this logical unit, and has `job` wait for it.
+    fn abort_commands_of(&mut self, job: JobId, target: &Target, others: &[NexusName]) {
         let lun = Some(target.lun.id);
         let adapters: Vec<_> =
             self.adapters.values().filter(|view| others.contains(&view.nexus)).map(|view| view.id).collect();
+        if let Some(job) = self.jobs.get(job)
+            && let Stage::Journal { aborting, .. } = &mut job.stage
+        {
+            *aborting = adapters.len() as u32;
+        }
         for adapter in adapters {
-            let scope = Scope { lun, adapter: Some(adapter), ..Scope::default() };
-            self.end_commands(scope, Action::Abort(scsi::S_ABORTED));
+            self.end_commands(job, Scope { lun, adapter: Some(adapter), ..Scope::default() });
         }
     }
 
@@ -178,14 +213,15 @@ impl Serving {
         request: &CommandRequest,
         planned: Option<Planned>,
         stage: Stage,
-    ) {
-        let Some(adapter) = self.queue(token).map(|queue| queue.adapter) else { return };
+    ) -> Option<JobId> {
+        let adapter = self.queue(token)?.adapter;
         let waits = planned.is_none();
         let planned = planned.unwrap_or_default();
         let backing = target.backing.clone();
         if backing.is_none() && !waits {
             let reply = target.lun.unit.not_ready();
-            return self.scsi_reply(token, held, &reply);
+            self.scsi_reply(token, held, &reply);
+            return None;
         }
         let job = Job {
             queue: token,
@@ -207,10 +243,10 @@ impl Serving {
         };
         if waits {
             job.target.stats.cell(self.worker).began();
-            self.jobs.add(job);
-        } else {
-            self.add_job(job);
+            return Some(self.jobs.add(job));
         }
+        self.add_job(job);
+        None
     }
 
     pub(super) fn scsi_answer(&mut self, job: &Job, ending: Ending) {
@@ -255,6 +291,11 @@ impl Serving {
     /// The logical unit's refusal of a command that had not begun.
     fn scsi_refuse(&mut self, token: Token, held: HeldId, target: &Target, reply: &Reply) {
         let cell = target.stats.cell(self.worker);
+        if reply.is_unit_attention() && target.lun.unit.has_saved_attentions() {
+            let (lun, version) = (target.lun.id, target.lun.unit.version());
+            let state = Box::new(target.lun.unit.save());
+            self.events.send(Event::Save { lun, version, state, worker: self.worker });
+        }
         if let Some(sense) = &reply.sense {
             cell.refused(sense.key);
             if sense.key == NOT_READY && target.lun.unit.media() == Media::Replaced {
@@ -340,7 +381,7 @@ fn plan(op: MediumOp, block: u64) -> Planned {
             let work = Work::Verify { offset, len, expected };
             Planned { work, class: Class::Other, bytes: 0, out: period, within: 0 }
         }
-        MediumOp::Flush => {
+        MediumOp::Flush { .. } => {
             let work = Work::Access { access: Access::Flush, offset: 0, len: 0, place: None };
             Planned { work, class: Class::Flush, ..Planned::default() }
         }

@@ -2,7 +2,7 @@
 //!
 //! What waits is listed with a scope; whenever a job has ended, the list is looked at. What concerns other workers as well
 //! goes to control, which asks them and answers when all have (`relay`). The answer to a task management function is
-//! written after the last answer to a command that it ended.
+//! written when the last answer to a command that it ended has been published.
 
 use std::sync::Arc;
 
@@ -48,11 +48,12 @@ impl Serving {
         lun: [u8; 8],
         tag: u64,
     ) {
-        let target = scsi::Lun::decode(&lun)
-            .filter(|address| address.lun == 0)
-            .and_then(|address| self.adapters.get(&adapter)?.target(address.target))
-            .cloned();
+        let address = scsi::Lun::decode(&lun);
+        let target = address.and_then(|address| self.adapters.get(&adapter)?.target(address.target)).cloned();
         let Some(target) = target else { return self.task_response(token, held, scsi::S_BAD_TARGET) };
+        if address.is_some_and(|address| address.lun != 0) {
+            return self.task_response(token, held, scsi::S_INCORRECT_LUN);
+        }
         let mine = Scope { adapter: Some(adapter), target: Some(target.number), ..Scope::default() };
         let all = Scope { lun: Some(target.lun.id), ..Scope::default() };
         let complete = scsi::S_FUNCTION_COMPLETE;
@@ -86,20 +87,25 @@ impl Serving {
         self.task_begin(token, held, scope, Action::Abort(scsi::S_RESET), scsi::S_FUNCTION_COMPLETE);
     }
 
-    /// Whether a command is there: asked like an end that nobody is made to come to.
+    /// Whether a command is there, in this worker or another.
     fn query(&mut self, token: Token, held: HeldId, scope: Scope) {
-        let found = self.jobs.iter().any(|(_, job)| job.is_in(&scope));
-        let response = if found { scsi::S_FUNCTION_SUCCEEDED } else { scsi::S_FUNCTION_COMPLETE };
-        self.task_response(token, held, response);
+        let (ticket, remote) = self.ask_others(scope, Action::Look);
+        self.wait_for(ticket, scope, Action::Look, None, Waiter::Query { queue: token, held, remote });
     }
 
     fn task_begin(&mut self, token: Token, held: HeldId, scope: Scope, action: Action, response: u8) {
+        let (ticket, remote) = self.ask_others(scope, action);
+        self.wait_for(ticket, scope, action, None, Waiter::Task { queue: token, held, response, remote });
+    }
+
+    /// Asks all other workers, if there are any; returns whether there are.
+    fn ask_others(&mut self, scope: Scope, action: Action) -> (Ticket, bool) {
         let ticket = self.new_ticket();
         let remote = self.workers > 1;
         if remote {
             self.events.send(Event::Quiesce { ticket, scope, action });
         }
-        self.wait_for(ticket, scope, action, None, Waiter::Task { queue: token, held, response, remote });
+        (ticket, remote)
     }
 
     fn task_response(&mut self, token: Token, held: HeldId, response: u8) {
@@ -110,23 +116,15 @@ impl Serving {
 
     /// A COMPARE AND WRITE has its fence and waits for what began before.
     pub(super) fn wait_for_fence(&mut self, job: JobId, scope: Scope) {
-        let ticket = self.new_ticket();
-        let remote = self.workers > 1;
-        if remote {
-            self.events.send(Event::Quiesce { ticket, scope, action: Action::Wait });
-        }
+        let (ticket, remote) = self.ask_others(scope, Action::Wait);
         self.wait_for(ticket, scope, Action::Wait, Some(job), Waiter::Fence { job, remote });
     }
 
-    /// Ends commands without anybody waiting for it.
-    pub(super) fn end_commands(&mut self, scope: Scope, action: Action) {
-        let ticket = self.new_ticket();
-        if self.workers > 1 {
-            self.events.send(Event::Quiesce { ticket, scope, action });
-        }
-        let meant: Vec<JobId> =
-            self.jobs.iter().filter(|(_, job)| job.is_in(&scope)).map(|(id, _)| id).collect();
-        meant.into_iter().for_each(|id| self.act(id, action));
+    /// Ends commands; the PREEMPT AND ABORT `job` is answered when they are gone: until then they may still change the medium.
+    pub(super) fn end_commands(&mut self, job: JobId, scope: Scope) {
+        let action = Action::Abort(scsi::S_ABORTED);
+        let (ticket, remote) = self.ask_others(scope, action);
+        self.wait_for(ticket, scope, action, Some(job), Waiter::Preempt { job, remote });
     }
 
     /// Control, or another worker through it, wants requests gone.
@@ -135,7 +133,8 @@ impl Serving {
     }
 
     fn wait_for(&mut self, ticket: Ticket, scope: Scope, action: Action, except: Option<JobId>, who: Waiter) {
-        let serial = self.jobs.last_serial();
+        // Who only looks waits for none.
+        let serial = if action == Action::Look { 0 } else { self.jobs.last_serial() };
         let meant: Vec<JobId> = self
             .jobs
             .iter()
@@ -147,19 +146,18 @@ impl Serving {
         for id in meant {
             self.act(id, action);
         }
-        self.check_waiting();
+        self.look_at_waiting = true;
     }
 
     /// All other workers have answered.
     pub(super) fn others_quiesced(&mut self, ticket: Ticket, matched: u32) {
         if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.ticket == ticket) {
             waiting.matched += matched;
-            match &mut waiting.who {
-                Waiter::Task { remote, .. } | Waiter::Fence { remote, .. } => *remote = false,
-                Waiter::Control => {}
+            if let Some(remote) = waiting.who.remote() {
+                *remote = false;
             }
         }
-        self.check_waiting();
+        self.look_at_waiting = true;
     }
 
     /// Answers everybody whose requests are gone.
@@ -167,11 +165,8 @@ impl Serving {
         self.look_at_waiting = false;
         let mut i = 0;
         while i < self.waiting.len() {
+            let remote = self.waiting[i].who.remote().is_some_and(|remote| *remote);
             let waiting = &self.waiting[i];
-            let remote = match waiting.who {
-                Waiter::Task { remote, .. } | Waiter::Fence { remote, .. } => remote,
-                Waiter::Control => false,
-            };
             if remote || self.jobs.iter().any(|(id, job)| waiting.still_waits_for(id, job)) {
                 i += 1;
                 continue;
@@ -183,6 +178,15 @@ impl Serving {
                     self.events.send(Event::Quiesced { ticket, worker: self.worker, matched });
                 }
                 Waiter::Task { queue, held, response, .. } => self.task_response(queue, held, response),
+                Waiter::Query { queue, held, .. } => {
+                    let found = waiting.matched > 0;
+                    let response = if found { scsi::S_FUNCTION_SUCCEEDED } else { scsi::S_FUNCTION_COMPLETE };
+                    self.task_response(queue, held, response);
+                }
+                Waiter::Preempt { job, .. } => {
+                    self.preempted(job);
+                    i = 0;
+                }
                 Waiter::Fence { job, .. } => {
                     self.fence_is_clear(job);
                     i = 0;
@@ -197,14 +201,35 @@ impl Serving {
         let token = queue.token;
         let mut ids = Vec::with_capacity(1);
         if queue.take(arena, 1, &mut ids).is_err() || ids.is_empty() {
+            // The guest is told as soon as it makes a buffer available, so its doing that must wake us.
             queue.events_missed = true;
-            return;
+            if !queue.ring.enable_notifications() {
+                return;
+            }
+            if queue.take(arena, 1, &mut ids).is_err() || ids.is_empty() {
+                return;
+            }
         }
-        let mut event = notice.event();
+        self.put_event(token, ids[0], notice.event());
+    }
+
+    /// The guest has made a buffer available after events were lost for want of one: it is told that (T_NO_EVENT).
+    pub(super) fn tell_missed(&mut self, arena: &mut ChainArena, token: Token) -> bool {
+        let Some(queue) = self.queue(token) else { return false };
+        let mut ids = Vec::with_capacity(1);
+        if queue.take(arena, 1, &mut ids).is_err() || ids.is_empty() {
+            return false;
+        }
+        self.put_event(token, ids[0], scsi::Event { event: scsi::T_NO_EVENT, ..scsi::Event::default() });
+        true
+    }
+
+    fn put_event(&mut self, token: Token, held: HeldId, mut event: scsi::Event) {
+        let Some(queue) = self.queue(token) else { return };
         if std::mem::take(&mut queue.events_missed) {
             event.event |= scsi::EVENTS_MISSED;
         }
-        let written = queue.write_at(ids[0], 0, &event.to_bytes());
-        self.complete(token, ids[0], written as u32);
+        let written = queue.write_at(held, 0, &event.to_bytes());
+        self.complete(token, held, written as u32);
     }
 }

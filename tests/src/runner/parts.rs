@@ -96,6 +96,8 @@ const SYSTEM: &[&str] = &[
     "testpmd",
     "linux_guests",
     "migration",
+    "storage_target",
+    "storage_kill",
     "storage_guests",
 ];
 

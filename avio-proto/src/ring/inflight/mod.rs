@@ -135,6 +135,32 @@ impl Inflight {
         }
     }
 
+    /// Writes a byte beside the entry of a chain that was taken: what the successor of this process must know of it.
+    pub fn mark(&mut self, chain: ChainId, mark: u8) {
+        match &mut self.0 {
+            Log::Split(log) => log.mark(chain.number(), mark),
+            Log::Packed(log) => log.mark(chain, mark),
+        }
+    }
+
+    /// What was marked, by this process or its predecessor; 0: nothing.
+    #[must_use]
+    pub fn marked(&self, chain: ChainId) -> u8 {
+        match &self.0 {
+            Log::Split(log) => log.mark_of(chain.number()),
+            Log::Packed(log) => log.mark_of(chain),
+        }
+    }
+
+    /// The number under which a chain was taken: its own among all that are in flight, and the same for a successor.
+    #[must_use]
+    pub fn number(&self, chain: ChainId) -> u64 {
+        match &self.0 {
+            Log::Split(log) => log.number_of(chain.number()),
+            Log::Packed(log) => log.number_of(chain),
+        }
+    }
+
     /// Notes a chain as completed; the next publication tells the driver.
     #[inline]
     pub fn completed(&mut self, chain: ChainId) {

@@ -29,6 +29,8 @@ const USED_AT: usize = 16;
 const OLD_USED_AT: usize = 18;
 const USED_WRAP_AT: usize = 20;
 const OLD_USED_WRAP_AT: usize = 21;
+/// The byte of padding is ours: a mark that the device leaves for its successor. Others write zeroes there.
+const MARK: usize = 1;
 const NEXT: usize = 2;
 const LAST: usize = 4;
 const NUM: usize = 6;
@@ -274,11 +276,30 @@ impl PackedLog {
             self.region.write(Self::at(head) + NUM, chain.slots().to_le_bytes());
             self.region.write(Self::at(head) + COUNTER, self.counter.to_le_bytes());
             self.counter = self.counter.wrapping_add(1);
-            self.region.write(Self::at(head), [1u8]);
+            // In flight, and no mark.
+            self.region.write(Self::at(head), [1u8, 0]);
             self.in_flight.push(Noted { entry: head, chain });
         }
         self.region.write(FREE_AT, self.free.to_le_bytes());
         self.region.write(OLD_FREE_AT, self.free.to_le_bytes());
+    }
+
+    fn entry_of(&self, chain: ChainId) -> Option<u16> {
+        self.in_flight.iter().find(|noted| noted.chain == chain).map(|noted| noted.entry)
+    }
+
+    pub fn mark(&mut self, chain: ChainId, mark: u8) {
+        if let Some(entry) = self.entry_of(chain) {
+            self.region.write(Self::at(entry) + MARK, [mark]);
+        }
+    }
+
+    pub fn mark_of(&self, chain: ChainId) -> u8 {
+        self.entry_of(chain).map_or(0, |entry| self.region.read::<1>(Self::at(entry) + MARK)[0])
+    }
+
+    pub fn number_of(&self, chain: ChainId) -> u64 {
+        self.entry_of(chain).map_or(0, |entry| self.region.u64(Self::at(entry) + COUNTER))
     }
 
     #[inline]

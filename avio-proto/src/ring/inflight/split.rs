@@ -4,6 +4,7 @@
 //!   0  le64 features = 0   8 le16 version = 1   10 le16 desc_num   12 le16 last_batch_head   14 le16 used_idx
 //!  16  per descriptor: u8 inflight, 5 bytes padding, le16 next, le64 counter
 //! ```
+//! The first byte of padding is ours: a mark that the device leaves for its successor. Others write zeroes there.
 //! A chain is known by its head. The heads of the last batch of used elements are linked by `next`, so that a successor can
 //! tell which of them the driver had been given when the process died between publication and clearing the marks.
 
@@ -16,6 +17,7 @@ const VERSION_AT: usize = 8;
 const SIZE_AT: usize = 10;
 const LAST_HEAD_AT: usize = 12;
 const USED_AT: usize = 14;
+const MARK: usize = 1;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
 
@@ -89,8 +91,23 @@ impl SplitLog {
         if head < self.size {
             self.region.write(Self::at(head) + COUNTER, self.counter.to_le_bytes());
             self.counter = self.counter.wrapping_add(1);
-            self.region.write(Self::at(head), [1u8]);
+            // In flight, and no mark.
+            self.region.write(Self::at(head), [1u8, 0]);
         }
+    }
+
+    pub fn mark(&mut self, head: u16, mark: u8) {
+        if head < self.size {
+            self.region.write(Self::at(head) + MARK, [mark]);
+        }
+    }
+
+    pub fn mark_of(&self, head: u16) -> u8 {
+        if head < self.size { self.region.read::<1>(Self::at(head) + MARK)[0] } else { 0 }
+    }
+
+    pub fn number_of(&self, head: u16) -> u64 {
+        if head < self.size { self.region.u64(Self::at(head) + COUNTER) } else { 0 }
     }
 
     #[inline]

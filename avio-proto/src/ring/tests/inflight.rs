@@ -89,6 +89,41 @@ fn layouts() -> [u64; 3] {
     [VERSION_1, VERSION_1 | RING_PACKED, VERSION_1 | RING_PACKED | RING_INDIRECT_DESC]
 }
 
+/// Two chains are out, one is marked: the successor finds the mark at the same one, and both under their numbers.
+#[test]
+fn a_mark_is_the_successors_to_find_and_goes_with_its_chain() {
+    for features in layouts() {
+        let mut rig = Rig::new(features);
+        let (mut ring, mut log) = rig.device();
+        log.recover(&mut ring);
+        for seed in [1, 2, 3] {
+            rig.send(seed);
+        }
+        let taken = rig.take(&mut ring, &mut log);
+        log.mark(taken[1].0, 9);
+        let numbers: Vec<u64> = taken.iter().map(|(chain, _)| log.number(*chain)).collect();
+        ring.complete(taken[0].0, 4);
+        log.completed(taken[0].0);
+        publish(&mut ring, &mut log);
+        drop((ring, log));
+        let (mut ring, mut log) = rig.device();
+        let again = rig.retake(&mut ring, &mut log);
+        let found: Vec<_> =
+            again.iter().map(|(chain, seed)| (*seed, log.marked(*chain), log.number(*chain))).collect();
+        assert_eq!(found, [(2, 9, numbers[1]), (3, 0, numbers[2])], "{features:#x}");
+        for (chain, _) in again {
+            ring.complete(chain, 4);
+            log.completed(chain);
+        }
+        publish(&mut ring, &mut log);
+        assert_eq!(rig.used().len(), 3);
+        rig.send(4);
+        let next = rig.take(&mut ring, &mut log);
+        assert_eq!(log.marked(next[0].0), 0, "{features:#x}: the next chain has no mark");
+        assert!(log.number(next[0].0) > numbers[2]);
+    }
+}
+
 #[test]
 fn whatever_step_a_device_dies_at_each_request_is_answered_once() {
     for features in layouts() {

@@ -1,0 +1,321 @@
+//! The storage daemon killed in the middle of its work and started again: each request is answered once, the old process's
+//! I/O is over before anything is done again, and what must not be done twice is not.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use avio_guest::Endpoint;
+use avio_guest::storage::{Disk, Done, Kind, StorageOptions, Transfer};
+use avio_proto::virtio::blk;
+use avio_tests::case::{self, Case};
+use avio_tests::daemon::Daemon;
+use avio_tests::failure::ensure;
+use avio_tests::initiator::{Initiator, RESERVATION_CONFLICT, cdb10, compare_and_write, reserve_out};
+use avio_tests::storage::{Adapter, Storage};
+use avio_tests::{Failure, Result, scratch};
+use rustix::fs::{FlockOperation, fcntl_lock};
+
+fn main() -> ExitCode {
+    case::main(&[
+        Case::new("a_write_load_survives_kills_split", 90, || write_load(false)).data_path(),
+        Case::new("a_write_load_survives_kills_packed", 90, || write_load(true)).data_path(),
+        Case::new("old_io_is_over_before_anything_is_done_again", 60, old_io),
+        Case::new("compare_and_write_is_not_compared_again", 60, compare_again),
+        Case::new("persistent_reserve_out_is_not_done_twice", 60, reserve_twice),
+        Case::new("reservations_modes_trays_and_replacements_outlive_the_process", 60, state),
+    ])
+}
+
+const MIB: u64 = 1 << 20;
+
+fn image(name: &str, len: u64) -> Result<PathBuf> {
+    let path = scratch::folder().join(name);
+    File::create(&path)?.set_len(len)?;
+    Ok(path)
+}
+
+fn tracked(kind: Kind, packed: bool) -> StorageOptions {
+    StorageOptions {
+        packed,
+        inflight: true,
+        depth: 32,
+        data_len: 8192,
+        reply_timeout: Duration::from_secs(20),
+        connect_timeout: Duration::from_secs(20),
+        ..StorageOptions::new(kind)
+    }
+}
+
+fn failed(error: avio_guest::storage::StorageError) -> Failure {
+    Failure::new(error.to_string())
+}
+
+fn pattern(block: u64, round: u64) -> Vec<u8> {
+    (0..512u64).flat_map(|i| (block << 32 ^ round << 16 ^ i).to_le_bytes()).collect()
+}
+
+/// Thirty-two writes are always under way, held back for a while, through several kills; each block is written several times,
+/// and never twice at once. Every write is answered once, and the image has the last of each block.
+fn write_load(packed: bool) -> Result {
+    const BLOCKS: u64 = 64;
+    const WRITES: u64 = 640;
+    let path = image("disk.img", BLOCKS * 4096)?;
+    let backing = format!("fault:write_delay_ms=150:file:{}", path.display());
+    let config = Storage::one(Adapter::new("g1", "avio_blk").disk(0, &backing, ""));
+    let mut daemon = Daemon::start(config)?;
+    let options = tracked(Kind::Blk, packed);
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options).map_err(failed)?;
+    let (mut begun, mut ended, mut kills) = (0, 0, 0);
+    // Slot -> block, and what each block was last told to hold.
+    let (mut out, mut holds) = (BTreeMap::new(), BTreeMap::new());
+    let mut next_kill = Instant::now() + Duration::from_millis(400);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ended < WRITES {
+        ensure(Instant::now() < deadline, || format!("{ended} of {WRITES} after a minute, {out:?}"))?;
+        let queue = &mut disk.queues()[0];
+        while begun < WRITES {
+            let block = begun % BLOCKS;
+            if out.values().any(|other| *other == block) {
+                break;
+            }
+            let Some(slot) = queue.take() else { break };
+            let head = blk::RequestHeader { kind: blk::T_OUT, sector: block * 8 };
+            queue.head(slot).copy_from(&head.to_bytes());
+            queue.response(slot).copy_from(&[0xff]);
+            let data = pattern(block, begun);
+            queue.data(slot).copy_from(&data);
+            ensure(queue.submit(slot, 16, 1, Transfer::Out(4096)), || "the ring has no room".into())?;
+            ensure(out.insert(slot, block).is_none(), || format!("slot {slot} was free and in flight"))?;
+            holds.insert(block, data);
+            begun += 1;
+        }
+        queue.flush();
+        if kills < 4 && Instant::now() > next_kill {
+            daemon.kill();
+            kills += 1;
+            daemon.restart_with(&[], 20)?;
+            // What the old one had published is taken back first: see `StorageGuest::reconnect`.
+            ended += finished(&mut disk, &mut out)?;
+            disk.reconnect().map_err(failed)?;
+            next_kill = Instant::now() + Duration::from_millis(300);
+        }
+        let now = finished(&mut disk, &mut out)?;
+        ended += now;
+        if now == 0 {
+            disk.queues()[0].wait(Duration::from_millis(20));
+        }
+    }
+    ensure(out.is_empty() && kills == 4, || format!("{kills} kills, {out:?} not answered"))?;
+    sleep(Duration::from_millis(300));
+    ensure(finished(&mut disk, &mut out)? == 0, || "an answer too many".into())?;
+    let file = File::open(&path)?;
+    for (block, wanted) in holds {
+        let mut found = vec![0; 4096];
+        file.read_exact_at(&mut found, block * 4096)?;
+        ensure(found == wanted, || {
+            format!("block {block} has {:02x?}, not {:02x?}", &found[..16], &wanted[..16])
+        })?;
+    }
+    daemon.ensure_healthy()
+}
+
+/// Takes back what is done; each must have been out, and good.
+fn finished(disk: &mut Disk, out: &mut BTreeMap<u16, u64>) -> Result<u64> {
+    let queue = &mut disk.queues()[0];
+    let mut done = [Done::default(); 32];
+    let count = queue.poll(&mut done).map_err(|e| Failure::new(e.to_string()))?;
+    for one in &done[..count] {
+        let block = out.remove(&one.slot);
+        let status = queue.response(one.slot).read::<1>(0);
+        ensure(block.is_some() && status == Some([blk::S_OK]), || {
+            format!("slot {} of block {block:?} ended with {status:?}", one.slot)
+        })?;
+        queue.give(one.slot);
+    }
+    Ok(count as u64)
+}
+
+/// Has the claim on an image, as the kernel holds it for a process that is gone and whose I/O is not. It is this process's:
+/// closing the image anywhere in it lets go.
+struct Lingering(File);
+
+impl Lingering {
+    fn claim(path: &Path, seconds: u64) -> Result<Lingering> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        while let Err(error) = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+            ensure(Instant::now() < deadline, || format!("the claim of a daemon that was killed: {error}"))?;
+            sleep(Duration::from_millis(5));
+        }
+        Ok(Lingering(file))
+    }
+}
+
+/// Writes of the old process reach the disk seconds after it was killed. The successor must not have done anything by then:
+/// what it does again comes after them.
+fn old_io() -> Result {
+    let path = image("disk.img", MIB)?;
+    let backing = format!("fault:write_delay_ms=2000:file:{}", path.display());
+    let config = Storage::one(Adapter::new("g1", "avio_blk").disk(0, &backing, ""));
+    let mut daemon = Daemon::start(config)?;
+    let options = tracked(Kind::Blk, false);
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options).map_err(failed)?;
+    let queue = &mut disk.queues()[0];
+    let slot = queue.take().ok_or_else(|| Failure::new("no slot"))?;
+    let head = blk::RequestHeader { kind: blk::T_OUT, sector: 0 };
+    queue.head(slot).copy_from(&head.to_bytes());
+    queue.data(slot).copy_from(&[2; 4096]);
+    ensure(queue.submit(slot, 16, 1, Transfer::Out(4096)), || "room".into())?;
+    queue.flush();
+    sleep(Duration::from_millis(300));
+    daemon.kill();
+    let old = Lingering::claim(&path, 5)?;
+    // The thread stands for the kernel: it writes what the old process had asked for, late, and only then lets go.
+    let late = std::thread::spawn(move || -> Result {
+        sleep(Duration::from_secs(4));
+        old.0.write_all_at(&[1; 4096], 0)?;
+        drop(old);
+        Ok(())
+    });
+    let begin = Instant::now();
+    daemon.restart_with(&[], 20)?;
+    let took = begin.elapsed();
+    ensure(took >= Duration::from_millis(3500), || format!("ready after {took:?}, with old I/O under way"))?;
+    late.join().map_err(|_| Failure::new("the writer panicked"))??;
+    disk.reconnect().map_err(failed)?;
+    let mut done = [Done::default()];
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while disk.queues()[0].poll(&mut done).map_err(|e| Failure::new(e.to_string()))? == 0 {
+        ensure(Instant::now() < deadline, || "the write is not answered".into())?;
+        disk.queues()[0].wait(Duration::from_millis(50));
+    }
+    let mut found = [0; 4096];
+    File::open(&path)?.read_exact_at(&mut found, 0)?;
+    ensure(found == [2; 4096], || format!("the image has {:?}", &found[..8]))?;
+    daemon.ensure_healthy()
+}
+
+/// A COMPARE AND WRITE has compared and waits in its write when the daemon is killed. Whether the write had been done or not, it
+/// is answered with GOOD; and if somebody has written since, that stays.
+fn compare_again() -> Result {
+    for packed in [false, true] {
+        for (case, meanwhile, after) in [
+            ("not done", None, [2u8; 512]),
+            ("done", Some([2u8; 512]), [2; 512]),
+            ("overtaken", Some([9; 512]), [9; 512]),
+        ] {
+            let name = format!("{case} {packed}").replace(' ', "-");
+            let path = image(&format!("{name}.img"), MIB)?;
+            let backing = format!("fault:write_delay_ms=1200:file:{}", path.display());
+            let config = Storage::one(Adapter::new("g1", "avio_stor").disk(0, &backing, ""));
+            let mut daemon = Daemon::start_in(scratch::folder().join(&name), config)?;
+            let socket = daemon.stor_socket("g1")?;
+            let mut one = Initiator::connect(&socket, &tracked(Kind::Scsi, packed), &[0])?;
+            let both = [[0u8; 512], [2; 512]].concat();
+            one.begin(0, 0, 1, &compare_and_write(4, 1), &both)?;
+            sleep(Duration::from_millis(400));
+            daemon.kill();
+            if let Some(bytes) = meanwhile {
+                Lingering::claim(&path, 5)?.0.write_all_at(&bytes, 4 * 512)?;
+            }
+            daemon.restart_with(&[], 20)?;
+            one.reconnect()?;
+            let ended = one.await_ended(0, 1, 10)?;
+            ended[0].reply.clone().good(&format!("packed {packed}, the write was {case}"))?;
+            ensure(one.read(0, 4, 1)? == after, || format!("packed {packed}, {case}: another block"))?;
+            // A new one is compared as ever.
+            let again = one.command(0, &compare_and_write(4, 1), &both, 0)?;
+            again.check((0xe, 0x1d, 0), "a comparison that does not hold")?;
+            daemon.ensure_healthy()?;
+        }
+    }
+    Ok(())
+}
+
+/// The daemon dies when a REGISTER is in the journal and not answered. Its successor answers it, and does not do it again:
+/// with the key changed it would be refused.
+fn reserve_twice() -> Result {
+    for packed in [false, true] {
+        let config = Storage::one(Adapter::new("g1", "avio_stor").disk(0, "memory:1M", ""));
+        let folder = scratch::folder().join(if packed { "packed" } else { "split" });
+        let mut daemon = Daemon::start_in(folder, config)?;
+        daemon.kill();
+        daemon.restart_with(&[("AVIO_TEST_PANIC", "storage-journalled:2")], 5)?;
+        let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &tracked(Kind::Scsi, packed), &[0])?;
+        one.reserve_out(0, 0, 0, 0, 0xa)?.good("REGISTER")?;
+        let (cdb, list) = reserve_out(0, 0, 0xa, 0xb);
+        one.begin(0, 0, 0x51, &cdb, &list)?;
+        let status = daemon.console()?.wait_end(5)?;
+        ensure(!status.success() && one.ended(0)?.is_empty(), || format!("died with {status}"))?;
+        daemon.restart_with(&[], 5)?;
+        one.reconnect()?;
+        let ended = one.await_ended(0, 1, 5)?;
+        ended[0].reply.clone().good("the REGISTER that was journalled")?;
+        one.reserve_out(0, 0, 0, 0xb, 0xc)?.good("with the key that it set")?;
+        let keys = one.command(0, &[0x5e, 0, 0, 0, 0, 0, 0, 1, 0, 0], &[], 256)?.good("READ KEYS")?;
+        ensure(keys.data[..4] == 3u32.to_be_bytes(), || format!("generation: {:02x?}", &keys.data[..8]))?;
+        daemon.ensure_healthy()?;
+    }
+    Ok(())
+}
+
+/// What a logical unit and a drive remember through a kill.
+fn state() -> Result {
+    let (first, second) = (image("one.iso", MIB)?, image("two.iso", 2 * MIB)?);
+    let adapter = |guest: &str| Adapter::new(guest, "avio_stor").disk(0, "memory:1M", "share = true");
+    let one = adapter("g1").lun(1, "dvd", &format!("file:{}", first.display()), "");
+    let mut daemon = Daemon::start(Storage::default().adapter(one).adapter(adapter("g2")))?;
+    let options = tracked(Kind::Scsi, false);
+    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0, 1])?;
+    let mut two = Initiator::connect(&daemon.stor_socket("g2")?, &options, &[0])?;
+    one.reserve_out(0, 0, 0, 0, 0xa)?.good("REGISTER")?;
+    one.reserve_out(0, 1, 1, 0xa, 0)?.good("RESERVE, write exclusive")?;
+    // MODE SELECT (6): descriptor format sense data.
+    let page = [0, 0, 0, 0, 0x0a, 10, 4, 0x10, 0, 0, 0, 0, 0xff, 0xff, 0, 0];
+    one.command(0, &[0x15, 0x10, 0, 0, 16, 0], &page, 0)?.good("MODE SELECT")?;
+    ensure(two.settle(0)? == [(0x2a, 0x01)], || "mode parameters changed".into())?;
+    sleep(Duration::from_millis(200));
+    let avio = |daemon: &Daemon<Storage>, arguments: &[&str]| -> Result {
+        let output = daemon.avio(&[&["stor"], arguments].concat())?;
+        ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    avio(&daemon, &["eject", "g1", "0", "4", "1"])?;
+    avio(&daemon, &["insert", "g1", "0", "4", "1", &second.display().to_string()])?;
+    for round in 0..2 {
+        let refused = two.command(0, &cdb10(0x2a, 0, 1), &[1; 512], 0)?;
+        ensure(refused.status == RESERVATION_CONFLICT, || format!("round {round}: {refused:?}"))?;
+        let sensed = one.command(0, &[0x1a, 8, 0x0a, 0, 255, 0], &[], 255)?.good("MODE SENSE")?;
+        ensure(sensed.data.get(6) == Some(&4), || format!("round {round}: {:02x?}", sensed.data))?;
+        one.settle(1)?;
+        let capacity = one.command(1, &cdb10(0x25, 0, 0), &[], 8)?.good("READ CAPACITY")?;
+        ensure(capacity.data[..4] == 1023u32.to_be_bytes(), || {
+            format!("round {round}: {:02x?}", capacity.data)
+        })?;
+        // An unrelated reload leaves the inserted medium where it is.
+        daemon.reload()?;
+        sleep(Duration::from_millis(300));
+        ensure(daemon.lun("g1", 1)?["state"] == "Online", || "the reload took the medium".into())?;
+        if round == 0 {
+            daemon.kill();
+            daemon.restart_with(&[], 5)?;
+            one.reconnect()?;
+            two.reconnect()?;
+        }
+    }
+    // The memory is new, and nobody was told of a power-on: the process was, not the power.
+    ensure(two.settle(0)?.is_empty(), || "a power-on that was none".into())?;
+    avio(&daemon, &["eject", "g1", "0", "4", "1"])?;
+    sleep(Duration::from_millis(200));
+    daemon.kill();
+    daemon.restart_with(&[], 5)?;
+    ensure(daemon.lun("g1", 1)?["state"] == "NoMedia", || "the drive was empty".into())?;
+    one.reconnect()?;
+    let empty = one.command(1, &cdb10(0x28, 0, 1), &[], 2048)?;
+    empty.check((2, 0x3a, 0), "medium not present")?;
+    daemon.ensure_healthy()
+}

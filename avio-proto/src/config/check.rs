@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use super::aggregate_check::aggregates;
 use super::guest::{
     IPS_MAX, MAC_LIMIT_MAX, MTU_MAX, MTU_MIN, QUEUE_PAIRS_MAX, SOCKET_PATH_LEN_MAX, STORAGE_QUEUES_MAX,
 };
@@ -19,19 +20,19 @@ use super::{
 };
 
 /// One file under check.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     source: &'a SourceFile,
     positions: Positions,
 }
 
 impl Place<'_> {
     /// An error at the key with that path.
-    fn at(&self, path: &str, message: impl Into<String>) -> ConfigError {
+    pub(super) fn at(&self, path: &str, message: impl Into<String>) -> ConfigError {
         self.source.error(self.positions.line(path), last_key(path), message.into())
     }
 
     /// `FILE:LINE` of a path, for an error elsewhere that refers to it.
-    fn named(&self, path: &str) -> String {
+    pub(super) fn named(&self, path: &str) -> String {
         match self.positions.line(path) {
             Some(line) => format!("{}:{line}", self.source.path.display()),
             None => self.source.path.display().to_string(),
@@ -39,7 +40,13 @@ impl Place<'_> {
     }
 
     /// Holds a number to its range.
-    fn range(&self, errors: &mut Vec<ConfigError>, path: &str, value: u32, allowed: RangeInclusive<u32>) {
+    pub(super) fn range(
+        &self,
+        errors: &mut Vec<ConfigError>,
+        path: &str,
+        value: u32,
+        allowed: RangeInclusive<u32>,
+    ) {
         if !allowed.contains(&value) {
             let message = format!("{value} is out of range; give {} to {}", allowed.start(), allowed.end());
             errors.push(self.at(path, message));
@@ -193,34 +200,6 @@ fn workers(
                 place
                     .at("workers.cores", format!("there is no core {core} for this process; it has {known}")),
             );
-        }
-    }
-}
-
-fn aggregates(place: &Place<'_>, file: &VswitchesFile, errors: &mut Vec<ConfigError>) {
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut members: BTreeMap<&str, &str> = BTreeMap::new();
-    for (index, aggregate) in file.aggregate.iter().enumerate() {
-        let key = |name: &str| format!("aggregate[{index}].{name}");
-        if let Err(error) = check_name(&aggregate.name) {
-            errors.push(place.at(&key("name"), error.to_string()));
-        }
-        if let Some(first) = names.insert(&aggregate.name, index) {
-            let first = place.named(&format!("aggregate[{first}].name"));
-            errors
-                .push(place.at(&key("name"), format!("`{}` is already defined at {first}", aggregate.name)));
-        }
-        if aggregate.members.is_empty() {
-            errors.push(place.at(&key("members"), "an aggregate needs at least one network device"));
-        }
-        for member in &aggregate.members {
-            if let Err(error) = check_name(member) {
-                errors.push(place.at(&key("members"), error.to_string()));
-            }
-            if let Some(owner) = members.insert(member, &aggregate.name) {
-                errors
-                    .push(place.at(&key("members"), format!("`{member}` is already a member of `{owner}`")));
-            }
         }
     }
 }

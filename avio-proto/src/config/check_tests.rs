@@ -112,22 +112,138 @@ fn lines_for_a_wrong_vswitches_file() {
             "[[vswitch]]\nname = 'localnet'\nuplink = 'eth1'\n",
             "vswitches.toml:3: uplink: localnet never has an uplink; define another vswitch",
         ),
-        (
-            "[[aggregate]]\nname = 'lan900'\nmode = 'MANUAL'\nmembers = []\n",
-            "vswitches.toml:4: members: an aggregate needs at least one network device",
-        ),
-        (
-            "[[aggregate]]\nname = 'l'\nmode = 'MANUAL'\nmembers = ['e']\n[[aggregate]]\nname = 'm'\nmode = 'MANUAL'\nmembers = ['e']\n",
-            "vswitches.toml:8: members: `e` is already a member of `l`",
-        ),
-        (
-            "[[aggregate]]\nname = 'l'\nmode = 'FEC_AUTO'\nmembers = ['e']\n",
-            "vswitches.toml:3: mode: unknown variant `FEC_AUTO`, expected one of `MANUAL`, `LACP_AUTO`, `LAN_MONITOR`; did you mean `LACP_AUTO`?",
-        ),
     ];
     for (text, wanted) in cases {
         assert_eq!(errors(text, &[]), *wanted, "for\n{text}");
     }
+}
+
+#[test]
+fn lines_for_a_wrong_aggregate() {
+    let head = "[[aggregate]]\nname = 'lan900'\n";
+    let members = |list: &str| format!("{head}mode = 'MANUAL'\nmembers = [{list}]\n");
+    let line = |mode: &str, more: &str| {
+        let text = format!("{head}mode = '{mode}'\nmembers = ['eth1', 'eth2']\n{more}\n");
+        errors(&text, &[])
+    };
+    let many: Vec<String> = (0..33).map(|number| format!("'e{number}'")).collect();
+    for (list, wanted) in [
+        (
+            "",
+            "4: members: an aggregate has 2 to 32 network devices, not 0; a single one can be an `uplink` itself",
+        ),
+        (
+            "'a'",
+            "4: members: an aggregate has 2 to 32 network devices, not 1; a single one can be an `uplink` itself",
+        ),
+        (
+            &many.join(","),
+            "4: members: an aggregate has 2 to 32 network devices, not 33; a single one can be an `uplink` itself",
+        ),
+        ("'a', 'b', 'a'", "4: members: `a` is named twice"),
+        (
+            "'a', 'a_name_of_16_byt'",
+            "4: members: `a_name_of_16_byt` is no network device's name (1 to 15 characters); `ip link` lists them",
+        ),
+        (
+            "'a', '../b'",
+            "4: members: `../b` is no network device's name (1 to 15 characters); `ip link` lists them",
+        ),
+    ] {
+        assert_eq!(errors(&members(list), &[]), format!("vswitches.toml:{wanted}"), "for {list}");
+    }
+    let two = format!(
+        "{}[[aggregate]]\nname = 'lan901'\nmode = 'MANUAL'\nmembers = ['c', 'a']\n",
+        members("'a', 'b'")
+    );
+    assert_eq!(
+        errors(&two, &[]),
+        "vswitches.toml:8: members: `a` is already a member of `lan900`; a device belongs to one aggregate"
+    );
+    for (mode, more, wanted) in [
+        (
+            "FEC_AUTO",
+            "",
+            "3: mode: FEC_AUTO (Cisco PAgP) is a proprietary protocol that switches have given up for LACP; write LACP_AUTO, or MANUAL if the switch has a static channel",
+        ),
+        (
+            "LACP",
+            "",
+            "3: mode: unknown variant `LACP`, expected one of `MANUAL`, `LACP_AUTO`, `LAN_MONITOR`, `FEC_AUTO`; did you mean `LACP_AUTO`?",
+        ),
+        (
+            "LACP_AUTO",
+            "balance = 'LB_HOT_STANDBY'",
+            "5: balance: hot standby has no partner to agree with; write mode = \"MANUAL\", or another balance",
+        ),
+        ("LACP_AUTO", "min_links = 3", "5: min_links: 3 is out of range; give 1 to 2"),
+        ("LAN_MONITOR", "min_links = 2", "5: min_links: 2 is out of range; give 1 to 1"),
+        ("LACP_AUTO", "key = 0", "5: key: 0 is no key; give 1 to 65535"),
+        ("LACP_AUTO", "timeout = 'quick'", "5: timeout: unknown variant `quick`, expected `slow` or `fast`"),
+        (
+            "MANUAL",
+            "mac = '00:16:3e:00:00:01'",
+            "5: mac: 00:16:3e:00:00:01 must be local and unicast: the first pair x2, x6, xa or xe",
+        ),
+        ("MANUAL", "failback_delay_s = 3601", "5: failback_delay_s: 3601 is out of range; give 0 to 3600"),
+        (
+            "LAN_MONITOR",
+            "poll_interval_ms = 499",
+            "5: poll_interval_ms: 499 is out of range; give 500 to 2147000",
+        ),
+        ("LAN_MONITOR", "dead_count = 0", "5: dead_count: 0 is out of range; give 1 to 255"),
+        ("LAN_MONITOR", "rapid_arp_count = 4", "5: rapid_arp_count: 4 is out of range; give 5 to 60"),
+        (
+            "LAN_MONITOR",
+            "rapid_arp_interval_s = 4\nrapid_arp_count = 16",
+            "6: rapid_arp_count: 16 announcements every 4 s take more than 60 s; give fewer",
+        ),
+        (
+            "LAN_MONITOR",
+            "[[aggregate.member]]\nname = 'eth3'",
+            "6: name: `eth3` is not in `members`; they are eth1, eth2",
+        ),
+        (
+            "LAN_MONITOR",
+            "[[aggregate.member]]\nname = 'eth1'\ncost = 101",
+            "7: cost: 101 is out of range; give 1 to 100",
+        ),
+        (
+            "LAN_MONITOR",
+            "[[aggregate.member]]\nname = 'eth1'\n[[aggregate.member]]\nname = 'eth1'",
+            "8: name: `eth1` has a section already",
+        ),
+        (
+            "LAN_MONITOR",
+            "[[aggregate.member]]\nname = 'eth1'\nprio = 1",
+            "7: prio: there is no such key in [aggregate.member]; did you mean `priority`?",
+        ),
+        (
+            "LAN_MONITOR",
+            "policy = 'COST_BASED'\n[[aggregate.member]]\nname = 'eth1'\ncost = 5",
+            "5: policy: COST_BASED needs the cost of every member; give `eth2` an [[aggregate.member]] with `cost`",
+        ),
+    ] {
+        assert_eq!(line(mode, more), format!("vswitches.toml:{wanted}"), "for {mode} {more}");
+    }
+    assert_eq!(
+        line(
+            "LAN_MONITOR",
+            "policy = 'COST_BASED'\n[[aggregate.member]]\nname = 'eth1'\ncost = 5\n[[aggregate.member]]\nname = 'eth2'\ncost = 7"
+        ),
+        ""
+    );
+}
+
+#[test]
+fn the_lacp_key_is_the_number_in_the_name() {
+    let key = |name: &str| AggregateConfig::new(name, AggregateMode::LacpAuto, Vec::new()).lacp_key();
+    assert_eq!(["lan900", "bond0", "agg", "x70000", "7"].map(key), [900, 1, 1, 1, 7]);
+    let own = AggregateConfig {
+        key: Some(5),
+        ..AggregateConfig::new("lan900", AggregateMode::LacpAuto, Vec::new())
+    };
+    assert_eq!(own.lacp_key(), 5);
 }
 
 #[test]
@@ -274,7 +390,7 @@ fn what_is_right_is_loaded_with_numbers_and_addresses() {
 
 #[test]
 fn uplinks_are_accepted_where_the_daemon_can() {
-    let text = "[[vswitch]]\nname = 'a'\nuplink = 'lan900'\n[[aggregate]]\nname = 'lan900'\nmode = 'LACP_AUTO'\nmembers = ['eth1']\n";
+    let text = "[[vswitch]]\nname = 'a'\nuplink = 'lan900'\n[[aggregate]]\nname = 'lan900'\nmode = 'LACP_AUTO'\nmembers = ['eth1', 'eth2']\n";
     let able = Surroundings::default();
     let config = Config::from_files(&files(text, &[]), &able).unwrap();
     assert_eq!(config.vswitch("a").unwrap().settings.uplink.as_deref(), Some("lan900"));

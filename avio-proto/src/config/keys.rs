@@ -81,7 +81,30 @@ pub const VSWITCHES_SECTIONS: &[Section] = &[
     },
     Section {
         path: "aggregate",
-        keys: &[key("name", Identity), key("mode", Live), key("balance", Live), key("members", Live)],
+        keys: &[
+            key("name", Identity),
+            noted("mode", Live, "the protocol starts over"),
+            key("balance", Live),
+            noted("members", Live, "those that stay keep their state and their flows"),
+            key("member", Live),
+            key("mac", Live),
+            key("min_links", Live),
+            key("system_priority", Live),
+            key("key", Live),
+            key("timeout", Live),
+            key("passive", Live),
+            key("failback_delay_s", Live),
+            key("policy", Live),
+            key("poll_interval_ms", Live),
+            key("dead_count", Live),
+            key("rapid_arp", Live),
+            key("rapid_arp_interval_s", Live),
+            key("rapid_arp_count", Live),
+        ],
+    },
+    Section {
+        path: "aggregate.member",
+        keys: &[key("name", Identity), key("priority", Live), key("key", Live), key("cost", Live)],
     },
 ];
 

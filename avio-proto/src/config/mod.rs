@@ -4,6 +4,8 @@
 //! ([`Config::from_files`]). `avio_host::config` reads the files for the daemons; `tools` edits them and checks its edit
 //! before anything is replaced. Nothing here opens a file or keeps state.
 
+mod aggregate;
+mod aggregate_check;
 mod backing;
 mod check;
 mod errors;
@@ -18,6 +20,10 @@ mod storage;
 mod vlan;
 mod vswitches;
 
+pub use aggregate::{
+    AggregateConfig, AggregateMode, Balance, LacpTimeout, MEMBERS_MAX, MEMBERS_MIN, MemberConfig,
+    MonitorPolicy,
+};
 pub use backing::{BackingError, BackingSpec, FaultRules, parse_size};
 pub use errors::{ConfigError, ConfigErrors, nearest};
 pub use guest::{
@@ -33,8 +39,8 @@ pub use source::{Files, SourceFile};
 pub use storage::{DEFAULT_TIMEOUT_S, LunDefaults, StorageFile};
 pub use vlan::{VlanError, VlanId};
 pub use vswitches::{
-    AggregateConfig, AggregateMode, Balance, DEFAULT_MAX_PORTS, LOCALNET, MAX_PORTS_MAX, PollMode,
-    SPIN_US_MAX, VswitchConfig, VswitchesFile, WORKERS_MAX, WorkersConfig,
+    DEFAULT_MAX_PORTS, LOCALNET, MAX_PORTS_MAX, PollMode, SPIN_US_MAX, VswitchConfig, VswitchesFile,
+    WORKERS_MAX, WorkersConfig,
 };
 
 /// The version of the file format that this release writes; a file without `version` has this one.

@@ -137,6 +137,12 @@ fn the_key_table_is_complete() {
         let header = if path == "workers" { "[workers]" } else { &format!("[[{path}]]") };
         assert_eq!(fields_of::<VswitchesFile>(header), keys_of(VSWITCHES_SECTIONS, path));
     }
+    assert_eq!(
+        fields_of::<VswitchesFile>(
+            "[[aggregate]]\nname='a'\nmode='MANUAL'\nmembers=[]\n[[aggregate.member]]"
+        ),
+        keys_of(VSWITCHES_SECTIONS, "aggregate.member")
+    );
     assert_eq!(fields_of::<GuestFile>(""), keys_of(GUEST_SECTIONS, ""));
     for path in ["network", "storage"] {
         assert_eq!(fields_of::<GuestFile>(&format!("[[{path}]]")), keys_of(GUEST_SECTIONS, path));

@@ -1,6 +1,8 @@
-//! `vswitches.toml`: workers, vswitches, aggregates.
+//! `vswitches.toml`: workers and vswitches; aggregates are in `aggregate`.
 
 use serde::{Deserialize, Serialize};
+
+use super::AggregateConfig;
 
 /// Ports of a vswitch that does not say (the original's number).
 pub const DEFAULT_MAX_PORTS: u32 = 100;
@@ -118,48 +120,4 @@ impl VswitchConfig {
     pub fn local(name: &str) -> Self {
         VswitchConfig { name: name.to_owned(), max_ports: DEFAULT_MAX_PORTS, uplink: None, enabled: true }
     }
-}
-
-/// `[[aggregate]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AggregateConfig {
-    /// What `uplink` calls it.
-    pub name: String,
-    /// How its members work together.
-    pub mode: AggregateMode,
-    /// How frames are spread over the members.
-    #[serde(default)]
-    pub balance: Balance,
-    /// Network devices, at least one.
-    pub members: Vec<String>,
-}
-
-/// How the members of an aggregate work together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum AggregateMode {
-    /// Without a protocol.
-    Manual,
-    /// IEEE 802.1AX LACP.
-    LacpAuto,
-    /// A failover group.
-    LanMonitor,
-}
-
-/// How frames are spread over the members of an aggregate.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Balance {
-    /// By MAC addresses: what guests' traffic always got.
-    #[default]
-    LbMac,
-    /// By IP addresses.
-    LbIp,
-    /// By ports.
-    LbPort,
-    /// By flow.
-    LbFlow,
-    /// One member at a time.
-    LbHotStandby,
 }

@@ -8,8 +8,12 @@ RELEASE := $(TARGET_DIR)/release
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 UNITDIR ?= /usr/lib/systemd/system
+UDEVDIR ?= /usr/lib/udev/rules.d
 DAEMONS := avio-vswitchd avio-stord
-PROGRAMS := avio hpvmnet avio-pktgen
+PROGRAMS := avio hpvmnet avio-pktgen gvsdmgr
+
+# gvsdmgr runs in guests, whatever they are: it brings its C library along.
+STATIC := -C target-feature=+crt-static -C strip=symbols
 
 .PHONY: help build demo demo-vm test test-long lint test-deps install deb soak fuzz bench bench-net bench-micro bench-deps instructions-update
 
@@ -18,6 +22,7 @@ help: ## list the targets
 
 build: ## release binaries in target/release
 	$(CARGO) build --release --locked -p avio-vswitch -p avio-storage -p avio-tools
+	$(CARGO) rustc --release --locked -p gvsdmgr -- $(STATIC)
 
 demo: build ## the main job in under a minute: guests on a switch, traffic, the statistics (no root)
 	@$(RELEASE)/avio demo
@@ -58,13 +63,14 @@ instructions-update: test-deps ## takes today's instructions per frame as the ba
 deb: build ## a Debian package of what `make install` installs, in target/debian
 	@scripts/build-deb $(TARGET_DIR)/debian
 
-install: build ## into $(DESTDIR)$(PREFIX): programs, systemd unit, example configuration
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/avio/guests \
+install: build ## into $(DESTDIR)$(PREFIX): programs, systemd units, udev rule for guests, example configuration
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(UDEVDIR) $(DESTDIR)$(SYSCONFDIR)/avio/guests \
 	    $(DESTDIR)$(PREFIX)/share/doc/avio/examples/guests
 	install -m 755 $(addprefix $(RELEASE)/,$(DAEMONS) $(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin/
 	for unit in $(DAEMONS); do \
 	    sed 's|@PREFIX@|$(PREFIX)|' systemd/$$unit.service > $(DESTDIR)$(UNITDIR)/$$unit.service && \
 	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit.service || exit 1; done
+	install -m 644 systemd/60-avio-gvsd.rules $(DESTDIR)$(UDEVDIR)/
 	install -m 644 examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/avio/examples/
 	install -m 644 examples/guests/*.toml $(DESTDIR)$(PREFIX)/share/doc/avio/examples/guests/
 	for file in vswitches.toml storage.toml; do [ -e $(DESTDIR)$(SYSCONFDIR)/avio/$$file ] || \

@@ -3,8 +3,10 @@
 
 use std::path::Path;
 
+use crate::daemon::program;
+use crate::guest_image::Extras;
 use crate::linux_guest::LinuxGuest;
-use crate::qemu::{Booting, Machine, NO_MSI_X};
+use crate::qemu::{self, Booting, Machine, NO_MSI_X};
 use crate::{Result, uml};
 
 /// What disks, DVD drives and their passthrough nodes need of Debian's cloud kernel, in load order.
@@ -54,25 +56,88 @@ pub enum Kind {
     Scsi,
 }
 
+/// Of sg3-utils and e2fsprogs: what the tests run in a guest.
+const PROGRAMS: &[&str] = &[
+    "/usr/bin/sg_compare_and_write",
+    "/usr/bin/sg_get_lba_status",
+    "/usr/bin/sg_inq",
+    "/usr/bin/sg_logs",
+    "/usr/bin/sg_luns",
+    "/usr/bin/sg_modes",
+    "/usr/bin/sg_opcodes",
+    "/usr/bin/sg_persist",
+    "/usr/bin/sg_raw",
+    "/usr/bin/sg_readcap",
+    "/usr/bin/sg_requests",
+    "/usr/bin/sg_reset",
+    "/usr/bin/sg_sync",
+    "/usr/bin/sg_turs",
+    "/usr/bin/sg_unmap",
+    "/usr/bin/sg_verify",
+    "/usr/bin/sg_vpd",
+    "/usr/bin/sg_write_same",
+    "/usr/sbin/e2fsck",
+    "/usr/sbin/mke2fs",
+];
+
+/// The udev rule that `make install` ships for guests.
+const RULE: &str = "systemd/60-avio-gvsd.rules";
+
+/// An adapter of an emulated machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Device<'a> {
+    /// Where the daemon listens.
+    pub socket: &'a Path,
+    /// What it is.
+    pub kind: Kind,
+    /// Request queues.
+    pub queues: u16,
+    /// Further properties for QEMU, each after a comma.
+    pub extra: &'a str,
+}
+
+/// What guests with disks have beside busybox: sg3-utils, e2fsprogs, udev, and our own `gvsdmgr` with its rule.
+fn extras() -> Result<Extras> {
+    let mut extras = Extras::default();
+    PROGRAMS.iter().for_each(|path| extras.program(path));
+    extras.programs.push((qemu::cache().join("udev/bin/udevadm"), "bin/udevadm".to_owned()));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    extras.files = vec![
+        (program("gvsdmgr")?, "usr/bin/gvsdmgr".to_owned()),
+        (root.join(RULE), "etc/udev/rules.d/60-avio-gvsd.rules".to_owned()),
+    ];
+    Ok(extras)
+}
+
 /// An emulated machine with one adapter; `extra` are further properties of the device.
 ///
 /// # Errors
 /// When something is missing.
 pub fn qemu(name: &str, socket: &Path, kind: Kind, queues: u16, extra: &str) -> Result<Booting> {
+    qemu_with(name, &[Device { socket, kind, queues, extra }])
+}
+
+/// An emulated machine with these adapters, and as many virtual CPUs as the first has queues.
+///
+/// # Errors
+/// When something is missing.
+pub fn qemu_with(name: &str, devices: &[Device<'_>]) -> Result<Booting> {
     let mut machine = Machine::new(name, QEMU_MODULES);
-    machine.cpus = queues;
-    let device = match kind {
-        Kind::Blk => format!("vhost-user-blk-pci,chardev=c0,num-queues={queues},{NO_MSI_X}{extra}"),
-        Kind::Scsi => format!("vhost-user-scsi-pci,chardev=c0,num_queues={queues},{NO_MSI_X}{extra}"),
-    };
-    // QEMU 7.2 reconnects its disks, not its SCSI adapters.
-    let reconnect = if kind == Kind::Blk { ",reconnect=1" } else { "" };
-    machine.arguments = vec![
-        "-chardev".to_owned(),
-        format!("socket,id=c0,path={}{reconnect}", socket.display()),
-        "-device".to_owned(),
-        device,
-    ];
+    machine.cpus = devices.first().map_or(1, |device| device.queues);
+    machine.extras = extras()?;
+    for (number, Device { socket, kind, queues, extra }) in devices.iter().enumerate() {
+        // QEMU 7.2 reconnects its disks, not its SCSI adapters.
+        let (model, count, reconnect) = match kind {
+            Kind::Blk => ("vhost-user-blk-pci", "num-queues", ",reconnect=1"),
+            Kind::Scsi => ("vhost-user-scsi-pci", "num_queues", ""),
+        };
+        machine.arguments.extend([
+            "-chardev".to_owned(),
+            format!("socket,id=c{number},path={}{reconnect}", socket.display()),
+            "-device".to_owned(),
+            format!("{model},chardev=c{number},{count}={queues},{NO_MSI_X}{extra}"),
+        ]);
+    }
     machine.launch()
 }
 
@@ -85,7 +150,7 @@ pub fn uml(name: &str, socket: &Path, kind: Kind) -> Result<Booting> {
         Kind::Blk => VIRTIO_ID_BLOCK,
         Kind::Scsi => VIRTIO_ID_SCSI,
     };
-    uml::launch_with(name, UML_MODULES, &[(socket, id)])
+    uml::launch_with(name, UML_MODULES, &extras()?, &[(socket, id)])
 }
 
 impl LinuxGuest {

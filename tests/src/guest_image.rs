@@ -10,8 +10,24 @@ use std::process::Command;
 use crate::failure::ensure;
 use crate::{Failure, Result};
 
-/// Programs copied into the guest with the libraries that they need.
+/// Programs of every guest.
 const PROGRAMS: &[&str] = &["/usr/bin/iperf3", "/usr/sbin/ethtool", "/usr/bin/socat"];
+
+/// What a guest gets beside busybox: files of the host, or of its packages.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// Programs, with the libraries that they need: where they are, and their places in the guest (without the first slash).
+    pub programs: Vec<(PathBuf, String)>,
+    /// Other files, likewise.
+    pub files: Vec<(PathBuf, String)>,
+}
+
+impl Extras {
+    /// Adds a program, which gets the same place in the guest.
+    pub fn program(&mut self, path: &str) {
+        self.programs.push((path.into(), path.trim_start_matches('/').to_owned()));
+    }
+}
 
 /// What the guest's init prints when it takes commands.
 pub const READY: &str = "AVIO-GUEST-READY";
@@ -31,24 +47,36 @@ while read -r line; do eval "$line"; done
 poweroff -f
 "#;
 
-/// Writes an initramfs with `modules` (paths, in the order in which they are to be loaded) to `path`.
+/// Writes an initramfs with `modules` (paths, in the order in which they are to be loaded) and `extras` to `path`.
 ///
 /// # Errors
 /// When a program or module is missing (`scripts/install-test-deps` installs them) or the file cannot be written.
-pub fn write(path: &Path, modules: &[PathBuf]) -> Result {
+pub fn write(path: &Path, modules: &[PathBuf], extras: &Extras) -> Result {
     let mut archive = Archive::default();
-    for folder in [
+    let folders = [
         "bin", "dev", "etc", "lib", "lib64", "modules", "proc", "root", "run", "sbin", "sys", "tmp", "usr",
         "usr/bin", "usr/sbin",
-    ] {
-        archive.folder(folder);
-    }
+    ];
+    folders.iter().for_each(|folder| archive.folder(folder));
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("bin/busybox", 0o755, &read(Path::new("/bin/busybox"))?);
     let mut libraries = BTreeSet::new();
-    for program in PROGRAMS {
-        archive.file(program.trim_start_matches('/'), 0o755, &read(Path::new(program))?);
+    let mut programs = Extras::default();
+    PROGRAMS.iter().for_each(|path| programs.program(path));
+    for (program, place) in programs.programs.iter().chain(&extras.programs) {
+        archive.file(place, 0o755, &read(program)?);
         libraries.extend(libraries_of(program)?);
+    }
+    let mut made: BTreeSet<String> = folders.iter().map(|folder| (*folder).to_owned()).collect();
+    for (file, place) in &extras.files {
+        // The kernel makes no folder that the archive does not have.
+        let above: Vec<&Path> = Path::new(place).ancestors().skip(1).collect();
+        for folder in above.iter().rev().map(|folder| folder.display().to_string()) {
+            if !folder.is_empty() && made.insert(folder.clone()) {
+                archive.folder(&folder);
+            }
+        }
+        archive.file(place, 0o755, &read(file)?);
     }
     for library in libraries {
         // The loader searches /lib for those that are elsewhere on the host.
@@ -105,10 +133,12 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The shared libraries that `program` loads, its loader included.
-fn libraries_of(program: &str) -> Result<Vec<String>> {
+pub fn libraries_of(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd").arg(program).output()?;
-    ensure(output.status.success(), || format!("ldd {program} failed"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure(output.status.success() || text.contains("statically"), || {
+        format!("ldd {} failed", program.display())
+    })?;
     // "libm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x...)" or "/lib64/ld-linux-x86-64.so.2 (0x...)"
     Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
 }

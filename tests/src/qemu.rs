@@ -6,8 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::console::{Console, command};
+use crate::guest_image::{self, Extras};
 use crate::linux_guest::LinuxGuest;
-use crate::{Failure, Result, guest_image, scratch};
+use crate::{Failure, Result, scratch};
 
 /// What a network device of Debian's cloud kernel needs, in load order. 8021q and what it needs come last.
 const MODULES: &[&str] = &[
@@ -101,6 +102,8 @@ pub struct Machine<'a> {
     pub name: &'a str,
     /// Kernel modules, in load order.
     pub modules: &'a [&'a str],
+    /// What is in its root file system beside busybox.
+    pub extras: Extras,
     /// Virtual CPUs.
     pub cpus: u16,
     /// Memory in MiB, shared with the back-ends.
@@ -112,7 +115,7 @@ pub struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// One CPU, 320 MiB, no devices.
     pub fn new(name: &'a str, modules: &'a [&'a str]) -> Machine<'a> {
-        Machine { name, modules, cpus: 1, memory_mib: 320, arguments: Vec::new() }
+        Machine { name, modules, extras: Extras::default(), cpus: 1, memory_mib: 320, arguments: Vec::new() }
     }
 
     /// Starts the machine without waiting for it, so that several can boot at the same time.
@@ -134,6 +137,7 @@ impl<'a> Machine<'a> {
             guest_image::write(
                 &initramfs,
                 &guest_image::find_modules(&kernel.join("lib/modules"), self.modules)?,
+                &self.extras,
             )?;
         }
         let memory = self.memory_mib;

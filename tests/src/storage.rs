@@ -3,7 +3,7 @@
 //! Writes `storage.toml` and `guests/NAME.toml` as an operator would; the daemon judges them.
 
 use std::fmt::Write;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,21 @@ use serde_json::Value;
 use crate::config::replace;
 use crate::daemon::{Daemon, Definitions};
 use crate::failure::ensure;
-use crate::{Failure, Result};
+use crate::{Failure, Result, scratch};
 
 /// Bus and device of every adapter that this harness defines.
 const BUS: u8 = 0;
 const DEVICE: u8 = 4;
+
+/// A sparse image file of so many bytes in the scratch folder.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn image(name: &str, len: u64) -> Result<PathBuf> {
+    let path = scratch::folder().join(name);
+    File::create(&path)?.set_len(len)?;
+    Ok(path)
+}
 
 /// What a storage daemon under test is to serve.
 #[derive(Clone, Default)]
@@ -137,6 +147,18 @@ impl Definitions for Storage {
 }
 
 impl Daemon<Storage> {
+    /// Writes the configuration anew and has `avio stor --reload` take it over; gives what it prints.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn reload_by_command(&self) -> Result<String> {
+        self.config.write(&self.config_folder())?;
+        let output = self.avio(&["stor", "--reload"])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure(output.status.success(), || format!("avio stor --reload: {said}"))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// The vhost-user socket of a guest's adapter.
     ///
     /// # Errors

@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use crate::console::{Console, command};
+use crate::guest_image::{self, Extras};
 use crate::linux_guest::LinuxGuest;
-use crate::qemu::Booting;
-use crate::{Result, guest_image, scratch};
+use crate::qemu::{Booting, cache};
+use crate::{Result, scratch};
 
 /// How long it may take to boot, in seconds: 1.4 when nothing else runs.
 const BOOT_S: u64 = 45;
@@ -30,24 +31,32 @@ pub fn start(name: &str, socket: &Path) -> Result<LinuxGuest> {
 /// # Errors
 /// When something is missing.
 pub fn launch(name: &str, socket: &Path) -> Result<Booting> {
-    launch_with(name, MODULES, &[(socket, VIRTIO_ID_NET)])
+    launch_with(name, MODULES, &Extras::default(), &[(socket, VIRTIO_ID_NET)])
 }
 
-/// Starts a guest with these kernel modules, in load order, and these devices: socket and virtio device id of each (virtio 1.3
-/// section 5).
+/// Starts a guest with these kernel modules, in load order, these files beside busybox, and these devices: socket and virtio
+/// device id of each (virtio 1.3 section 5).
 ///
 /// # Errors
 /// When something is missing.
-pub fn launch_with(name: &str, modules: &[&str], devices: &[(&Path, u8)]) -> Result<Booting> {
+pub fn launch_with(
+    name: &str,
+    modules: &[&str],
+    extras: &Extras,
+    devices: &[(&Path, u8)],
+) -> Result<Booting> {
     let initramfs = scratch::folder().join(format!("uml-{}.cpio", modules.len()));
     if !initramfs.exists() {
         guest_image::write(
             &initramfs,
             &guest_image::find_modules(Path::new("/usr/lib/uml/modules"), modules)?,
+            extras,
         )?;
     }
     let mut command = command("linux.uml");
     command
+        // Without it, UML cannot run on processors with AMX (scripts/uml-xstate.c).
+        .env("LD_PRELOAD", cache().join("uml-xstate.so"))
         // Its memory is a file there, and the daemon maps it.
         .env("TMPDIR", "/dev/shm")
         .args(["mem=192M", "con=null", "con0=fd:0,fd:1", "ssl=null", "quiet", "loglevel=1", "panic=-1"])

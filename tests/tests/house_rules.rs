@@ -40,6 +40,7 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
     ("vswitch/src/port/xdp/", "AF_XDP rings and programs, packet sockets' rings"),
     ("storage-target/src/uring/", "memory that the kernel reads and writes"),
     ("avio-guest/src/", "mappings of the guest in a process"),
+    ("tools/gvsdmgr/src/sg.rs", "ioctls of the guest's SCSI layer (docs/decisions/0007)"),
 ];
 
 /// Folder and file names that tell nothing about what is inside.

@@ -11,7 +11,7 @@ use avio_tests::daemon::Daemon;
 use avio_tests::disk_guest::{self, Kind};
 use avio_tests::failure::ensure;
 use avio_tests::linux_guest::LinuxGuest;
-use avio_tests::storage::{Adapter, Storage};
+use avio_tests::storage::{Adapter, Storage, image};
 use avio_tests::{Result, scratch};
 
 /// For cases with User-Mode Linux only, in seconds.
@@ -32,13 +32,6 @@ fn main() -> ExitCode {
         Case::new("qemu_disk", QEMU_S, qemu_disk).data_path(),
         Case::new("qemu_disk_survives_kill", QEMU_S, qemu_disk_survives_kill),
     ])
-}
-
-/// A sparse image file of so many bytes.
-fn image(name: &str, len: u64) -> Result<PathBuf> {
-    let path = scratch::folder().join(name);
-    File::create(&path)?.set_len(len)?;
-    Ok(path)
 }
 
 fn file_backing(path: &Path) -> String {

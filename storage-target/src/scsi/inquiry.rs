@@ -82,7 +82,7 @@ impl LogicalUnit {
     /// Device identification (SPC-5 7.7.6): NAA locally assigned, and vendor, product and serial number.
     fn designators(&self) -> Vec<u8> {
         let mut body = vec![0x01, 0x03, 0, 8];
-        body.extend((3 << 60 | hash(&self.profile.identity) >> 4).to_be_bytes());
+        body.extend(naa(&self.profile.identity).to_be_bytes());
         let mut text = VENDOR.to_vec();
         text.extend(self.product());
         text.extend(self.profile.identity.bytes().take(96));
@@ -124,6 +124,11 @@ impl LogicalUnit {
         // Thin: 2, resource: 1, full: 0.
         vec![0, flags, if unmaps { 2 } else { 0 }, 0]
     }
+}
+
+/// The designator of an identity: NAA 3h, locally assigned (SPC-5 7.7.6.6.4).
+pub(super) fn naa(identity: &str) -> u64 {
+    3 << 60 | hash(identity) >> 4
 }
 
 /// FNV-1a: the same name always gives the same number.

@@ -473,7 +473,8 @@ impl LogicalUnit {
         let store = |(serial, backing, size): &(String, String, u64)| StoreIdentity {
             size_bytes: *size,
             serial: serial.clone(),
-            identity: String::new(),
+            // A store's identity is made of its serial number.
+            identity: format!("naa.{:016x}", super::inquiry::naa(serial)),
             backing: backing.clone(),
         };
         match &state.replacement {

@@ -99,6 +99,7 @@ const SYSTEM: &[&str] = &[
     "storage_target",
     "storage_kill",
     "storage_guests",
+    "storage_admin",
 ];
 
 impl Part {

@@ -21,7 +21,7 @@ pub struct StoreIdentity {
     pub size_bytes: u64,
     /// Unit serial number as in VPD page 80h, up to 64 bytes.
     pub serial: String,
-    /// Designator as in VPD page 83h, printable (`naa.6...`), up to 64 bytes.
+    /// Designator as in VPD page 83h, printable (`naa.3...`), up to 64 bytes.
     pub identity: String,
     /// What the operator calls it (`disk:/dev/...`); cut at 128 bytes.
     pub backing: String,

@@ -177,6 +177,20 @@ impl LinuxGuest {
         crate::failure::ensure(text.trim() == count.to_string(), || format!("{text} disks, not {count}"))
     }
 
+    /// As [`LinuxGuest::wait_disks`] of `sd*`, and gives them their names in the order of their targets: the kernel probes
+    /// SCSI disks side by side and names them as they come.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub fn wait_disks_in_order(&mut self, count: usize, seconds: u64) -> Result {
+        self.wait_disks("sd*", count, seconds)?;
+        self.run(
+            "cd /sys/bus/scsi/drivers/sd; for d in *:*:*:*; do echo $d > unbind; done; \
+             for d in $(ls /sys/bus/scsi/devices | grep '^[0-9]*:' | sort -t: -k1n -k3n); do echo $d > bind; done 2>/dev/null; cd /",
+        )?;
+        self.wait_disks("sd*", count, seconds)
+    }
+
     /// Size of a disk in bytes, as the guest's kernel has it.
     ///
     /// # Errors

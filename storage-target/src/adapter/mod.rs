@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use avio_proto::scsi::vendor::{AdapterInformation, RingStatistics, TargetState};
 use avio_proto::virtio::blk::SERIAL_LEN;
+use avio_proto::virtio::scsi::REQUEST_QUEUE;
 
 use crate::backing::Backing;
 use crate::lun::{Lun, LunStats, Numbers, Qos, QueueStats};
@@ -78,15 +79,17 @@ impl AdapterView {
                 Media::Offline => TargetState::Offline,
             });
         }
+        // Control and event queue are not for requests.
+        let (kind, others) = match self.kind {
+            AdapterKind::Blk => ("avio_blk", 0),
+            AdapterKind::Scsi => ("avio_stor", REQUEST_QUEUE as usize),
+        };
         AdapterInformation {
             bus: self.nexus.bus,
             device: self.nexus.device,
             max_io_bytes: TRANSFER_LEN_MAX,
-            queues: self.queues.len() as u16,
-            adapter: match self.kind {
-                AdapterKind::Blk => "avio_blk".to_owned(),
-                AdapterKind::Scsi => "avio_stor".to_owned(),
-            },
+            queues: self.queues.len().saturating_sub(others) as u16,
+            adapter: format!("{kind} {}:{}", self.nexus.bus, self.nexus.device),
             guest: self.nexus.guest.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             targets,

@@ -10,12 +10,12 @@ SYSCONFDIR ?= /etc
 UNITDIR ?= /usr/lib/systemd/system
 UDEVDIR ?= /usr/lib/udev/rules.d
 DAEMONS := avio-vswitchd avio-stord
-PROGRAMS := avio hpvmnet avio-pktgen gvsdmgr
+PROGRAMS := avio hpvmnet avio-pktgen avio-iogen gvsdmgr
 
 # gvsdmgr runs in guests, whatever they are: it brings its C library along.
 STATIC := -C target-feature=+crt-static -C strip=symbols
 
-.PHONY: help build demo demo-vm test test-long lint test-deps install deb soak fuzz bench bench-net bench-micro bench-deps instructions-update
+.PHONY: help build demo demo-vm test test-long lint test-deps install deb soak fuzz bench bench-net bench-stor bench-micro bench-deps instructions-update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,11 +48,14 @@ lint: ## formatting, clippy, documentation, house rules
 test-deps: ## what the system tests need, from Debian packages (root where something is missing)
 	@scripts/install-test-deps
 
-bench-deps: test-deps ## what bench-net measures beside us, from Debian packages (root where something is missing)
+bench-deps: test-deps ## what bench-net and bench-stor measure beside us, from Debian packages (root where something is missing)
 	@scripts/install-bench-deps
 
 bench-net: bench-deps build ## beside OVS-DPDK and testpmd: benches/results/net.md; QUICK=1: ratios in under three minutes (root)
 	@$(CARGO) run -q --release --locked -p avio-benches --bin bench-net -- $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-stor: bench-deps build ## beside qemu-storage-daemon and fio: benches/results/stor.md; QUICK=1: ratios in under three minutes (root)
+	@$(CARGO) run -q --release --locked -p avio-benches --bin bench-stor -- $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 bench-micro: ## micro-benchmarks of the data path (criterion)
 	@$(CARGO) bench -q --locked -p avio-benches --bench rings --bench frames

@@ -27,7 +27,16 @@ impl EventFd {
 
     /// Sets it back to zero; true if it was raised. Does not wait.
     pub fn clear(&self) -> bool {
-        rustix::io::read(&self.0, &mut [0u8; 8]).is_ok()
+        self.take() > 0
+    }
+
+    /// Sets it back to zero; returns how often it was raised. Does not wait.
+    pub fn take(&self) -> u64 {
+        let mut count = [0u8; 8];
+        match rustix::io::read(&self.0, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
     }
 }
 

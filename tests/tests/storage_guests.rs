@@ -12,8 +12,10 @@ use avio_tests::disk_guest::{self, Kind};
 use avio_tests::failure::ensure;
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::storage::{Adapter, Storage, image};
-use avio_tests::{Result, scratch};
+use avio_tests::{Failure, Result, scratch};
 
+/// For the generator alone, in seconds.
+const GENERATOR_S: u64 = 40;
 /// For cases with User-Mode Linux only, in seconds.
 const UML_S: u64 = 120;
 /// For cases with emulated guests.
@@ -23,6 +25,7 @@ const MIB: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     case::main(&[
+        Case::new("generator_on_every_medium", GENERATOR_S, generator_on_every_medium).data_path(),
         Case::new("uml_disk", UML_S, uml_disk).data_path(),
         Case::new("uml_adapter", UML_S, uml_adapter).data_path(),
         Case::new("qemu_128_luns", QEMU_S, qemu_128_luns).data_path(),
@@ -55,6 +58,62 @@ fn ensure_written_through(guest: &mut LinuxGuest, disk: &str, path: &Path, block
     let mut behind = [0; 512];
     File::open(path)?.read_exact_at(&mut behind, (block + 1) * 4096)?;
     ensure(behind == [0; 512], || "the next block was written as well".to_owned())
+}
+
+fn iogen(line: &str) -> Result<avio_tools::iogen::report::Report> {
+    let options: avio_tools::iogen::options::Options = line.parse()?;
+    let report =
+        options.plan(&[0]).and_then(|plan| avio_tools::iogen::generate(&plan)).map_err(Failure::new)?;
+    match report.complaint() {
+        None => Ok(report),
+        Some(complaint) => Err(Failure::new(format!("{line}: {complaint}"))),
+    }
+}
+
+/// Marked blocks through every ring layout, on media that are answered at once and on one that is not, all LUNs of an adapter
+/// at a time: content, counters and limits.
+fn generator_on_every_medium() -> Result {
+    let (config, path) = one_disk("avio_blk", 16, "cache = \"writeback\"")?;
+    let adapter = Adapter::new("g2", "avio_stor")
+        .lines("queues = 2")
+        .disk(0, "memory:8M", "")
+        .disk(3, &file_backing(&image("second.img", 8 * MIB)?), "")
+        .disk(200, "memory:8M", "block_size = 4096");
+    let limited = Adapter::new("g3", "avio_blk").disk(0, "memory:8M", "iops = 2000");
+    let mut daemon = Daemon::start(config.adapter(adapter).adapter(limited))?;
+    let (blk, scsi) = (daemon.stor_socket("g1")?, daemon.stor_socket("g2")?);
+    let load = "--quiet --verify --iodepth 16 --rw randrw --runtime 0.7 --ramp-time 0";
+    for rings in [
+        "--inflight",
+        "--packed --inflight",
+        "--no-indirect --no-event-idx",
+        "--packed --no-indirect --notify wait",
+    ] {
+        iogen(&format!("--socket {} {load} {rings} --bs 8k", blk.display()))?;
+        iogen(&format!("--socket {} --device scsi --numjobs 2 {load} {rings} --bs 4k", scsi.display()))?;
+    }
+    ensure(fs::read(path)?.windows(8).any(|bytes| bytes == b"AVIOGEN1"), || {
+        "the image has no block".to_owned()
+    })?;
+    let before = daemon.lun("g2", 200)?["stats"].clone();
+    let report = iogen(&format!(
+        "--socket {} --device scsi --targets 200 --quiet --rw read --iodepth 8 --size 4m",
+        scsi.display()
+    ))?;
+    let after = daemon.lun("g2", 200)?["stats"].clone();
+    let count = |stats: &serde_json::Value, name: &str| stats[name].as_u64().unwrap_or(0);
+    let sent = count(&report.json()["jobs"][0]["read"], "total_ios");
+    let counted = count(&after, "reads") - count(&before, "reads");
+    ensure(sent == 1024 && counted == sent && count(&after, "in_flight") == 0, || {
+        format!("{sent} reads sent, {counted} counted: {after}")
+    })?;
+    // A limit holds for media that could answer at once, too: its burst is a tenth of a second.
+    let limited = daemon.stor_socket("g3")?;
+    let report =
+        iogen(&format!("--socket {} --quiet --rw randread --iodepth 32 --runtime 1", limited.display()))?;
+    let rate = report.iops(avio_tools::iogen::lane::Op::Read);
+    ensure((1500.0..2500.0).contains(&rate), || format!("{rate:.0} requests in a second, 2,000 allowed"))?;
+    daemon.ensure_healthy()
 }
 
 fn uml_disk() -> Result {

@@ -54,6 +54,12 @@ impl Adapter {
         &mut self.guest
     }
 
+    /// Gives the session and all rings away: control, event, requests. For generators, which drive queues themselves.
+    #[must_use]
+    pub fn into_parts(self) -> (StorageGuest, Vec<RequestQueue>) {
+        (self.guest, self.queues)
+    }
+
     /// All rings: control, event, requests.
     pub fn queues(&mut self) -> &mut [RequestQueue] {
         &mut self.queues

@@ -37,6 +37,12 @@ impl Disk {
         &mut self.guest
     }
 
+    /// Gives the session and the request queues away. For generators, which drive queues themselves.
+    #[must_use]
+    pub fn into_parts(self) -> (StorageGuest, Vec<RequestQueue>) {
+        (self.guest, self.queues)
+    }
+
     /// The request queues, for requests that are not waited for.
     pub fn queues(&mut self) -> &mut [RequestQueue] {
         &mut self.queues

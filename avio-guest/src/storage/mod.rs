@@ -166,6 +166,12 @@ impl StorageGuest {
         self.session.is_open()
     }
 
+    /// The session's socket.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        self.session.path()
+    }
+
     /// The session, for control steps beside the usual ones.
     pub fn session(&mut self) -> &mut Session {
         &mut self.session

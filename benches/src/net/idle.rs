@@ -17,8 +17,9 @@ use avio_tools::pktgen::frame::{FrameSpec, Template, Transport};
 use avio_tools::pktgen::options::Options as PktgenOptions;
 use serde::{Deserialize, Serialize};
 
-use super::report::spread;
-use super::{GUEST_CORE, SWITCH_CORE, avio, process};
+use super::{GUEST_CORE, SWITCH_CORE, avio};
+use crate::beside::process;
+use crate::beside::spread::spread;
 use crate::rig::{BATCH, Rig, Shape};
 
 /// One figure with its meaning.

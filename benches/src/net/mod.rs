@@ -1,21 +1,16 @@
 //! `make bench-net`: this daemon, OVS-DPDK and DPDK testpmd measured in one run, guest to guest.
 //!
-//! The method is that of PEERS: two cores, the switch's thread on core 1 and the guests on core 0; windows of about a second
-//! in turn (A B C A B C ...), the distance of the two cores probed around each; everything but the target that is being
-//! measured is stopped; frames count when the receiver has them. Owns the order of things; its parts know one subject each.
+//! Measures as [`crate::beside`] has it, in windows of about a second; frames count when the receiver has them. Owns the order
+//! of things; its parts know one subject each.
 
 mod avio;
 mod idle;
-mod machine;
 mod options;
 mod ovs;
-mod probe;
-mod process;
 mod record;
 mod report;
 mod rows;
 mod stand;
-mod svg;
 mod target;
 mod testpmd;
 mod window;
@@ -26,16 +21,13 @@ use std::time::Instant;
 use avio_tests::{Failure, Result, scratch};
 use clap::Parser;
 
-use machine::Machine;
 use options::Options;
 use report::Report;
 use rows::{Row, rows};
 use stand::Stand;
 
-/// Core of the switch under test.
-const SWITCH_CORE: usize = 1;
-/// Core of the guests.
-const GUEST_CORE: usize = 0;
+use crate::beside::machine::Machine;
+use crate::beside::{GUEST_CORE, TARGET_CORE as SWITCH_CORE};
 
 /// Runs `bench-net` with the process's arguments.
 #[must_use]
@@ -71,7 +63,7 @@ fn run(options: &Options) -> Result {
     let has_peers = options.wants_target("ovs")
         || options.wants_target("testpmd")
         || wanted.iter().any(|row| matches!(row.client, rows::Client::Testpmd(..)));
-    let machine = Machine::prepare(has_peers && !wanted.is_empty())?;
+    let machine = Machine::prepare("bench-net", has_peers && !wanted.is_empty())?;
     let mut report = Report::new(options, &machine)?;
     let mut stand = Stand::empty(options);
     for row in wanted {

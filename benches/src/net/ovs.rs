@@ -163,7 +163,7 @@ impl Ovs {
 impl Drop for Ovs {
     fn drop(&mut self) {
         // Takes the bridge's kernel interface away; a stopped process could not answer.
-        drop(super::process::resume(&self.vswitchd));
+        drop(crate::beside::process::resume(&self.vswitchd));
         drop(self.vsctl(&["--timeout=5", "del-br", &self.bridge]));
     }
 }

@@ -12,43 +12,18 @@ use avio_tests::{Failure, Result};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::idle::{self, Figure};
-use super::machine::{self, Machine};
 use super::options::Options;
-use super::probe::Distance;
 use super::record::{self, Record, Taken};
 use super::rows::{Metric, Row, rows};
-use super::svg::{Bars, Group};
 use super::target::Target;
 use super::window::{Results, Sample};
+use crate::beside::machine::{self, Machine};
+use crate::beside::probe::Distance;
+use crate::beside::spread::spread;
+use crate::beside::svg::{Bars, Group};
 
 /// The file beside the report.
 const RECORD: &str = "net.json";
-
-/// Median and extremes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    /// Middle value.
-    pub median: f64,
-    /// Smallest.
-    pub min: f64,
-    /// Largest.
-    pub max: f64,
-    /// How many.
-    pub count: usize,
-}
-
-/// The spread of some values; `None` without any.
-pub fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let count = values.len();
-    let median = match count {
-        0 => return None,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
-    };
-    Some(Spread { median, min: values[0], max: values[count - 1], count })
-}
 
 /// See the module.
 pub struct Report {
@@ -370,14 +345,6 @@ fn ratios(ours: &Results, theirs: &Results, metric: Metric) -> Vec<(String, f64)
 mod tests {
     use super::super::stand::Reading;
     use super::*;
-
-    #[test]
-    fn medians() {
-        let s = spread([3.0, 1.0, 2.0].into_iter()).unwrap();
-        assert_eq!((s.median, s.min, s.max, s.count), (2.0, 1.0, 3.0, 3));
-        assert_eq!(spread([1.0, 2.0].into_iter()).unwrap().median, 1.5);
-        assert_eq!(spread(std::iter::empty()), None);
-    }
 
     fn results(target: Target, values: &[(Option<Distance>, f64)]) -> Results {
         let sample = |&(distance, mpps)| Sample {

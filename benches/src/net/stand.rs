@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use super::options::Options;
 use super::ovs::Ovs;
-use super::process::{self, Scheduled};
 use super::rows::{Client, Row};
 use super::target::{Family, Target};
 use super::testpmd::{Forwarder, Pair};
 use super::{GUEST_CORE, avio};
+use crate::beside::process::{self, Scheduled};
 
 /// A switch needs this to notice that its guests have gone before new ones come.
 const FAREWELL: Duration = Duration::from_millis(300);

@@ -3,15 +3,13 @@
 use avio_tests::Result;
 use serde::{Deserialize, Serialize};
 
-use super::machine::Machine;
 use super::options::Options;
-use super::probe::{self, Distance};
 use super::rows::{Metric, Row};
 use super::stand::{Reading, Stand};
 use super::target::Target;
-
-/// A window in which somebody was ready but did not run for a larger share is worth nothing.
-const WAITED_SHARE_MAX: f64 = 0.05;
+use crate::beside::machine::Machine;
+use crate::beside::probe::{self, Distance};
+use crate::beside::window;
 
 /// One window that counts.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -94,28 +92,17 @@ fn one(
     results: &mut Results,
     round: u32,
     rate: Option<f64>,
-    mut before: f64,
+    mut crossing: f64,
 ) -> Result<f64> {
-    let mut best: Option<Sample> = None;
-    for _ in 0..=options.repeat_max() {
-        machine.ensure_wanted()?;
-        let reading = stand.reading(results.target, rate)?;
-        let after = probe::crossing_ns();
-        let same = Distance::of(before).filter(|&d| Distance::of(after) == Some(d));
-        let distance = same.filter(|_| reading.waited_share <= WAITED_SHARE_MAX);
-        let sample = Sample { round, crossing_ns: (before + after) / 2.0, distance, reading };
-        before = after;
-        if distance.is_some() {
-            results.samples.push(sample);
-            return Ok(after);
-        }
-        results.discarded += 1;
-        if best.is_none_or(|b| reading.waited_share < b.reading.waited_share) {
-            best = Some(sample);
-        }
-    }
-    results.samples.extend(best);
-    Ok(before)
+    let target = results.target;
+    let taken = window::undisturbed(machine, options.repeat_max(), &mut crossing, || {
+        let reading = stand.reading(target, rate)?;
+        Ok((reading, reading.waited_share))
+    })?;
+    results.discarded += taken.discarded;
+    let (crossing_ns, distance, reading) = (taken.crossing_ns, taken.distance, taken.reading);
+    results.samples.push(Sample { round, crossing_ns, distance, reading });
+    Ok(crossing)
 }
 
 /// The progress line.

@@ -52,6 +52,35 @@ impl MemoryStore {
         true
     }
 
+    /// Copies the `len` bytes of `pieces` that start `skip` bytes in to the store (`write`) or from it; `false` if the range is
+    /// not all there.
+    #[inline]
+    pub(super) fn transfer(
+        &self,
+        write: bool,
+        offset: u64,
+        pieces: &[GuestSlice<'_>],
+        mut skip: usize,
+        len: usize,
+    ) -> bool {
+        let Some(range) = self.range(offset, len) else { return false };
+        let mut at = 0;
+        for piece in pieces {
+            if at == len {
+                break;
+            }
+            if skip >= piece.len() {
+                skip -= piece.len();
+                continue;
+            }
+            let part = piece.sub(skip, len - at);
+            let own = range.sub(at, part.len());
+            skip = 0;
+            at += if write { own.copy_from_guest(&part) } else { part.copy_from_guest(&own) };
+        }
+        at == len
+    }
+
     /// As [`read`](Self::read), to memory of ours.
     pub(super) fn read_own(&self, offset: u64, to: &mut [u8]) -> bool {
         self.range(offset, to.len()).is_some_and(|range| range.copy_to(to) == to.len())

@@ -12,6 +12,7 @@ mod open;
 #[cfg(test)]
 mod tests;
 
+use avio_proto::mem::GuestSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -123,11 +124,49 @@ impl Backing {
         Ok((before != size).then_some(size))
     }
 
+    /// Moves the `len` bytes of `pieces` that start `skip` bytes in, at `offset`, if that needs no waiting and nothing is wrong;
+    /// `None`: nothing has happened, ask [`Io`]. Workers. The caller has checked the range, and marks what a read wrote.
+    #[inline]
+    #[must_use]
+    pub fn transfer_now(
+        &self,
+        write: bool,
+        offset: u64,
+        pieces: &[GuestSlice<'_>],
+        skip: usize,
+        len: usize,
+    ) -> Option<Moved> {
+        if self.faults.is_some() || self.is_stuck() {
+            return None;
+        }
+        match &self.medium {
+            Medium::Null => Some(Moved::Nothing),
+            Medium::Memory(store) => store.transfer(write, offset, pieces, skip, len).then_some(Moved::Bytes),
+            Medium::File(_) => None,
+        }
+    }
+
+    /// Whether [`Backing::transfer_now`] would do it.
+    #[inline]
+    #[must_use]
+    pub fn is_immediate(&self) -> bool {
+        self.faults.is_none() && !self.is_stuck() && !matches!(self.medium, Medium::File(_))
+    }
+
     /// Whether accesses were given up that the kernel has not given back: then new ones fail at once.
     #[must_use]
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Relaxed) != 0
     }
+}
+
+/// What a transfer that needed no waiting has done to the guest's memory, if it was a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// It is as it was.
+    Nothing,
+    /// The bytes are there.
+    Bytes,
 }
 
 /// A backing in a view: shared.

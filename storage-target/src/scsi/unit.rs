@@ -269,10 +269,17 @@ impl LogicalUnit {
     /// The answer to the command: a unit attention (which is thereby reported), not ready, or a reservation conflict.
     #[inline]
     pub fn admit(&self, nexus: &Nexus, kind: AccessKind) -> Result<(), Box<Reply>> {
-        if self.word.load(Ordering::Acquire) == 0 && !nexus.is_owed() {
+        if self.is_plain(nexus) {
             return Ok(());
         }
         self.admit_slowly(nexus, kind)
+    }
+
+    /// Whether nothing at all stands in the way of an access: what [`LogicalUnit::admit`] looks at first. Reports nothing.
+    #[inline]
+    #[must_use]
+    pub fn is_plain(&self, nexus: &Nexus) -> bool {
+        self.word.load(Ordering::Acquire) == 0 && !nexus.is_owed()
     }
 
     #[cold]
@@ -296,17 +303,33 @@ impl LogicalUnit {
     /// The answer to the command.
     #[inline]
     pub fn check(&self, op: &MediumOp, readonly: bool) -> Result<(), Box<Reply>> {
-        let in_range = op.range().is_none_or(|(lba, blocks)| self.has(lba, blocks));
-        let refused = op.kind() == AccessKind::Write && (readonly || self.profile.readonly);
-        if in_range && !refused && !self.is_too_long(op) {
+        if self.allows(op, readonly) {
             return Ok(());
         }
+        let (in_range, refused) = (self.covers(op), self.refuses(op, readonly));
         let sense = match (in_range, refused) {
             (false, _) => out_of_range(op.range()),
             (true, true) => Sense::new(DATA_PROTECT, 0x27, 0x00),
             (true, false) => Sense::new(ILLEGAL_REQUEST, 0x24, 0x00),
         };
         Err(Box::new(self.lock().check(sense)))
+    }
+
+    /// Whether [`LogicalUnit::check`] would let it pass. Reports nothing.
+    #[inline]
+    #[must_use]
+    pub fn allows(&self, op: &MediumOp, readonly: bool) -> bool {
+        self.covers(op) && !self.refuses(op, readonly) && !self.is_too_long(op)
+    }
+
+    #[inline]
+    fn covers(&self, op: &MediumOp) -> bool {
+        op.range().is_none_or(|(lba, blocks)| self.has(lba, blocks))
+    }
+
+    #[inline]
+    fn refuses(&self, op: &MediumOp, readonly: bool) -> bool {
+        op.kind() == AccessKind::Write && (readonly || self.profile.readonly)
     }
 
     /// Whether the medium has these blocks.

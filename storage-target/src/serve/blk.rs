@@ -206,7 +206,7 @@ enum Parsed {
 }
 
 /// The byte offset of a range of sectors if it is whole blocks inside the disk.
-fn in_range(target: &Target, sector: u64, len: u64) -> Option<u64> {
+pub(super) fn in_range(target: &Target, sector: u64, len: u64) -> Option<u64> {
     let offset = sector.checked_mul(SECTOR_LEN)?;
     let block = u64::from(target.lun.unit.block_size());
     let aligned = offset.is_multiple_of(block) && len.is_multiple_of(block);

@@ -15,6 +15,7 @@ use avio_proto::mem::GuestPieces;
 use avio_proto::ring::{ChainArena, HeldId, RingError};
 use avio_proto::scsi::sense::MISCOMPARE;
 
+use super::at_once::Moment;
 use super::job::{Job, JobId, Jobs, Stage, Waiting};
 use super::medium::Ending;
 use super::message::{Action, Command, Event, Events, QueueSpec, Role, Scope};
@@ -146,11 +147,18 @@ impl Engine {
 
     /// Reads what a ring brings.
     fn take(&mut self, token: Token, budget: usize) -> Result<usize, RingError> {
+        let moment = self.serving.moment();
         let Some(queue) = self.serving.queue(token) else { return Ok(0) };
-        queue.take(&mut self.arena, budget, &mut self.ids)?;
+        let first = !queue.staged;
+        let count = queue.take(&mut self.arena, budget, &mut self.ids, moment)?;
+        if first && queue.staged {
+            self.serving.staged.push(token);
+        }
         inject::point("storage-taken");
-        self.serve(token);
-        Ok(self.ids.len())
+        if !self.ids.is_empty() {
+            self.serve(token);
+        }
+        Ok(count)
     }
 
     /// Serves the requests in `ids`.
@@ -357,6 +365,10 @@ impl Serving {
         if let Stage::Journal { reply, .. } = std::mem::replace(&mut job.stage, Stage::Begun) {
             self.end(id, Ending::Reply(reply));
         }
+    }
+
+    pub fn moment(&self) -> Moment {
+        Moment { worker: self.worker, now_ns: self.now_ns }
     }
 
     fn read_clock(&mut self) {

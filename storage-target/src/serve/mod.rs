@@ -2,8 +2,9 @@
 //!
 //! `message` is what control and workers say to each other, `relay` carries what workers want of each other. `engine` is
 //! the worker's data path: it takes requests from rings (`queue`), makes jobs of them (`job`), runs their steps (`medium`)
-//! and answers them (`blk`, `scsi`, `task`). Nothing here blocks, opens or parses a file.
+//! and answers them (`blk`, `scsi`, `task`); what needs no waiting is answered without a job (`at_once`). Nothing here blocks, opens or parses a file.
 
+mod at_once;
 mod blk;
 mod engine;
 mod job;

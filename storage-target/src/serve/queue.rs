@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use avio_host::wait::{Notified, Notifier, Token};
 use avio_proto::mem::GuestSlice;
-use avio_proto::ring::{CHAINS_MAX, ChainArena, DeviceRing, HeldChains, HeldId, Inflight, RingError};
+use avio_proto::ring::{
+    Batch, CHAINS_MAX, ChainArena, ChainId, DeviceRing, HeldChains, HeldId, Inflight, RingError,
+};
 
+use super::at_once::{self, Moment};
 use super::message::{QueueSpec, Role};
 use crate::adapter::{AdapterId, AdapterView};
 use crate::lun::QueueStats;
@@ -67,21 +70,48 @@ impl Queue {
         }
     }
 
-    /// Takes at most `budget` chains; `ids` are theirs, in order.
+    /// Takes at most `budget` chains and answers those that need no waiting; `ids` are the others, in order. Returns how many
+    /// were taken.
+    ///
+    /// The log is written behind the answers: what dies in between was neither marked as taken nor published as used, so a
+    /// successor takes it again.
     pub fn take(
         &mut self,
         arena: &mut ChainArena,
         budget: usize,
         ids: &mut Vec<HeldId>,
-    ) -> Result<(), RingError> {
+        moment: Moment,
+    ) -> Result<usize, RingError> {
         ids.clear();
+        let mut taken = [ChainId::default(); CHAINS_MAX];
+        let mut written = [0; CHAINS_MAX];
         let batch = self.ring.take(arena, budget.min(CHAINS_MAX))?;
-        // There are as many places as the ring has entries, so each chain finds one.
-        ids.extend((0..batch.len()).filter_map(|i| self.held.hold(&batch, i)));
-        if let Some(log) = &mut self.inflight {
-            log.taken(&self.ring, ids.iter().map(|&id| self.held.chain(id).id));
+        let count = batch.len();
+        let memory = self.held.memory();
+        let mut answered = 0;
+        if let Some(view) = &self.view {
+            prefetch(&batch, 0..count.min(AHEAD));
+            while answered < count {
+                let next = answered + AHEAD;
+                prefetch(&batch, next.min(count)..(next + 1).min(count));
+                let chain = batch.chain(answered);
+                let Some(bytes) = at_once::answer(self.role, view, memory, &chain, moment) else { break };
+                (taken[answered], written[answered]) = (chain.id, bytes);
+                answered += 1;
+            }
         }
-        Ok(())
+        for (i, place) in taken.iter_mut().enumerate().take(count).skip(answered) {
+            *place = batch.chain(i).id;
+            // There are as many places as the ring has entries, so each chain finds one.
+            ids.extend(self.held.hold(&batch, i));
+        }
+        if let Some(log) = &mut self.inflight {
+            log.taken(&self.ring, taken[..count].iter().copied());
+        }
+        for (&chain, &bytes) in taken[..answered].iter().zip(&written) {
+            self.give_back(chain, bytes);
+        }
+        Ok(count)
     }
 
     /// Takes again what a predecessor had taken and not answered, in the order in which it had.
@@ -122,35 +152,24 @@ impl Queue {
 
     /// Writes `bytes` into what the device may write, `skip` bytes in; returns how many fit.
     pub fn write_at(&self, id: HeldId, skip: usize, bytes: &[u8]) -> usize {
-        let memory = self.held.memory();
-        let (mut skip, mut done) = (skip, 0);
-        for piece in self.held.chain(id).writable {
-            if done == bytes.len() {
-                break;
-            }
-            if skip >= piece.len() {
-                skip -= piece.len();
-                continue;
-            }
-            let part = piece.sub(skip, bytes.len() - done);
-            skip = 0;
-            let count = part.copy_from(&bytes[done..]);
-            memory.log_slice(&part, count);
-            done += count;
-        }
-        done
+        at_once::put(self.held.memory(), self.held.chain(id).writable, skip, bytes)
     }
 
     /// Gives a chain back, `written` bytes written. It is published at the end of the turn.
     #[inline]
     pub fn complete(&mut self, id: HeldId, written: u32) {
         if let Some(chain) = self.held.release(id) {
-            self.ring.complete(chain, written);
-            if let Some(log) = &mut self.inflight {
-                log.completed(chain);
-            }
-            self.staged = true;
+            self.give_back(chain, written);
         }
+    }
+
+    #[inline]
+    fn give_back(&mut self, chain: ChainId, written: u32) {
+        self.ring.complete(chain, written);
+        if let Some(log) = &mut self.inflight {
+            log.completed(chain);
+        }
+        self.staged = true;
     }
 
     /// Publishes what was completed, and notifies the guest if it wants to know. `false`: its VMM held the notification.
@@ -180,6 +199,27 @@ impl Queue {
     pub fn is_quiet(&self) -> bool {
         self.held.count() == 0 && !self.staged
     }
+}
+
+/// How many chains ahead the line that gets the status is fetched: the driver's core has it.
+const AHEAD: usize = 8;
+
+/// Fetches the lines of some chains that will be written.
+#[inline]
+fn prefetch(batch: &Batch<'_>, chains: std::ops::Range<usize>) {
+    for i in chains {
+        let chain = batch.chain(i);
+        // A disk's status stands last, an adapter's response first, in front of the data.
+        if let (Some(first), Some(last)) = (chain.writable.first(), chain.writable.last()) {
+            first_or_last(first, last).prefetch_write();
+        }
+    }
+}
+
+/// The one that is no data: the shorter.
+#[inline]
+fn first_or_last<'a>(first: &'a GuestSlice<'a>, last: &'a GuestSlice<'a>) -> &'a GuestSlice<'a> {
+    if first.len() <= last.len() { first } else { last }
 }
 
 /// Copies the front of a list of pieces; returns how many bytes.

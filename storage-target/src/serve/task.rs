@@ -197,16 +197,17 @@ impl Serving {
 
     /// Puts an event into the guest's next buffer for one.
     pub(super) fn notify_guest(&mut self, arena: &mut ChainArena, adapter: AdapterId, notice: Notice) {
+        let moment = self.moment();
         let Some(queue) = self.queue_of(adapter, Role::ScsiEvent) else { return };
         let token = queue.token;
         let mut ids = Vec::with_capacity(1);
-        if queue.take(arena, 1, &mut ids).is_err() || ids.is_empty() {
+        if queue.take(arena, 1, &mut ids, moment).is_err() || ids.is_empty() {
             // The guest is told as soon as it makes a buffer available, so its doing that must wake us.
             queue.events_missed = true;
             if !queue.ring.enable_notifications() {
                 return;
             }
-            if queue.take(arena, 1, &mut ids).is_err() || ids.is_empty() {
+            if queue.take(arena, 1, &mut ids, moment).is_err() || ids.is_empty() {
                 return;
             }
         }
@@ -215,9 +216,10 @@ impl Serving {
 
     /// The guest has made a buffer available after events were lost for want of one: it is told that (T_NO_EVENT).
     pub(super) fn tell_missed(&mut self, arena: &mut ChainArena, token: Token) -> bool {
+        let moment = self.moment();
         let Some(queue) = self.queue(token) else { return false };
         let mut ids = Vec::with_capacity(1);
-        if queue.take(arena, 1, &mut ids).is_err() || ids.is_empty() {
+        if queue.take(arena, 1, &mut ids, moment).is_err() || ids.is_empty() {
             return false;
         }
         self.put_event(token, ids[0], scsi::Event { event: scsi::T_NO_EVENT, ..scsi::Event::default() });

@@ -4,9 +4,9 @@
 //! connected; [`super`] prints the results.
 
 use super::daemon::DemoGuest;
+use crate::latency::{Latency, LatencySummary, now_ns};
 use crate::pktgen::frame::{TCP_STAMP_AT, Transport};
 use crate::pktgen::lane::{Job, Port, Requests};
-use crate::pktgen::latency::{Latency, LatencySummary, now_ns};
 use crate::pktgen::pattern::{Pattern, PatternSpec};
 use crate::pktgen::receiver::{Receiver, Timing};
 use crate::pktgen::run::{Measured, Progress, Schedule, measure};

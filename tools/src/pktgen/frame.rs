@@ -38,7 +38,7 @@ pub struct Stamp {
     pub flow: u16,
     /// Sequence number inside (source, flow), wrapping.
     pub seq: u32,
-    /// When it was sent, [`super::latency::now_ns`]; 0: not stamped.
+    /// When it was sent, [`crate::latency::now_ns`]; 0: not stamped.
     pub time_ns: u64,
 }
 

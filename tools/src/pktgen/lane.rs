@@ -3,9 +3,9 @@
 //! Owns the order of a turn: receive first, then answer or send. [`super::run`] calls [`Lane::turn`] in a loop; it never
 //! waits and allocates nothing.
 
-use super::latency::{Latency, now_ns};
 use super::receiver::Receiver;
 use super::sender::{BURST_COUNT, Sender};
+use crate::latency::{Latency, now_ns};
 use avio_guest::net::{NetGuest, NetQueue, QueueError};
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -5,7 +5,6 @@
 
 pub mod frame;
 pub mod lane;
-pub mod latency;
 pub mod options;
 pub mod pattern;
 pub mod receiver;
@@ -143,7 +142,7 @@ fn job(plan: &Plan, index: usize, rate: Option<f64>) -> Job {
                 Sender::new(
                     Pattern::new(spec.clone(), q, queues),
                     index as u8,
-                    Rate::new(per_queue, latency::now_ns()),
+                    Rate::new(per_queue, crate::latency::now_ns()),
                     timing,
                 )
             })

@@ -4,8 +4,8 @@
 //! [`Receiver::burst`]; it never waits and allocates nothing.
 
 use super::frame::{self, Damage, Stamp, TCP_STAMP_AT, UDP_STAMP_AT};
-use super::latency::{Latency, now_ns as now_ns_exact};
 use super::tracker::Tracker;
+use crate::latency::{Latency, now_ns as now_ns_exact};
 use avio_guest::net::{QueueError, RxFrame, RxQueue};
 use avio_proto::virtio::net::GSO_NONE;
 
@@ -37,7 +37,7 @@ pub struct Received {
     pub polls: u64,
     /// Calls that found nothing.
     pub empty_polls: u64,
-    /// Time of the last frame, [`super::latency::now_ns`].
+    /// Time of the last frame, [`crate::latency::now_ns`].
     pub last_ns: u64,
 }
 

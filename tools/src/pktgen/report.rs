@@ -2,10 +2,10 @@
 //!
 //! Owns the arithmetic from counts to figures and the verdict. Reads measurements, never rings.
 
-use super::latency::{Latency, LatencySummary};
 use super::options::{Plan, Role, Traffic};
 use super::run::{Measured, Progress, Window, sum};
 use super::tracker::Sequence;
+use crate::latency::{Latency, LatencySummary};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 

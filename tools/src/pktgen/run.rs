@@ -4,7 +4,7 @@
 //! [`measure`]; each call starts with fresh sequence numbers on ports that stay connected.
 
 use super::lane::{Job, Lane, Live, Port};
-use super::latency::now_ns;
+use crate::latency::now_ns;
 use avio_guest::net::{GuestError, NetGuest};
 use avio_guest::wait_readable;
 use std::os::fd::AsFd;

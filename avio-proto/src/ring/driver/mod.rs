@@ -105,6 +105,25 @@ impl DriverRing {
         with!(&mut self.layout, ring => ring.again(token, buffer, flags))
     }
 
+    /// Whether [`DriverRing::resubmit`] serves this ring's chains of several buffers: without IN_ORDER, and in a packed ring only
+    /// through indirect tables, since its descriptors move on.
+    #[must_use]
+    pub fn keeps_chains(&self) -> bool {
+        with!(&self.layout, ring => ring.keeps_chains())
+    }
+
+    /// Makes a chain available again, buffers and all, that [`DriverRing::take_used`] gave, with the next `publish`: not one
+    /// descriptor is written. False if it is not the caller's.
+    #[inline(always)]
+    pub fn resubmit(&mut self, token: u16) -> bool {
+        with!(&mut self.layout, ring => ring.resubmit(token))
+    }
+
+    /// Frees a chain that [`DriverRing::take_used`] gave: once, and not one that was made available again.
+    pub fn let_go(&mut self, token: u16) {
+        with!(&mut self.layout, ring => ring.let_go(token));
+    }
+
     /// Whether a used chain is there to be taken back; touches no notification state.
     #[inline]
     #[must_use]

@@ -24,6 +24,8 @@ struct Chain {
     slots: u32,
     /// Bytes the device may write.
     writable_len: u32,
+    /// Bytes of its indirect table, which stays when the chain comes back; 0 = it has none.
+    table_len: u32,
 }
 
 pub(super) struct PackedDriver {
@@ -96,8 +98,10 @@ impl PackedDriver {
         }
         // In order, a chain's number is where it starts: DPDK's driver does so, and a batch is then found without a table.
         let id = if self.in_order { self.avail.index() } else { self.ids.take()? };
+        let mut table_len = 0;
         if indirect {
             let table = self.fill_table(id, readable, writable)?;
+            table_len = table.1;
             self.put(id, table, F_INDIRECT, true);
         } else {
             let mut at = 0;
@@ -107,7 +111,8 @@ impl PackedDriver {
                 self.put(id, buffer, flags, at == 1);
             });
         }
-        self.chains[usize::from(id)] = Chain { slots: slots as u32, writable_len: writable_len(writable) };
+        let writable_len = writable_len(writable);
+        self.chains[usize::from(id)] = Chain { slots: slots as u32, writable_len, table_len };
         self.free_slots -= slots as u32;
         self.unpublished_count += 1;
         Some(id)
@@ -121,11 +126,43 @@ impl PackedDriver {
         if self.free_slots == 0 {
             return None;
         }
-        *chain = Chain { slots: 1, writable_len: if flags & F_WRITE != 0 { buffer.1 } else { 0 } };
+        let writable_len = if flags & F_WRITE != 0 { buffer.1 } else { 0 };
+        *chain = Chain { slots: 1, writable_len, table_len: 0 };
         self.put(id, buffer, flags, true);
         self.free_slots -= 1;
         self.unpublished_count += 1;
         Some(id)
+    }
+
+    /// A chain with an indirect table that `take_used` left with the caller, as it is.
+    #[inline(always)]
+    pub fn resubmit(&mut self, id: u16) -> bool {
+        let Some((_, base)) = &self.tables else { return false };
+        let base = *base;
+        if self.free_slots == 0 || self.in_order {
+            return false;
+        }
+        let Some(chain) = self.chains.get_mut(usize::from(id)).filter(|c| c.slots == 0 && c.table_len > 0)
+        else {
+            return false;
+        };
+        chain.slots = 1;
+        let table = (base + (usize::from(id) * TABLE_LEN) as u64, chain.table_len);
+        self.put(id, table, F_INDIRECT, true);
+        self.free_slots -= 1;
+        self.unpublished_count += 1;
+        true
+    }
+
+    /// Frees the number of a chain that `take_used` left with the caller.
+    pub fn let_go(&mut self, id: u16) {
+        if self.chains.get(usize::from(id)).is_some_and(|chain| chain.slots == 0) && !self.in_order {
+            self.ids.give(id);
+        }
+    }
+
+    pub fn keeps_chains(&self) -> bool {
+        !self.in_order && self.tables.is_some()
     }
 
     /// Writes the next ring descriptor; the flags of the first one of a batch are held back.
@@ -241,10 +278,12 @@ impl PackedDriver {
         let Some(chain) = self.chains.get_mut(usize::from(token)) else {
             return Some(Err(RingError::BadDescriptor(token)));
         };
-        let chain = std::mem::take(chain);
+        let place = chain;
+        let chain = *place;
         if chain.slots == 0 {
             return Some(Err(RingError::BadDescriptor(token)));
         }
+        place.slots = 0;
         self.free_slots += chain.slots;
         self.used.advance(chain.slots as u16, self.size);
         let len = if token == last {

@@ -30,6 +30,8 @@ struct Slot {
     chain_count: u32,
     /// Bytes the device may write to the chain that starts here.
     writable_len: u32,
+    /// Descriptors of a chain that was taken back whole and still stands here; 0 = none.
+    kept_count: u32,
 }
 
 pub(super) struct SplitDriver {
@@ -143,10 +145,36 @@ impl SplitDriver {
     pub fn again(&mut self, head: u16, buffer: GuestBuffer, flags: u16) -> Option<u16> {
         let slot = self.slots.get_mut(usize::from(head)).filter(|slot| slot.chain_count == 0)?;
         slot.chain_count = 1;
+        slot.kept_count = 0;
         slot.writable_len = if flags & F_WRITE != 0 { buffer.1 } else { 0 };
         Self::write_descriptor(&self.desc, usize::from(head), buffer, flags, 0);
         self.offer(head);
         Some(head)
+    }
+
+    /// A chain that `take_used` left with the caller, as it is.
+    #[inline(always)]
+    pub fn resubmit(&mut self, head: u16) -> bool {
+        let Some(slot) = self.slots.get_mut(usize::from(head)).filter(|slot| slot.kept_count > 0) else {
+            return false;
+        };
+        slot.chain_count = std::mem::take(&mut slot.kept_count);
+        self.offer(head);
+        true
+    }
+
+    /// Frees the descriptors of a chain that `take_used` left with the caller.
+    pub fn let_go(&mut self, head: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(head)) else { return };
+        let mut index = head;
+        for _ in 0..std::mem::take(&mut slot.kept_count) {
+            self.free.give(index);
+            index = self.slots[usize::from(index)].next as u16;
+        }
+    }
+
+    pub fn keeps_chains(&self) -> bool {
+        !self.in_order
     }
 
     /// Puts a chain into the available ring.
@@ -282,6 +310,8 @@ impl SplitDriver {
                 self.free.give(index);
                 index = self.slots[usize::from(index)].next as u16;
             }
+        } else {
+            slot.kept_count = count;
         }
         self.last_used.advance(1);
         Ok(used)

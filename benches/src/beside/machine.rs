@@ -19,6 +19,7 @@ const SESSION_PRIORITY: &str = "-20";
 
 /// See the module.
 pub struct Machine {
+    program: &'static str,
     /// What to put back; `None`: nothing was changed.
     huge_pages: Option<u64>,
     stop: Arc<AtomicBool>,
@@ -27,13 +28,13 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Sets everything up; `huge_pages`: for the peers.
+    /// Sets everything up, with huge pages for peers that need them. `program` is who says what cannot be had.
     ///
     /// # Errors
     /// Fewer than two cores, or no right to have huge pages.
-    pub fn prepare(huge_pages: bool) -> Result<Self> {
+    pub fn prepare(program: &'static str, needs_huge_pages: bool) -> Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
-        ensure(cores >= 2, || format!("{cores} core: a switch and its guests need one each"))?;
+        ensure(cores >= 2, || format!("{cores} core: a daemon and its guests need one each"))?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
@@ -41,13 +42,13 @@ impl Machine {
         // Session and process group of our own, so Ctrl-C reaches only make; its end then reaches us.
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         if rustix::process::setsid().is_err() {
-            eprintln!("bench-net: this process leads a group already: priority goes to its whole session");
+            eprintln!("{program}: this process leads a group already: priority goes to its whole session");
         }
         if let Err(e) = fs::write("/proc/self/autogroup", SESSION_PRIORITY) {
-            eprintln!("bench-net: no priority over other sessions (/proc/self/autogroup: {e})");
+            eprintln!("{program}: no priority over other sessions (/proc/self/autogroup: {e})");
         }
-        let mut machine = Self { huge_pages: None, stop, facts: facts(cores) };
-        if huge_pages {
+        let mut machine = Self { program, huge_pages: None, stop, facts: facts(cores) };
+        if needs_huge_pages {
             machine.take_huge_pages()?;
         }
         Ok(machine)
@@ -83,7 +84,7 @@ impl Drop for Machine {
         if let Some(before) = self.huge_pages
             && let Err(e) = fs::write(HUGE_PAGES_FILE, before.to_string())
         {
-            eprintln!("bench-net: {HUGE_PAGES_FILE} could not be set back to {before}: {e}");
+            eprintln!("{}: {HUGE_PAGES_FILE} could not be set back to {before}: {e}", self.program);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The clock that frames are stamped with, and latency histograms.
+//! The clock that frames and requests are stamped with, and latency histograms: `avio-pktgen`, `avio-iogen`, `avio demo`.
 //!
 //! Owns what is shown of a distribution. Senders stamp with [`now_ns`], receivers record the difference; both sides must
 //! run on one machine, the clock is the same in all its processes.
@@ -66,6 +66,17 @@ impl Latency {
     pub fn merge(&mut self, other: &Self) {
         // Same bounds by construction, so nothing can be out of range.
         let _ = self.0.add(&other.0);
+    }
+
+    /// All of it, in nanoseconds.
+    #[must_use]
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.0
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.0.reset();
     }
 
     /// Percentiles.

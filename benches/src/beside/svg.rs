@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::Spread;
+use super::spread::Spread;
 
 /// Bars that stand together.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GUEST_CORE, SWITCH_CORE};
+use super::{GUEST_CORE, TARGET_CORE};
 
 /// Round trips per sample.
 const TRIPS: u64 = 1_000;
@@ -71,7 +71,7 @@ pub fn crossing_ns() -> f64 {
     };
     let mut samples = std::thread::scope(|scope| {
         scope.spawn(|| {
-            pin(SWITCH_CORE);
+            pin(TARGET_CORE);
             play(1, 0, last);
         });
         let here = scope.spawn(|| {

@@ -1,0 +1,95 @@
+//! qemu-storage-daemon and fio, as PEERS runs them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use avio_tests::console::{Console, command};
+use avio_tests::failure::ensure;
+use avio_tests::{Failure, Result, scratch};
+use serde_json::Value;
+
+use super::rows::{Backing, Row};
+use super::target::Target;
+use super::window::Reading;
+use crate::beside::TARGET_CORE;
+
+/// Size of null and memory disks, bytes.
+pub const SIZE: u64 = 1 << 30;
+
+/// Starts qemu-storage-daemon on `path` (`None`: null-co); returns it and its socket. It runs on the daemon's core.
+///
+/// # Errors
+/// When it does not start.
+pub fn start_qsd(backing: Backing, path: Option<&Path>, queues: u16) -> Result<(Console, PathBuf)> {
+    let socket = scratch::fresh_path("qsd.sock");
+    let node = match path {
+        None => format!("driver=null-co,node-name=d0,size={SIZE},read-zeroes=off"),
+        // tmpfs takes no O_DIRECT under io_uring that would change anything: the page cache is the disk.
+        Some(path) if backing == Backing::Memory => {
+            format!("driver=file,node-name=d0,filename={},locking=off", path.display())
+        }
+        Some(path) => {
+            let driver = if matches!(backing, Backing::File) { "file" } else { "host_device" };
+            format!(
+                "driver={driver},node-name=d0,filename={},aio=io_uring,cache.direct=on,locking=off",
+                path.display()
+            )
+        }
+    };
+    let mut command = command("taskset");
+    command.args(["-c", &TARGET_CORE.to_string(), "qemu-storage-daemon", "--object", "iothread,id=t0"]);
+    command.args(["--blockdev", &node, "--export"]);
+    command.arg(format!(
+        "type=vhost-user-blk,id=e0,node-name=d0,addr.type=unix,addr.path={},writable=on,num-queues={queues},iothread=t0",
+        socket.display()
+    ));
+    let mut console = Console::spawn(&format!("qsd-{}", socket.display()).replace('/', "_"), &mut command)?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !socket.exists() {
+        ensure(console.is_running() && Instant::now() < deadline, || {
+            format!("qemu-storage-daemon does not start: {}", console.output())
+        })?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok((console, socket))
+}
+
+/// Runs fio for one window on `path`, on the daemon's core.
+///
+/// # Errors
+/// When it fails.
+pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<Reading> {
+    let mut command = Command::new("fio");
+    command.args(["--name=w", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"]);
+    command.args(["--thread", "--norandommap", "--randrepeat=1", "--gtod_cpu=-1"].iter().take(3));
+    command.arg(format!("--filename={}", path.display()));
+    command.arg(format!("--rw={}", row.rw)).arg(format!("--bs={}", row.block));
+    command.arg(format!("--iodepth={}", row.depth)).arg(format!("--rwmixread={}", row.mix));
+    command.arg(format!("--runtime={}ms", window.as_millis())).arg("--ramp_time=100ms");
+    command.arg(format!("--cpus_allowed={TARGET_CORE}"));
+    match target {
+        Target::FioFixed => drop(command.args(["--fixedbufs=1", "--registerfiles=1"])),
+        Target::FioDsync => drop(command.arg("--sync=dsync")),
+        _ => {}
+    }
+    let output = command.output().map_err(|e| Failure::new(format!("fio: {e}")))?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure(output.status.success(), || format!("fio: {said}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let start = text.find('{').unwrap_or(0);
+    let json: Value = serde_json::from_str(&text[start..]).map_err(|e| Failure::new(format!("fio: {e}")))?;
+    let job = &json["jobs"][0];
+    let of = |direction: &str, name: &str| job[direction][name].as_f64().unwrap_or(0.0);
+    let iops = of("read", "iops") + of("write", "iops");
+    ensure(iops > 0.0, || "fio: no request ended".to_owned())?;
+    let main = if of("read", "iops") > 0.0 { "read" } else { "write" };
+    let at = |p: &str| job[main]["clat_ns"]["percentile"][p].as_f64().unwrap_or(0.0) / 1e3;
+    let cpu_share = (job["usr_cpu"].as_f64().unwrap_or(0.0) + job["sys_cpu"].as_f64().unwrap_or(0.0)) / 100.0;
+    Ok(Reading {
+        iops,
+        latency_us: [at("50.000000"), at("99.000000"), at("99.900000")],
+        cpu: cpu_share / iops * 1e6,
+        ..Reading::default()
+    })
+}

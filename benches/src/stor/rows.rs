@@ -1,0 +1,254 @@
+//! The rows of the report: which load on which backing, which targets, and what must be reached.
+
+use super::options::Options;
+use super::target::Target;
+
+/// What is behind the targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Nothing: `null:`, null-co.
+    Null,
+    /// Memory: `memory:`, a file on tmpfs.
+    Memory,
+    /// A file on the disk's file system.
+    File,
+    /// A loop device over such a file, with this logical block.
+    Loop(u32),
+    /// A compressed memory disk, native 4 KiB blocks.
+    Zram,
+}
+
+/// What is read off a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Thousands of requests a second.
+    Kiops,
+    /// Median latency, us.
+    P50,
+    /// CPU seconds of the target per million requests.
+    Cpu,
+}
+
+impl Metric {
+    /// With its unit.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Kiops => "kIOPS",
+            Metric::P50 => "p50 us",
+            Metric::Cpu => "CPU-s per 1 M",
+        }
+    }
+}
+
+/// A bound on our figure against a peer's.
+#[derive(Clone, Copy, Debug)]
+pub enum Bound {
+    /// At least so many times the peer's.
+    AtLeast(f64),
+    /// At most so many times the peer's.
+    AtMost(f64),
+    /// At most so much more than the peer's, in the metric's unit.
+    Added(f64),
+}
+
+/// One bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Goal {
+    /// Ours.
+    pub ours: Target,
+    /// The peer.
+    pub peer: Target,
+    /// Which figure.
+    pub metric: Metric,
+    /// The bound.
+    pub bound: Bound,
+}
+
+/// One load on several targets.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// For `--only`.
+    pub name: &'static str,
+    /// For people.
+    pub title: String,
+    /// What is behind the targets.
+    pub backing: Backing,
+    /// Pattern, in fio's words.
+    pub rw: &'static str,
+    /// Reads in percent of a mixed pattern.
+    pub mix: u32,
+    /// Bytes of a request.
+    pub block: u64,
+    /// Requests in flight, per queue.
+    pub depth: u16,
+    /// Queues.
+    pub queues: u16,
+    /// In this order in each round.
+    pub targets: Vec<Target>,
+    /// What must be reached.
+    pub goals: Vec<Goal>,
+}
+
+use Bound::{Added, AtLeast, AtMost};
+use Metric::{Cpu, Kiops, P50};
+use Target::{
+    Blk, BlkAdaptive, BlkAdaptiveSleeping, BlkThrough, Fio, FioDsync, FioFixed, Qsd, QsdSleeping, Stor,
+    Stor128All, Stor128One,
+};
+
+fn goal(ours: Target, peer: Target, metric: Metric, bound: Bound) -> Goal {
+    Goal { ours, peer, metric, bound }
+}
+
+fn row(name: &'static str, backing: Backing, rw: &'static str, depth: u16, targets: &[Target]) -> Row {
+    let what = match backing {
+        Backing::Null => "null".to_owned(),
+        Backing::Memory => "memory".to_owned(),
+        Backing::File => "file".to_owned(),
+        Backing::Loop(block) => format!("loop {block}"),
+        Backing::Zram => "zram".to_owned(),
+    };
+    Row {
+        name,
+        title: format!("{what}, {rw} 4 KiB, QD{depth}"),
+        backing,
+        rw,
+        mix: 70,
+        block: 4096,
+        depth,
+        queues: 1,
+        targets: targets.to_vec(),
+        goals: Vec::new(),
+    }
+}
+
+/// All rows, or those of the short form; with another build of ours in each if there is one.
+pub fn rows(options: &Options) -> Vec<Row> {
+    let mut rows = null(options.quick);
+    rows.extend(memory(options.quick));
+    rows.extend(file(options.quick));
+    if !options.quick {
+        rows.extend(devices());
+    }
+    if options.against.is_some() {
+        rows.retain(|row| row.targets.contains(&Blk));
+        rows.iter_mut().for_each(|row| row.targets.insert(1, Target::BlkOther));
+    }
+    rows
+}
+
+fn null(quick: bool) -> Vec<Row> {
+    let n = |name, rw, depth, targets: &[Target]| row(name, Backing::Null, rw, depth, targets);
+    let us = [Blk, Stor, Qsd];
+    let mut rows = vec![
+        Row { goals: vec![goal(Blk, Qsd, Kiops, AtLeast(7.5))], ..n("null-read-1", "randread", 1, &us) },
+        Row {
+            goals: vec![goal(Blk, Qsd, Kiops, AtLeast(5.6)), goal(Stor, Blk, Kiops, AtLeast(0.7))],
+            ..n("null-read-32", "randread", 32, &us)
+        },
+        Row { goals: vec![goal(Blk, Qsd, Kiops, AtLeast(9.0))], ..n("null-read-128", "randread", 128, &us) },
+    ];
+    if !quick {
+        rows.extend([
+            n("null-write-32", "randwrite", 32, &us),
+            Row {
+                title: "null, 70/30 8 KiB, QD32".into(),
+                block: 8192,
+                ..n("null-mix-32", "randrw", 32, &us)
+            },
+            Row {
+                title: "null, read 128 KiB, QD32".into(),
+                block: 131_072,
+                ..n("null-seq-32", "read", 32, &us)
+            },
+            Row {
+                title: "null, randread 4 KiB, two queues of QD32, one worker".into(),
+                queues: 2,
+                ..n("null-queues-2", "randread", 32, &[Blk, Stor, Qsd])
+            },
+            n("null-adaptive-32", "randread", 32, &[Blk, BlkAdaptive]),
+        ]);
+        for (name, depth) in [("sleep-1", 1), ("sleep-8", 8), ("sleep-32", 32), ("sleep-128", 128)] {
+            let title = format!("null, randread 4 KiB, QD{depth}, guest sleeps");
+            rows.push(Row { title, ..n(name, "randread", depth, &[BlkAdaptiveSleeping, QsdSleeping]) });
+        }
+    }
+    rows.push(Row {
+        title: "null, randread 4 KiB, QD32, 1 and 128 LUNs".into(),
+        goals: vec![goal(Stor128One, Stor, Kiops, AtLeast(0.95)), goal(Stor128All, Stor, Cpu, AtMost(1.05))],
+        ..n("null-luns", "randread", 32, &[Stor, Stor128One, Stor128All])
+    });
+    rows
+}
+
+fn memory(quick: bool) -> Vec<Row> {
+    let m = |name, rw, depth| row(name, Backing::Memory, rw, depth, &[Blk, Stor, Qsd]);
+    let tenfold = || vec![goal(Blk, Qsd, Kiops, AtLeast(10.0))];
+    let mut rows = vec![Row { goals: tenfold(), ..m("memory-read-32", "randread", 32) }];
+    if !quick {
+        rows.extend([
+            m("memory-read-1", "randread", 1),
+            Row { goals: tenfold(), ..m("memory-write-32", "randwrite", 32) },
+            m("memory-read-128", "randread", 128),
+        ]);
+    }
+    rows
+}
+
+fn file(quick: bool) -> Vec<Row> {
+    let f = |name, rw, depth, targets: &[Target]| row(name, Backing::File, rw, depth, targets);
+    let all = [Blk, BlkAdaptive, Fio, FioFixed, Qsd];
+    let rates = |qsd| {
+        vec![
+            goal(Blk, Fio, Kiops, AtLeast(0.97)),
+            goal(Blk, Qsd, Kiops, AtLeast(qsd)),
+            goal(BlkAdaptive, Fio, Cpu, AtMost(1.15)),
+            goal(BlkAdaptive, Qsd, Cpu, AtMost(0.7)),
+        ]
+    };
+    let mut rows = vec![
+        Row {
+            goals: vec![goal(Blk, Fio, P50, Added(3.0)), goal(BlkAdaptive, Fio, P50, Added(25.0))],
+            ..f("file-read-1", "randread", 1, &all)
+        },
+        Row { goals: rates(1.05), ..f("file-read-32", "randread", 32, &all) },
+        Row { goals: rates(1.8), ..f("file-write-32", "randwrite", 32, &all) },
+        Row {
+            goals: vec![goal(BlkThrough, FioDsync, Kiops, AtLeast(0.97))],
+            ..f("file-through-32", "randwrite", 32, &[BlkThrough, FioDsync])
+        },
+    ];
+    if !quick {
+        rows.extend([
+            Row {
+                title: "file, read 128 KiB, QD32".into(),
+                block: 131_072,
+                goals: vec![goal(Blk, Fio, Kiops, AtLeast(0.97)), goal(Blk, Qsd, Kiops, AtLeast(1.3))],
+                ..f("file-seq-32", "read", 32, &all)
+            },
+            Row {
+                title: "file, 70/30 8 KiB, QD32".into(),
+                block: 8192,
+                ..f("file-mix-32", "randrw", 32, &all)
+            },
+            f("file-read-128", "randread", 128, &all),
+            f("file-stor-32", "randread", 32, &[Blk, Stor, Fio]),
+        ]);
+    }
+    rows
+}
+
+/// Block devices that the kernel can make here.
+fn devices() -> Vec<Row> {
+    let targets = [Blk, BlkAdaptive, Fio, Qsd];
+    let mut rows = Vec::new();
+    for (backing, read, write) in [
+        (Backing::Loop(512), "loop512-read-32", "loop512-write-32"),
+        (Backing::Loop(4096), "loop4096-read-32", "loop4096-write-32"),
+        (Backing::Zram, "zram-read-32", "zram-write-32"),
+    ] {
+        rows.push(row(read, backing, "randread", 32, &targets));
+        rows.push(row(write, backing, "randwrite", 32, &targets));
+    }
+    rows
+}

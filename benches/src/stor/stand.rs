@@ -1,0 +1,299 @@
+//! The processes of the current rows: daemons that are alive but stopped, each with its guest connected.
+//!
+//! Owns who runs: [`Stand::reading`] lets one target run for one window and stops it again. Owns files, loop devices and zram
+//! devices that serve as disks, and takes them away.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use avio_tests::console::Console;
+use avio_tests::daemon::Daemon;
+use avio_tests::failure::ensure;
+use avio_tests::storage::{Adapter, Storage};
+use avio_tests::{Failure, Result, scratch};
+use avio_tools::iogen::load::JobSpec;
+use avio_tools::iogen::options::{DeviceKind, Rings};
+use avio_tools::iogen::report::Report;
+use avio_tools::iogen::run::Bench;
+
+use super::options::Options;
+use super::peers::{self, SIZE};
+use super::rows::{Backing, Row};
+use super::target::Target;
+use super::window::Reading;
+use crate::beside::{GUEST_CORE, TARGET_CORE, process};
+
+/// LUNs of the crowded adapter.
+const CROWD: usize = 128;
+/// Bytes of a file that serves as a disk.
+const FILE_LEN: u64 = 512 << 20;
+/// Most requests in flight and longest request of any row: rings are made for them.
+const DEPTH_MAX: u16 = 128;
+const BLOCK_MAX: u64 = 131_072;
+
+enum Process {
+    Avio(Daemon<Storage>),
+    Qsd(Console),
+}
+
+struct Served {
+    // The guest goes first when both are dropped.
+    bench: Bench,
+    process: Process,
+}
+
+/// See the module.
+pub struct Stand {
+    backing: Backing,
+    queues: u16,
+    window: Duration,
+    served: BTreeMap<Target, Served>,
+    fio: Vec<Target>,
+    /// What fio does its I/O on.
+    bare: Option<PathBuf>,
+    _disks: Disks,
+}
+
+impl Stand {
+    /// Whether the row can be measured on these processes.
+    pub fn fits(&self, row: &Row) -> bool {
+        self.backing == row.backing && self.queues == row.queues && row.targets.iter().all(|&t| self.has(t))
+    }
+
+    /// Whether this target runs here.
+    pub fn has(&self, target: Target) -> bool {
+        self.served.contains_key(&target) || self.fio.contains(&target)
+    }
+
+    /// Starts what `row` needs, makes its disks, connects its guests; everything is stopped afterwards.
+    ///
+    /// # Errors
+    /// When a program or a kernel facility is missing, or a guest is refused.
+    pub fn start(options: &Options, row: &Row) -> Result<Self> {
+        let mut disks = Disks { files: Vec::new(), loops: Vec::new(), zrams: Vec::new() };
+        let (mut served, mut fio, mut bare) = (BTreeMap::new(), Vec::new(), None);
+        for &target in row.targets.iter().filter(|t| options.wants_target(t.family())) {
+            eprintln!("   starting {}", target.name());
+            if target.family() == "fio" {
+                if bare.is_none() {
+                    bare = Some(disks.make(options, row.backing)?);
+                }
+                fio.push(target);
+                continue;
+            }
+            let (process, rings, socket) = match target.family() {
+                "qsd" => {
+                    let path = match row.backing {
+                        Backing::Null => None,
+                        backing => Some(disks.make(options, backing)?),
+                    };
+                    let (console, socket) = peers::start_qsd(row.backing, path.as_deref(), row.queues)?;
+                    (Process::Qsd(console), Rings::default(), socket)
+                }
+                _ => start_avio(options, row, target, &mut disks)?,
+            };
+            let rings = Rings {
+                wait: target.guest_sleeps(),
+                connect_timeout: Duration::from_secs(5),
+                inflight: target.family() == "avio",
+                targets: if target == Target::Stor128One { vec![(CROWD / 2) as u8] } else { Vec::new() },
+                ..rings
+            };
+            let spec = JobSpec {
+                block: BLOCK_MAX,
+                iodepth: DEPTH_MAX,
+                count: row.queues,
+                sockets: vec![socket],
+                ..JobSpec::default()
+            };
+            let bench = Bench::connect(vec![spec], &rings, vec![GUEST_CORE]).map_err(Failure::new)?;
+            let mut one = Served { bench, process };
+            process::stop(one.process.console()?)?;
+            served.insert(target, one);
+        }
+        let (backing, queues, window) = (row.backing, row.queues, options.window());
+        Ok(Self { backing, queues, window, served, fio, bare, _disks: disks })
+    }
+
+    /// Lets `target` run for one window of `row`.
+    ///
+    /// # Errors
+    /// When a process is gone or a request fails.
+    pub fn reading(&mut self, row: &Row, target: Target) -> Result<Reading> {
+        if target.family() == "fio" {
+            let path = self.bare.as_deref().ok_or_else(|| Failure::new("fio has no disk"))?;
+            return peers::fio(row, target, path, self.window);
+        }
+        let served = self.served.get_mut(&target).ok_or_else(|| Failure::new("the target does not run"))?;
+        let window = self.window;
+        served.bench.change(|job| {
+            // Names and mix are those of the rows, which fio takes, too.
+            drop(job.set_rw(row.rw, row.mix));
+            (job.block, job.iodepth) = (row.block, row.depth);
+            (job.runtime, job.time_based) = (Some(window), true);
+            job.ramp = Duration::from_millis(80);
+        });
+        process::resume(served.process.console()?)?;
+        let pid = served.process.console()?.pid();
+        let (before, start) = (process::by_thread(pid)?, Instant::now());
+        let measured = served.bench.run(|_| {});
+        let after = process::by_thread(pid)?;
+        let elapsed_ns = start.elapsed().as_nanos() as f64;
+        process::stop(served.process.console()?)?;
+        let measured = measured.map_err(Failure::new)?;
+        let (all, busiest) = (process::sum_since(&before, &after), process::busiest_since(&before, &after));
+        let waited_ms = measured.waited_ms;
+        let report = Report::new(served.bench.jobs(), measured.clone());
+        if let Some(complaint) = report.complaint() {
+            return Err(Failure::new(complaint));
+        }
+        let job = measured.jobs.first().ok_or_else(|| Failure::new("no job ran"))?;
+        let count: u64 = job.window.done.iter().sum();
+        let iops = count as f64 / job.window.seconds;
+        let main = usize::from(job.window.done[0] == 0);
+        let s = job.tally.latency[main].summary();
+        let thousands = count.max(1) as f64 / 1e3;
+        Ok(Reading {
+            iops,
+            latency_us: [s.p50_us, s.p99_us, s.p999_us],
+            cpu: all.ran_ns as f64 / elapsed_ns / iops * 1e6,
+            kicks: job.window.kicks as f64 / thousands,
+            signals: job.window.signals as f64 / thousands,
+            waited_share: (busiest.waited_ns as f64 / elapsed_ns).max(waited_ms * 1e6 / elapsed_ns),
+        })
+    }
+}
+
+fn start_avio(
+    options: &Options,
+    row: &Row,
+    target: Target,
+    disks: &mut Disks,
+) -> Result<(Process, Rings, PathBuf)> {
+    let scsi = matches!(target, Target::Stor | Target::Stor128One | Target::Stor128All);
+    let backing = match row.backing {
+        Backing::Null => format!("null:{SIZE}"),
+        Backing::Memory => format!("memory:{SIZE}"),
+        Backing::File => format!("file:{}", disks.make(options, row.backing)?.display()),
+        backing => format!("disk:{}", disks.make(options, backing)?.display()),
+    };
+    // A file's cache is as the row says: the others compare writes that are not durable yet.
+    let cache = match (row.backing, target) {
+        (Backing::File, Target::BlkThrough) => "cache = \"writethrough\"",
+        (Backing::File, _) => "cache = \"writeback\"",
+        _ => "",
+    };
+    let mut adapter = Adapter::new("g", if scsi { "avio_stor" } else { "avio_blk" })
+        .lines(&format!("queues = {}", row.queues))
+        .disk(0, &backing, cache);
+    if matches!(target, Target::Stor128One | Target::Stor128All) {
+        adapter = (1..CROWD).fold(adapter, |adapter, i| adapter.disk(i, &backing, cache));
+    }
+    let poll = match target {
+        Target::BlkAdaptive | Target::BlkAdaptiveSleeping => "adaptive",
+        _ => "always",
+    };
+    let head = format!("[workers]\ncores = [{TARGET_CORE}]\npoll = \"{poll}\"\n");
+    let binary = match (target, &options.against) {
+        (Target::BlkOther, Some(folder)) => Some(folder.join("avio-stord")),
+        _ => None,
+    };
+    let folder = scratch::fresh_path("stord");
+    let daemon = Daemon::start_as(binary, folder, Storage::one(adapter).head(&head))?;
+    let socket = daemon.stor_socket("g")?;
+    let device = if scsi { DeviceKind::Scsi } else { DeviceKind::Blk };
+    Ok((Process::Avio(daemon), Rings { device, ..Rings::default() }, socket))
+}
+
+impl Process {
+    fn console(&mut self) -> Result<&mut Console> {
+        match self {
+            Process::Avio(daemon) => daemon.console(),
+            Process::Qsd(console) => Ok(console),
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // A stopped process does not hear anything else, its end included.
+        if let Ok(console) = self.process.console() {
+            drop(process::resume(console));
+        }
+    }
+}
+
+/// Disks that were made, to be taken away.
+struct Disks {
+    files: Vec<PathBuf>,
+    loops: Vec<String>,
+    zrams: Vec<u32>,
+}
+
+impl Disks {
+    /// A disk of its own for one target: claims of two daemons on one would exclude each other.
+    fn make(&mut self, options: &Options, backing: Backing) -> Result<PathBuf> {
+        match backing {
+            Backing::Null => Err(Failure::new("null has no path")),
+            Backing::Memory => self.file(Path::new("/dev/shm"), SIZE),
+            Backing::File => self.file(&options.disks, FILE_LEN),
+            Backing::Loop(block) => {
+                let file = self.file(&options.disks, FILE_LEN)?;
+                let mut losetup = Command::new("losetup");
+                losetup.args(["--find", "--show", "--direct-io=on", "--sector-size", &block.to_string()]);
+                let device = output(losetup.arg(&file))?;
+                self.loops.push(device.clone());
+                Ok(device.into())
+            }
+            Backing::Zram => {
+                let number: u32 = fs::read_to_string("/sys/class/zram-control/hot_add")?.trim().parse()?;
+                self.zrams.push(number);
+                fs::write(format!("/sys/block/zram{number}/disksize"), FILE_LEN.to_string())?;
+                let path = PathBuf::from(format!("/dev/zram{number}"));
+                fill(&path, FILE_LEN)?;
+                Ok(path)
+            }
+        }
+    }
+
+    fn file(&mut self, folder: &Path, len: u64) -> Result<PathBuf> {
+        let path = folder.join(format!("avio-bench-stor-{}-{}", std::process::id(), self.files.len()));
+        self.files.push(path.clone());
+        fill(&path, len)?;
+        Ok(path)
+    }
+}
+
+/// Writes all of a file or device, so that reads meet data and writes meet space.
+fn fill(path: &Path, len: u64) -> Result {
+    let mut dd = Command::new("dd");
+    dd.args(["if=/dev/urandom", "bs=1M", "conv=fsync,notrunc", "status=none"]);
+    dd.arg(format!("of={}", path.display())).arg(format!("count={}", len >> 20));
+    output(&mut dd).map(drop)
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|e| Failure::new(format!("{name}: {e}")))?;
+    ensure(output.status.success(), || {
+        format!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim())
+    })?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        for device in &self.loops {
+            drop(Command::new("losetup").args(["--detach", device]).status());
+        }
+        for number in &self.zrams {
+            drop(fs::write("/sys/class/zram-control/hot_remove", number.to_string()));
+        }
+        for file in &self.files {
+            drop(fs::remove_file(file));
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Reads and writes that need no waiting: answered while their batch is being taken, without a job.
+//!
+//! `null:` and `memory:` media, plain READ and WRITE, nothing in the way. Whatever is not so is left alone, untouched, and goes
+//! the long way (`blk`, `scsi`), which says why. The same checks, limits, numbers and dirty pages as there; called by
+//! `queue` on a worker.
+
+use avio_proto::mem::{GuestSlice, MemoryTable};
+use avio_proto::ring::Chain;
+use avio_proto::virtio::blk::{self, RequestHeader};
+use avio_proto::virtio::scsi::{self, CommandRequest, CommandResponse};
+
+use super::blk::in_range;
+use super::message::Role;
+use super::queue::gather;
+use crate::adapter::{AdapterView, Target};
+use crate::backing::Moved;
+use crate::lun::Class;
+use crate::scsi::{MediumOp, fast};
+
+/// Who serves a batch, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// Number of the worker.
+    pub worker: usize,
+    /// Time of this turn, ns.
+    pub now_ns: u64,
+}
+
+/// The data of a request.
+struct Data<'a> {
+    write: bool,
+    offset: u64,
+    pieces: &'a [GuestSlice<'a>],
+    skip: usize,
+    len: usize,
+}
+
+/// Answers a request if that needs no waiting; returns the bytes written to the guest. `None`: nothing has happened.
+#[inline]
+pub(super) fn answer(
+    role: Role,
+    view: &AdapterView,
+    memory: &MemoryTable,
+    chain: &Chain<'_>,
+    moment: Moment,
+) -> Option<u32> {
+    match role {
+        Role::BlkRequest => blk_request(view, memory, chain, moment),
+        Role::ScsiRequest => scsi_request(view, memory, chain, moment),
+        Role::ScsiControl | Role::ScsiEvent => None,
+    }
+}
+
+#[inline]
+fn blk_request(view: &AdapterView, memory: &MemoryTable, chain: &Chain<'_>, moment: Moment) -> Option<u32> {
+    let target = immediate(view, 0)?;
+    let mut head = [0; RequestHeader::LEN];
+    if chain.writable_len == 0 || gather(chain.readable, &mut head) < head.len() {
+        return None;
+    }
+    let header = RequestHeader::from_bytes(&head);
+    let (write, pieces, skip, len) = match header.kind {
+        blk::T_IN => (false, chain.writable, 0, chain.writable_len - 1),
+        blk::T_OUT => (true, chain.readable, head.len(), chain.readable_len - head.len()),
+        _ => return None,
+    };
+    if write && target.readonly {
+        return None;
+    }
+    let offset = in_range(target, header.sector, len as u64)?;
+    transfer(target, memory, &Data { write, offset, pieces, skip, len }, moment)?;
+    put(memory, chain.writable, chain.writable_len - 1, &[blk::S_OK]);
+    Some(if write { 1 } else { len as u32 + 1 })
+}
+
+#[inline]
+fn scsi_request(view: &AdapterView, memory: &MemoryTable, chain: &Chain<'_>, moment: Moment) -> Option<u32> {
+    let mut head = [0; CommandRequest::LEN];
+    if chain.writable_len < CommandResponse::LEN || gather(chain.readable, &mut head) < head.len() {
+        return None;
+    }
+    let request = CommandRequest::from_bytes(&head);
+    let address = scsi::Lun::decode(&request.lun).filter(|address| address.lun == 0)?;
+    let target = immediate(view, address.target)?;
+    let op = fast(&request.cdb)?;
+    let (write, lba, blocks) = match op {
+        MediumOp::Read { lba, blocks } => (false, lba, blocks),
+        MediumOp::Write { lba, blocks, .. } => (true, lba, blocks),
+        _ => return None,
+    };
+    if !target.lun.unit.allows(&op, target.readonly) {
+        return None;
+    }
+    let block = u64::from(target.lun.unit.block_size());
+    // Checked: the range is inside the medium.
+    let (offset, len) = (lba * block, (u64::from(blocks) * block) as usize);
+    let (out, within) = (chain.readable_len - CommandRequest::LEN, chain.writable_len - CommandResponse::LEN);
+    // Too short a buffer has an answer of its own (§5.6.6.1, VIRTIO_SCSI_S_OVERRUN).
+    if len > if write { out } else { within } {
+        return None;
+    }
+    let (pieces, skip) = match write {
+        true => (chain.readable, CommandRequest::LEN),
+        false => (chain.writable, CommandResponse::LEN),
+    };
+    transfer(target, memory, &Data { write, offset, pieces, skip, len }, moment)?;
+    // The data buffer that there is: the driver's data in, or else its data out.
+    let room = if within > 0 { within } else { out };
+    let response = CommandResponse {
+        residual: room.saturating_sub(len) as u32,
+        response: scsi::S_OK,
+        ..CommandResponse::default()
+    };
+    put(memory, chain.writable, 0, &response.head());
+    Some((CommandResponse::LEN + if write { 0 } else { len }) as u32)
+}
+
+/// The target, if it is plain and its medium needs no waiting.
+#[inline]
+fn immediate(view: &AdapterView, number: u8) -> Option<&Target> {
+    let target = view.target(number)?;
+    let plain = target.lun.unit.is_plain(&target.nexus);
+    (plain && target.backing.as_ref()?.is_immediate()).then_some(&**target)
+}
+
+/// Moves the data and counts it; `None`: a fence or a limit is in the way, and nothing has happened.
+#[inline]
+fn transfer(target: &Target, memory: &MemoryTable, data: &Data<'_>, moment: Moment) -> Option<()> {
+    let bytes = data.len as u64;
+    if target.lun.overlap.is_fenced(data.offset, bytes) {
+        return None;
+    }
+    target.qos.admit(moment.now_ns, bytes).ok()?;
+    let backing = target.backing.as_ref()?;
+    let moved = backing.transfer_now(data.write, data.offset, data.pieces, data.skip, data.len)?;
+    if !data.write && moved == Moved::Bytes && memory.log().is_some() {
+        log_written(memory, data);
+    }
+    let cell = target.stats.cell(moment.worker);
+    cell.began();
+    cell.good(if data.write { Class::Write } else { Class::Read }, bytes, 0);
+    Some(())
+}
+
+/// Marks the pages that a read wrote.
+#[cold]
+fn log_written(memory: &MemoryTable, data: &Data<'_>) {
+    let (mut skip, mut left) = (data.skip, data.len);
+    for piece in data.pieces {
+        if skip >= piece.len() {
+            skip -= piece.len();
+            continue;
+        }
+        let part = piece.sub(skip, left);
+        skip = 0;
+        left -= part.len();
+        memory.log_slice(&part, part.len());
+    }
+}
+
+/// Writes `bytes` into what the device may write, `skip` bytes in.
+#[inline]
+pub(super) fn put(memory: &MemoryTable, pieces: &[GuestSlice<'_>], mut skip: usize, bytes: &[u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        if done == bytes.len() {
+            break;
+        }
+        if skip >= piece.len() {
+            skip -= piece.len();
+            continue;
+        }
+        let part = piece.sub(skip, bytes.len() - done);
+        skip = 0;
+        let count = part.copy_from(&bytes[done..]);
+        memory.log_slice(&part, count);
+        done += count;
+    }
+    done
+}

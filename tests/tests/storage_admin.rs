@@ -3,9 +3,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use avio_guest::Endpoint;
+use avio_guest::storage::{Adapter as Driver, Kind as DriverKind, StorageOptions};
 use avio_tests::case::{self, Case};
 use avio_tests::daemon::Daemon;
 use avio_tests::disk_guest::{self, Kind};
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
         Case::new("qemu_gvsdmgr", QEMU_S, qemu_gvsdmgr),
         Case::new("uml_gvsdmgr", PLAIN_S, uml_gvsdmgr),
         Case::new("qemu_replaced_store", QEMU_S, qemu_replaced_store),
+        Case::new("replaced_store_stays_replaced", PLAIN_S, replaced_store_stays_replaced),
+        Case::new("uml_reset_aborts_what_is_under_way", PLAIN_S, uml_reset_aborts_what_is_under_way),
         Case::new("qemu_sg3_utils", QEMU_S, qemu_sg3_utils),
         Case::new("two_guests_share_a_disk", QEMU_S, two_guests_share_a_disk),
     ])
@@ -105,21 +109,22 @@ fn all_verbs(guest: &mut LinuxGuest, daemon: &Daemon<Storage>, path: &str, pci: 
     let said = says(guest, 0, "gvsdmgr get_info -D host0", &[])?;
     ensure(said == wanted, || format!("get_info says:\n{said}\nwanted:\n{wanted}"))?;
     let said = says(guest, 0, "gvsdmgr get_info -D /dev/sda -q lun=all", &[])?;
-    let blocks: Vec<&str> =
-        said.lines().filter(|line| !line.ends_with(" UTC") && !line.starts_with("Backing store")).collect();
-    let block = |dsf: &str, target: u32, state: &str, size: u64, serial: &str| {
+    let blocks: Vec<&str> = said.lines().filter(|line| !line.ends_with(" UTC")).collect();
+    let folder = scratch::folder();
+    let block = |dsf: &str, target: u32, state: &str, size: u64, serial: &str, backing: &str| {
         format!(
             "Lun DSF              : {dsf}\nVSD LUN Id           : 0x{target:x}\n\
              Lun Hardware path    : {path}/0:0:{target}:0\nLUN State            : {state}\n\
-             Size                 : {size}\nSerial number        : {serial}\nIdentity             : {}",
+             Size                 : {size}\nSerial number        : {serial}\nIdentity             : {}\n\
+             Backing store        : {backing}",
             identity(&blocks, dsf),
         )
     };
     let drive = daemon.lun("g1", 3)?["serial"].as_str().unwrap_or_default().to_owned();
     let wanted = [
-        block("/dev/sda", 0, "ONLINE", 16 * MIB, "FIRST"),
-        block("/dev/sr0", 3, "NO_MEDIA", 0, &drive),
-        block("/dev/sdb", 22, "ONLINE", 8 * MIB, "SECOND"),
+        block("/dev/sda", 0, "ONLINE", 16 * MIB, "FIRST", &file_backing(&folder.join("first.img"))),
+        block("/dev/sr0", 3, "NO_MEDIA", 0, &drive, "none"),
+        block("/dev/sdb", 22, "ONLINE", 8 * MIB, "SECOND", &file_backing(&folder.join("second.img"))),
     ]
     .join("\n");
     ensure(blocks.join("\n") == wanted, || {
@@ -317,6 +322,70 @@ fn md5_of(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
 }
 
+/// A guest that reconnects finds the LUN as replaced as it left it, however the daemon ended, until the host approves.
+fn replaced_store_stays_replaced() -> Result {
+    const LUN_0: [u8; 8] = [1, 0, 0x40, 0, 0, 0, 0, 0];
+    const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    let (old, new): (PathBuf, PathBuf) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
+    File::options().write(true).open(&new)?.write_all_at(b"new", 0)?;
+    let with = |store: &Path| Storage::one(Adapter::new("g1", "avio_stor").disk(0, &file_backing(store), ""));
+    let mut daemon = Daemon::start(with(&old))?;
+    let options = StorageOptions { inflight: true, ..StorageOptions::new(DriverKind::Scsi) };
+    let mut driver = Driver::connect(Endpoint::connect(daemon.stor_socket("g1")?), &options)
+        .map_err(|e| Failure::new(e.to_string()))?;
+    let read = |driver: &mut Driver| -> Result<(u8, Vec<u8>, Vec<u8>)> {
+        for _ in 0..20 {
+            let outcome = driver
+                .command(0, LUN_0, &READ, &[], 512)
+                .map_err(|e| Failure::new(format!("READ 10: {e}")))?;
+            let sense = outcome.response.sense;
+            // Fixed format (SPC-5 4.5.3): unit attentions tell what happened and are over.
+            if outcome.response.status != 2 || sense[2] & 0xf != 6 {
+                return Ok((
+                    outcome.response.status,
+                    vec![sense[2] & 0xf, sense[12], sense[13]],
+                    outcome.data,
+                ));
+            }
+        }
+        Err(Failure::new("unit attentions without end"))
+    };
+    ensure(read(&mut driver)?.0 == 0, || "the old store is not read".to_owned())?;
+    daemon.config = with(&new);
+    daemon.reload_by_command()?;
+    for how in ["running", "killed", "stopped"] {
+        match how {
+            "killed" => daemon.kill(),
+            "stopped" => daemon.stop()?,
+            _ => {}
+        }
+        if how != "running" {
+            daemon.restart()?;
+            driver.reconnect().map_err(|e| Failure::new(e.to_string()))?;
+        }
+        let (status, sense, _) = read(&mut driver)?;
+        ensure(status == 2 && sense == [2, 4, 3], || format!("{how}: status {status}, sense {sense:x?}"))?;
+        let lun = daemon.lun("g1", 0)?;
+        ensure(lun["state"] == "Replaced", || format!("{how}: {lun:#}"))?;
+    }
+    let place = ["g1", "0", "4", "0"];
+    let output = daemon.avio(&[&["stor", "replace"], &place[..]].concat())?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure(output.status.code() == Some(1) && said.contains("--force-host"), || said.clone())?;
+    let output = daemon.avio(&[&["stor", "replace", "--force-host"], &place[..]].concat())?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let (status, sense, data) = read(&mut driver)?;
+    ensure(status == 0 && data.starts_with(b"new"), || {
+        format!("approved: status {status}, sense {sense:x?}")
+    })?;
+    // Approved is approved: the next start does not bring it back.
+    daemon.stop()?;
+    daemon.restart()?;
+    driver.reconnect().map_err(|e| Failure::new(e.to_string()))?;
+    ensure(read(&mut driver)?.0 == 0, || "replaced again after a restart".to_owned())?;
+    daemon.ensure_healthy()
+}
+
 fn qemu_sg3_utils() -> Result {
     let path = image("disk.img", 16 * MIB)?;
     let adapter = Adapter::new("g1", "avio_stor").disk(0, &file_backing(&path), "serial = \"SG3\"");
@@ -405,6 +474,29 @@ fn ensure_zero(path: &Path, block: u64, count: u64) -> Result {
     let mut bytes = vec![1; count as usize * 512];
     File::open(path)?.read_exact_at(&mut bytes, block * 512)?;
     ensure(bytes.iter().all(|byte| *byte == 0), || format!("blocks from {block} on are not zero"))
+}
+
+/// A reset ends writes that the backing delays; the guest's kernel does them again, and what it was told is true.
+fn uml_reset_aborts_what_is_under_way() -> Result {
+    let path = image("disk.img", 8 * MIB)?;
+    let backing = format!("fault:write_delay_ms=2000:file:{}", path.display());
+    let mut daemon = Daemon::start(Storage::one(Adapter::new("g1", "avio_stor").disk(0, &backing, "")))?;
+    let mut guest = disk_guest::uml("uml", &daemon.stor_socket("g1")?, Kind::Scsi)?.wait()?;
+    guest.wait_disks("sd*", 1, 20)?;
+    guest.run("yes avio | head -c 4096 > /tmp/b; (dd if=/tmp/b of=/dev/sda bs=4k seek=3 oflag=direct && echo done) > /tmp/io 2>&1 & true")?;
+    daemon.lun_when("g1", 0, 10, |lun| lun["stats"]["in_flight"] == 1)?;
+    says(&mut guest, 0, "gvsdmgr lun_reset -D host0 -q tgt=0", &[])?;
+    let lun = daemon.lun_when("g1", 0, 5, |lun| lun["stats"]["aborts"] == 1)?;
+    ensure(lun["stats"]["resets"] == 1, || format!("{lun:#}"))?;
+    let (_, text) = guest.run_for(
+        30,
+        "for i in $(seq 200); do grep -q done /tmp/io && break; usleep 100000; done; cat /tmp/io",
+    )?;
+    ensure(text.contains("done"), || format!("the write came to no end: {text}"))?;
+    let mut bytes = [0; 10];
+    File::open(&path)?.read_exact_at(&mut bytes, 3 * 4096)?;
+    ensure(&bytes == b"avio\navio\n", || format!("written after the reset: {bytes:?}"))?;
+    daemon.ensure_healthy()
 }
 
 /// Persistent reservations between a QEMU guest and a User-Mode Linux guest that share a disk, as a cluster does.

@@ -52,7 +52,7 @@ pub enum Command {
     Net(net::NetArgs),
     /// Show and operate storage adapters and their LUNs.
     Stor(stor::StorArgs),
-    /// Show a switch at work: four guests, traffic, a spoofing attempt, the statistics. No root needed.
+    /// Show a switch and disks at work: five guests, traffic, a spoofing attempt, 128 LUNs, the statistics. No root needed.
     Demo(demo::DemoArgs),
 }
 

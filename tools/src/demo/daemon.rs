@@ -1,7 +1,7 @@
-//! The demo's own daemon: a temporary configuration, the process, its end.
+//! The demo's own daemons: a temporary configuration, the process, its end.
 //!
-//! Owns a folder under the temporary directory and one `avio-vswitchd`; both are gone when the value is dropped. Needs
-//! neither root nor huge pages, and touches nothing outside its folder.
+//! Owns a folder under the temporary directory and one `avio-vswitchd` or `avio-stord`; both are gone when the value is
+//! dropped. Needs neither root nor huge pages, and touches nothing outside its folder.
 
 use crate::client::Client;
 use std::fs::{self, File};
@@ -28,9 +28,13 @@ pub struct DemoGuest {
     pub mac: [u8; 6],
 }
 
+/// Name of the guest with disks.
+pub const DISK_GUEST: &str = "guest1";
+
 /// A running daemon.
 #[derive(Debug)]
 pub struct Daemon {
+    program: &'static str,
     folder: PathBuf,
     child: Option<Child>,
 }
@@ -41,36 +45,79 @@ impl Daemon {
     ///
     /// # Errors
     /// One line: what was missing, or the end of the daemon's log.
-    pub fn start(guests: &[DemoGuest], core: Option<usize>) -> Result<Self, String> {
-        let program = program()?;
-        let folder = fresh_folder().map_err(|e| format!("temporary folder: {e}"))?;
-        // From here on dropping removes the folder.
-        let mut daemon = Self { folder, child: None };
+    pub fn switch(guests: &[DemoGuest], core: Option<usize>) -> Result<Self, String> {
+        let mut daemon = Self::new("avio-vswitchd")?;
         daemon.configure(guests, core).map_err(|e| format!("{}: {e}", daemon.folder.display()))?;
-        let log = File::create(daemon.log()).map_err(|e| format!("{}: {e}", daemon.log().display()))?;
+        daemon.spawn()?;
+        let sockets: Vec<PathBuf> = guests.iter().map(|guest| daemon.socket(guest.name)).collect();
+        daemon.wait_ready(&sockets, |run_dir| Client::vswitchd(run_dir).is_ok())?;
+        Ok(daemon)
+    }
+
+    /// The same with a guest whose adapter has `luns` image files of `image_len` bytes, at targets 0 and up.
+    ///
+    /// # Errors
+    /// As [`Daemon::switch`].
+    pub fn storage(luns: u8, image_len: u64, core: Option<usize>) -> Result<Self, String> {
+        let mut daemon = Self::new("avio-stord")?;
+        daemon
+            .configure_disks(luns, image_len, core)
+            .map_err(|e| format!("{}: {e}", daemon.folder.display()))?;
+        daemon.spawn()?;
+        let socket = daemon.disk_socket();
+        daemon.wait_ready(&[socket], |run_dir| Client::stord(run_dir).is_ok())?;
+        Ok(daemon)
+    }
+
+    fn new(program: &'static str) -> Result<Self, String> {
+        let folder = fresh_folder(program).map_err(|e| format!("temporary folder: {e}"))?;
+        // From here on dropping removes the folder.
+        Ok(Self { program, folder, child: None })
+    }
+
+    fn spawn(&mut self) -> Result<(), String> {
+        let program = program(self.program)?;
+        let log = File::create(self.log()).map_err(|e| format!("{}: {e}", self.log().display()))?;
         let child = Command::new(&program)
             .arg("--config")
-            .arg(daemon.config_dir())
+            .arg(self.config_dir())
             .arg("--run-dir")
-            .arg(daemon.run_dir())
+            .arg(self.run_dir())
             .arg("--state-dir")
-            .arg(daemon.folder.join("state"))
+            .arg(self.folder.join("state"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|e| e.to_string())?)
             .stderr(log)
             .spawn()
             .map_err(|e| format!("{}: {e}", program.display()))?;
-        daemon.child = Some(child);
-        daemon.wait_ready(guests)?;
-        Ok(daemon)
+        self.child = Some(child);
+        Ok(())
     }
 
-    fn configure(&self, guests: &[DemoGuest], core: Option<usize>) -> io::Result<()> {
+    fn make_folders(&self) -> io::Result<()> {
         for folder in [self.config_dir().join("guests"), self.run_dir(), self.folder.join("state")] {
             fs::create_dir_all(folder)?;
         }
-        let workers = core.map_or_else(String::new, |c| format!("[workers]\ncores = [{c}]\n\n"));
-        let text = format!("{workers}[[vswitch]]\nname = \"{VSWITCH}\"\n");
+        Ok(())
+    }
+
+    fn configure_disks(&self, luns: u8, image_len: u64, core: Option<usize>) -> io::Result<()> {
+        self.make_folders()?;
+        fs::write(self.config_dir().join("storage.toml"), workers(core))?;
+        let mut text =
+            format!("name = \"{DISK_GUEST}\"\n\n[[storage]]\nbus = 0\ndevice = 4\nadaptor = \"avio_stor\"\n");
+        for target in 0..luns {
+            let image = self.image(target);
+            File::create(&image)?.set_len(image_len)?;
+            text +=
+                &format!("\n[[storage.lun]]\ntarget = {target}\nbacking = \"file:{}\"\n", image.display());
+        }
+        fs::write(self.config_dir().join(format!("guests/{DISK_GUEST}.toml")), text)
+    }
+
+    fn configure(&self, guests: &[DemoGuest], core: Option<usize>) -> io::Result<()> {
+        self.make_folders()?;
+        let text = format!("{}[[vswitch]]\nname = \"{VSWITCH}\"\n", workers(core));
         fs::write(self.config_dir().join("vswitches.toml"), text)?;
         for (i, guest) in guests.iter().enumerate() {
             let text = format!(
@@ -85,22 +132,19 @@ impl Daemon {
         Ok(())
     }
 
-    fn wait_ready(&mut self, guests: &[DemoGuest]) -> Result<(), String> {
+    fn wait_ready(&mut self, sockets: &[PathBuf], answers: impl Fn(&Path) -> bool) -> Result<(), String> {
+        let name = self.program;
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            let sockets = guests.iter().all(|g| self.socket(g.name).exists());
-            if sockets && Client::vswitchd(&self.run_dir()).is_ok() {
+            if sockets.iter().all(|socket| socket.exists()) && answers(&self.run_dir()) {
                 return Ok(());
             }
             let ended = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
             if let Some(status) = ended {
-                return Err(format!("avio-vswitchd ended with {status}:\n{}", self.log_tail()));
+                return Err(format!("{} ended with {status}:\n{}", self.program, self.log_tail()));
             }
             if Instant::now() > deadline {
-                return Err(format!(
-                    "avio-vswitchd is not ready after {READY_TIMEOUT:?}:\n{}",
-                    self.log_tail()
-                ));
+                return Err(format!("{name} is not ready after {READY_TIMEOUT:?}:\n{}", self.log_tail()));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -122,6 +166,18 @@ impl Daemon {
     #[must_use]
     pub fn socket(&self, guest: &str) -> PathBuf {
         self.run_dir().join(format!("guests/{guest}/net-0-5.sock"))
+    }
+
+    /// vhost-user socket of the guest with disks.
+    #[must_use]
+    pub fn disk_socket(&self) -> PathBuf {
+        self.run_dir().join(format!("guests/{DISK_GUEST}/stor-0-4.sock"))
+    }
+
+    /// The image file behind a target.
+    #[must_use]
+    pub fn image(&self, target: u8) -> PathBuf {
+        self.folder.join(format!("disk{target}.img"))
     }
 
     fn log(&self) -> PathBuf {
@@ -151,8 +207,8 @@ impl Daemon {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         match end(&mut child) {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(format!("avio-vswitchd ended with {status}:\n{}", self.log_tail())),
-            None => Err(format!("avio-vswitchd did not end within {END_TIMEOUT:?} of SIGTERM")),
+            Some(status) => Err(format!("{} ended with {status}:\n{}", self.program, self.log_tail())),
+            None => Err(format!("{} did not end within {END_TIMEOUT:?} of SIGTERM", self.program)),
         }
     }
 }
@@ -183,10 +239,15 @@ fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
     None
 }
 
-/// `avio-vswitchd` next to this program.
-fn program() -> Result<PathBuf, String> {
+/// The lines that pin the one worker.
+fn workers(core: Option<usize>) -> String {
+    core.map_or_else(String::new, |core| format!("[workers]\ncores = [{core}]\n\n"))
+}
+
+/// A daemon's program next to this one.
+fn program(name: &str) -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|e| format!("own path: {e}"))?;
-    let path = own.parent().unwrap_or(Path::new(".")).join("avio-vswitchd");
+    let path = own.parent().unwrap_or(Path::new(".")).join(name);
     if path.is_file() {
         Ok(path)
     } else {
@@ -195,9 +256,9 @@ fn program() -> Result<PathBuf, String> {
 }
 
 /// Short, since a Unix socket's path has at most 107 bytes; only for this user.
-fn fresh_folder() -> io::Result<PathBuf> {
+fn fresh_folder(program: &str) -> io::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
-    let folder = std::env::temp_dir().join(format!("avio-demo-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("{program}-demo-{}", std::process::id()));
     fs::DirBuilder::new().mode(0o700).create(&folder)?;
     Ok(folder)
 }

@@ -1,10 +1,11 @@
 //! `avio demo`: the project's main job on one screen. A switch with four guests, traffic between them, an attack, and what
-//! the switch counted.
+//! the switch counted; then a guest with 128 disks.
 //!
-//! Owns the order of the show and the verdict. The daemon is the real one, the guests are processes of `avio-guest`; the
+//! Owns the order of the show and the verdict. The daemons are the real ones, the guests are processes of `avio-guest`; the
 //! statistics come through the control socket as for any operator.
 
 mod daemon;
+mod disks;
 mod phases;
 
 use crate::cli::{self, Failure, Global};
@@ -16,7 +17,8 @@ use avio_guest::Endpoint;
 use avio_guest::net::{NetOptions, Offloads};
 use avio_proto::control::{DiscardReason, ShowParams, ShowReply, method};
 use clap::Args;
-use daemon::{Daemon, DemoGuest, VSWITCH};
+use daemon::{DISK_GUEST, Daemon, DemoGuest, VSWITCH};
+use disks::DiskResult;
 use phases::{FloodResult, PingResult, SpoofResult, Stage};
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -47,6 +49,7 @@ struct Summary {
     small_frames: FloodResult,
     segments_64k: FloodResult,
     spoofing: SpoofResult,
+    disks: DiskResult,
     duration_s: f64,
 }
 
@@ -78,19 +81,43 @@ fn show(global: &Global, args: &DemoArgs) -> Result<(), String> {
         Some(core) => format!("avio demo: worker of the switch on core {core}, guests on {:?}", stage.cores),
         None => "avio demo: one core for the switch and the guests, so everything waits for its turn".into(),
     });
-    let daemon = Daemon::start(&GUESTS, worker)?;
-    // The daemon's log explains most failures better than their symptoms.
-    let summary = traffic(global, &stage, &daemon, start, &say).map_err(|e| {
-        let log = daemon.log_tail();
-        if log.is_empty() { e } else { format!("{e}\nend of the daemon's log:\n{log}") }
-    })?;
+    let daemon = Daemon::switch(&GUESTS, worker)?;
+    let mut summary = traffic(global, &stage, &daemon, start, &say).map_err(|e| with_log(e, &daemon))?;
     daemon.stop()?;
+    let daemon = Daemon::storage(disks::LUNS, disks::IMAGE_LEN, worker)?;
+    summary.disks = storage(global, &daemon, &say).map_err(|e| with_log(format!("disks: {e}"), &daemon))?;
+    daemon.stop()?;
+    summary.duration_s = start.elapsed().as_secs_f64();
     if global.json {
         println!("{}", serde_json::to_string(&summary).map_err(|e| e.to_string())?);
     } else {
         print!("{}", text(&summary));
     }
     Ok(())
+}
+
+/// The daemon's log explains most failures better than their symptoms.
+fn with_log(error: String, daemon: &Daemon) -> String {
+    let log = daemon.log_tail();
+    if log.is_empty() { error } else { format!("{error}\nend of the daemon's log:\n{log}") }
+}
+
+/// A command that an operator would type, and what it prints.
+fn shown(daemon: &Daemon, command: &[&str]) -> Result<(), String> {
+    println!("\n$ avio {}", command.join(" "));
+    let (run, config) = (daemon.run_dir(), daemon.config_dir());
+    let folders: [&OsStr; 4] = ["--run-dir".as_ref(), run.as_ref(), "--config".as_ref(), config.as_ref()];
+    cli::line(folders.into_iter().chain(command.iter().map(AsRef::as_ref))).map_err(|e| e.to_string())
+}
+
+fn storage(global: &Global, daemon: &Daemon, say: &impl Fn(String)) -> Result<DiskResult, String> {
+    let luns = disks::LUNS;
+    say(format!("[5/5] disks: {DISK_GUEST} writes, reads back and verifies {luns} LUNs over image files"));
+    let result = disks::run(daemon, say)?;
+    if !global.json {
+        shown(daemon, &["stor"])?;
+    }
+    Ok(result)
 }
 
 fn traffic(
@@ -111,19 +138,19 @@ fn traffic(
     say(format!("avio demo: {} guests connected to vswitch {VSWITCH}", ports.len()));
 
     let tell = |p: &Progress| say(format!("  {}", progress_line(p)));
-    say("[1/4] request and response, 64 B: guest1 asks, guest2 answers".into());
+    say("[1/5] request and response, 64 B: guest1 asks, guest2 answers".into());
     let request_response =
         phases::ping(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("request/response: {e}"))?;
-    say("[2/4] small frames, 64 B: guest1 to guest2 as fast as they go".into());
+    say("[2/5] small frames, 64 B: guest1 to guest2 as fast as they go".into());
     let small_frames =
         phases::flood(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("small frames: {e}"))?;
-    say("[3/4] 64 KiB TSO frames: guest3 to guest4".into());
+    say("[3/5] 64 KiB TSO frames: guest3 to guest4".into());
     let segments_64k = phases::segments(stage, &mut ports[2..], &GUESTS[2..], tell)
         .map_err(|e| format!("64 KiB frames: {e}"))?;
     if segments_64k.unsegmented == 0 {
         return Err("64 KiB frames: the switch segmented them although both guests take them whole".into());
     }
-    say("[4/4] spoofing: guest3 sends as guest1, guest4 sends as itself, both to guest2".into());
+    say("[4/5] spoofing: guest3 sends as guest1, guest4 sends as itself, both to guest2".into());
     let before = spoofed(daemon)?;
     let mut spoofing =
         phases::spoof(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("spoofing: {e}"))?;
@@ -140,25 +167,14 @@ fn traffic(
         say(format!("  the daemon's log: {}", line.trim()));
     }
     if !global.json {
-        println!("\n$ avio net -S {VSWITCH} -A");
-        let (run, config) = (daemon.run_dir(), daemon.config_dir());
-        let words: [&OsStr; 8] = [
-            "--run-dir".as_ref(),
-            run.as_ref(),
-            "--config".as_ref(),
-            config.as_ref(),
-            "net".as_ref(),
-            "-S".as_ref(),
-            VSWITCH.as_ref(),
-            "-A".as_ref(),
-        ];
-        cli::line(words).map_err(|e| e.to_string())?;
+        shown(daemon, &["net", "-S", VSWITCH, "-A"])?;
     }
     Ok(Summary {
         request_response,
         small_frames,
         segments_64k,
         spoofing,
+        disks: DiskResult::default(),
         duration_s: start.elapsed().as_secs_f64(),
     })
 }
@@ -205,7 +221,8 @@ fn text(s: &Summary) -> String {
          \x20 Request/response  one way {}; round trip p50 {:.2} us; unanswered {}\n\
          \x20 64 B frames       {}\n\
          \x20 64 KiB frames     {}; {} passed unsegmented\n\
-         \x20 Spoofed frames    dropped {} of {}; honest frames meanwhile arrived {} of {}\n",
+         \x20 Spoofed frames    dropped {} of {}; honest frames meanwhile arrived {} of {}\n\
+         \x20 Disks             {} LUNs, {:.0} MiB written, read back and verified; {:.0} durable writes/s, {:.0} reads/s\n",
         s.duration_s,
         percentiles(&s.request_response.one_way_us),
         s.request_response.round_trip_us.p50_us,
@@ -217,6 +234,10 @@ fn text(s: &Summary) -> String {
         s.spoofing.spoofed_sent,
         s.spoofing.honest_received,
         s.spoofing.honest_sent,
+        s.disks.luns,
+        s.disks.bytes as f64 / f64::from(1 << 20),
+        s.disks.writes_per_s,
+        s.disks.reads_per_s,
     )
 }
 

@@ -85,7 +85,7 @@ fn show(client: &mut Client, global: &Global, args: &StorArgs) -> Result<(), Fai
             let text = serde_json::to_string(&reply);
             text.map_err(|e| Failure::Refused(format!("cannot print JSON: {e}")))? + "\n"
         } else {
-            table::render(&reply)
+            table::render(&reply, args.verbose)
         };
         if args.watch.is_some() && out.is_terminal() && !global.json {
             // Home and erase: the next picture takes this one's place.

@@ -11,6 +11,9 @@ pub struct StorArgs {
     /// Only this guest's adapters.
     #[arg(short = 'P', long, value_name = "GUEST")]
     pub guest: Option<String>,
+    /// More of each LUN: bytes, errors by sense key, all percentiles, limits, serial number.
+    #[arg(short = 'V', long)]
+    pub verbose: bool,
     /// Statistics start over.
     #[arg(short = 'Z', long)]
     pub clear: bool,

@@ -38,6 +38,7 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
     ("avio-host/src/session/", "descriptors and mappings that a front-end sends"),
     ("avio-host/src/wait", "the waiter: epoll and eventfd"),
     ("vswitch/src/port/xdp/", "AF_XDP rings and programs, packet sockets' rings"),
+    ("vswitch/src/port/tap/", "TAPs: ioctl, and memory that the kernel reads and writes"),
     ("storage-target/src/uring/", "memory that the kernel reads and writes"),
     ("avio-guest/src/", "mappings of the guest in a process"),
     ("tools/gvsdmgr/src/sg.rs", "ioctls of the guest's SCSI layer (docs/decisions/0007)"),

@@ -15,8 +15,8 @@ use super::vswitches::{LOCALNET, MAX_PORTS_MAX, SPIN_US_MAX, WORKERS_MAX};
 use super::{
     BackingSpec, Config, ConfigError, ConfigErrors, Files, GUEST_SECTIONS, Guest, GuestFile, LunConfig,
     LunDevice, MacAddr, NetworkAdaptor, NetworkConfig, NumberedVswitch, STORAGE_SECTIONS, SourceFile,
-    StorageAdaptor, StorageFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig, VswitchesFile, check_name,
-    nearest,
+    StorageAdaptor, StorageFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig, VswitchesFile,
+    check_device_name, check_name, nearest,
 };
 
 /// One file under check.
@@ -144,6 +144,12 @@ fn vswitches(
             errors.push(place.at(&key("name"), format!("`{}` is already defined at {first}", vswitch.name)));
         }
         place.range(errors, &key("max_ports"), vswitch.max_ports, 1..=MAX_PORTS_MAX);
+        if vswitch.host_port
+            && let Err(error) = check_device_name(&vswitch.name)
+        {
+            let message = format!("the host port is called like the vswitch, but {error}");
+            errors.push(place.at(&key("host_port"), message));
+        }
         let Some(uplink) = &vswitch.uplink else { continue };
         if let Err(error) = check_name(uplink) {
             errors.push(place.at(&key("uplink"), error.to_string()));
@@ -209,6 +215,7 @@ fn workers(
 struct Taken {
     macs: BTreeMap<MacAddr, String>,
     sockets: BTreeMap<String, String>,
+    taps: BTreeMap<String, String>,
 }
 
 /// The checks of one guest's file.
@@ -247,11 +254,7 @@ impl GuestCheck<'_> {
             self.mac(&path, network, stem);
             self.limits(&path, network);
             self.socket(&path, network.socket.as_deref());
-            if network.adaptor == NetworkAdaptor::Lan && !self.surroundings.capabilities.tap_ports {
-                let message =
-                    "ports of adaptor lan come with a later release; until then the port stays reserved";
-                config.warnings.push(self.place.at(&format!("{path}.adaptor"), message));
-            }
+            self.tap(&path, network, stem, config);
         }
         for (index, storage) in file.storage.iter().enumerate() {
             let path = format!("storage[{index}]");
@@ -424,6 +427,42 @@ impl GuestCheck<'_> {
             if network.ips[..index].contains(ip) {
                 self.error(&key("ips"), format!("{ip} is named twice"));
             }
+        }
+    }
+
+    /// The network device of a `lan` interface.
+    fn tap(&mut self, path: &str, network: &NetworkConfig, guest: &str, config: &mut Config) {
+        let here = format!("{path}.tap");
+        if network.adaptor != NetworkAdaptor::Lan {
+            if network.tap.is_some() {
+                self.error(&here, "only an interface with `adaptor = \"lan\"` has a TAP; leave it out");
+            }
+            return;
+        }
+        if !self.surroundings.capabilities.tap_ports {
+            let message =
+                "ports of adaptor lan come with a later release; until then the port stays reserved";
+            config.warnings.push(self.place.at(&format!("{path}.adaptor"), message));
+        }
+        let name = network.tap_name(guest);
+        if let Err(error) = check_device_name(&name) {
+            let given = if network.tap.is_some() { "" } else { "; give `tap = \"NAME\"`" };
+            return self.error(&here, format!("{error}{given}"));
+        }
+        if let Some(vswitch) = config
+            .vswitches
+            .iter()
+            .find(|vswitch| vswitch.settings.host_port && vswitch.settings.name == name)
+        {
+            let vswitch = &vswitch.settings.name;
+            self.error(&here, format!("`{name}` is the host port of vswitch `{vswitch}`; give another name"));
+        }
+        if let Some(first) = self.taken.taps.get(&name) {
+            let message = format!("`{name}` is already used at {first}; give another name");
+            self.error(&here, message);
+        } else {
+            let place = if network.tap.is_some() { here } else { format!("{path}.device") };
+            self.taken.taps.insert(name, self.place.named(&place));
         }
     }
 

@@ -114,6 +114,10 @@ pub struct NetworkConfig {
     /// Offer in-order completion (VIRTIO_F_IN_ORDER).
     #[serde(default = "super::on")]
     pub in_order: bool,
+    /// Name of the TAP (or other network device) that the VMM's emulated NIC is attached to; `lan` only. Left out:
+    /// `GUEST-BUS-DEVICE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
     /// Path of the vhost-user socket instead of the one under the run directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
@@ -148,6 +152,12 @@ impl NetworkConfig {
     #[must_use]
     pub fn mac_of(&self, guest: &str) -> MacAddr {
         self.mac.unwrap_or_else(|| MacAddr::derived(guest, self.bus, self.device))
+    }
+
+    /// The network device that a `lan` interface is attached through: `tap`, or one named after guest, bus and device.
+    #[must_use]
+    pub fn tap_name(&self, guest: &str) -> String {
+        self.tap.clone().unwrap_or_else(|| format!("{guest}-{}-{}", self.bus, self.device))
     }
 
     /// The file name of its socket under `RUN/guests/NAME/` (INTERFACE, "Sockets").

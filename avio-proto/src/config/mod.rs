@@ -34,7 +34,9 @@ pub use guest::{
 pub use keys::{GUEST_SECTIONS, Key, STORAGE_SECTIONS, Section, TakesEffect, VSWITCHES_SECTIONS, section};
 pub use loaded::{Capabilities, Config, Guest, NumberedVswitch, Surroundings};
 pub use mac::{MacAddr, MacError};
-pub use names::{NAME_LEN_MAX, NameError, check_name};
+pub use names::{
+    DEVICE_NAME_LEN_MAX, DeviceNameError, NAME_LEN_MAX, NameError, check_device_name, check_name,
+};
 pub use source::{Files, SourceFile};
 pub use storage::{DEFAULT_TIMEOUT_S, LunDefaults, StorageFile};
 pub use vlan::{VlanError, VlanId};

@@ -24,9 +24,35 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     }
 }
 
+/// Longest name of a network device, in bytes (IFNAMSIZ without its NUL).
+pub const DEVICE_NAME_LEN_MAX: usize = 15;
+
+/// Why a name is refused for a network device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` cannot name a network device: 1 to {DEVICE_NAME_LEN_MAX} letters, digits, `_`, `-` or `.`")]
+pub struct DeviceNameError(String);
+
+/// Accepts `name` if it is a name as [`check_name`] has it and short enough for the kernel.
+pub fn check_device_name(name: &str) -> Result<(), DeviceNameError> {
+    if check_name(name).is_ok() && name.len() <= DEVICE_NAME_LEN_MAX {
+        Ok(())
+    } else {
+        Err(DeviceNameError(name.chars().take(80).collect()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn device_names() {
+        assert_eq!(check_device_name("vs_site"), Ok(()));
+        assert_eq!(check_device_name("123456789012345"), Ok(()));
+        for bad in ["1234567890123456", "", "a/b", "..", "eth 0"] {
+            assert!(check_device_name(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn names() {

@@ -105,6 +105,9 @@ pub struct VswitchConfig {
     /// A network device or aggregate; left out: a local switch without a wire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<String>,
+    /// A TAP of the vswitch's name, through which the host itself talks to its guests.
+    #[serde(default)]
+    pub host_port: bool,
     /// Whether it is booted (`avio net -b`) or halted (`avio net -h`).
     #[serde(default = "super::on")]
     pub enabled: bool,
@@ -118,6 +121,12 @@ impl VswitchConfig {
     /// A booted local vswitch with all defaults.
     #[must_use]
     pub fn local(name: &str) -> Self {
-        VswitchConfig { name: name.to_owned(), max_ports: DEFAULT_MAX_PORTS, uplink: None, enabled: true }
+        VswitchConfig {
+            name: name.to_owned(),
+            max_ports: DEFAULT_MAX_PORTS,
+            uplink: None,
+            host_port: false,
+            enabled: true,
+        }
     }
 }

@@ -12,6 +12,7 @@ mod reload;
 mod show;
 mod sockets;
 mod switch;
+mod taps;
 #[cfg(test)]
 mod tests;
 mod varlink;
@@ -39,6 +40,7 @@ use crate::forward;
 use fabric::Fabric;
 use reload::Reload;
 use switch::{Switch, Watch};
+use taps::Taps;
 use varlink::{CAPABILITIES, Daemon, summary};
 
 /// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
@@ -99,7 +101,9 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE).map_err(system)?;
     }
     let started_with = config.workers.clone();
-    let mut switch = Switch::new(run_dir.clone(), sessions, Fabric::new(workers), events, started_with);
+    let helper_waker = Arc::new(helper_waker);
+    let taps = Taps::new(waker.clone(), helpers.clone(), Mailbox::new(Arc::clone(&helper_waker)));
+    let mut switch = Switch::new(run_dir.clone(), sessions, Fabric::new(workers), taps, events, started_with);
     switch.host_macs = around.host_macs.into_iter().map(|(_, mac)| mac).collect();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -109,7 +113,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     let daemon = Daemon {
         switch,
         service: Service::new("avio-vswitchd"),
-        reload: Reload::new(options.config.clone(), helpers, Mailbox::new(Arc::new(helper_waker))),
+        reload: Reload::new(options.config.clone(), helpers, Mailbox::new(helper_waker)),
         facilities: facilities.states().to_vec(),
         started: Instant::now(),
     };

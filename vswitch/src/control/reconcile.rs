@@ -4,6 +4,7 @@
 //! everything stays as it was. Then definitions change live, and what is gone leaves with its session.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use avio_host::session::EndpointId;
 use avio_proto::config::{Config, NetworkAdaptor, NetworkConfig};
@@ -79,6 +80,7 @@ impl Switch {
                 }
             }
         }
+        changes.extend(self.taps.reconcile(&self.config, &mut self.fabric, Instant::now()));
         self.fabric.touch();
         Ok(changes)
     }
@@ -190,7 +192,7 @@ impl Switch {
     }
 }
 
-/// The interfaces that this daemon serves itself. A `lan` interface reserves its port and is shown, no more.
+/// The interfaces that are vhost-user devices; `lan` interfaces are TAP ports (`taps`).
 fn wanted(config: &Config) -> BTreeMap<InterfaceKey, NetworkConfig> {
     config
         .networks()

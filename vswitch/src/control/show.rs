@@ -13,6 +13,7 @@ use avio_proto::control::{
 
 use super::interface::{Interface, InterfaceKey};
 use super::sockets::socket_path;
+use super::taps::Taps;
 
 /// All interfaces by name.
 pub(super) type Interfaces = BTreeMap<InterfaceKey, Interface>;
@@ -22,6 +23,7 @@ pub(super) fn vswitch(
     numbered: &NumberedVswitch,
     config: &Config,
     interfaces: &Interfaces,
+    taps: &Taps,
     run_dir: &std::path::Path,
 ) -> Vswitch {
     let settings = &numbered.settings;
@@ -31,7 +33,7 @@ pub(super) fn vswitch(
     }
     let ports: Vec<Port> = reservations
         .into_iter()
-        .map(|(number, reserved)| port(number, &reserved, settings.enabled, interfaces, run_dir))
+        .map(|(number, reserved)| port(number, &reserved, settings.enabled, interfaces, taps, run_dir))
         .collect();
     Vswitch {
         name: settings.name.clone(),
@@ -52,6 +54,7 @@ fn port(
     reserved: &[(&str, &NetworkConfig)],
     enabled: bool,
     interfaces: &Interfaces,
+    taps: &Taps,
     run_dir: &std::path::Path,
 ) -> Port {
     let find = |guest: &str, network: &NetworkConfig| {
@@ -61,15 +64,22 @@ fn port(
     let active = reserved.iter().find_map(|(guest, network)| {
         find(guest, network).filter(|i| i.is_connected()).map(|i| (*guest, *network, i))
     });
-    let (shown_guest, shown) = active.map_or(reserved[0], |(guest, network, _)| (guest, network));
+    // An emulated NIC: its VMM has the TAP open. It has no counters (SEMANTICS 1.3).
+    let plugged = reserved.iter().copied().find(|(guest, network)| {
+        let key = || InterfaceKey { guest: (*guest).to_owned(), bus: network.bus, device: network.device };
+        network.adaptor == NetworkAdaptor::Lan && taps.is_plugged(&key())
+    });
+    let shown = active.map(|(guest, network, _)| (guest, network)).or(plugged);
+    let active_vm = shown.map(|(guest, _)| guest.to_owned());
+    let (shown_guest, shown) = shown.unwrap_or(reserved[0]);
     let mut port = Port {
         number,
-        state: match (enabled, active.is_some()) {
+        state: match (enabled, active_vm.is_some()) {
             (false, _) => PortState::Down,
             (true, true) => PortState::Active,
             (true, false) => PortState::Reserved,
         },
-        active_vm: active.filter(|_| enabled).map(|(guest, ..)| guest.to_owned()),
+        active_vm: active_vm.filter(|_| enabled),
         untagged_vlanid: shown.vlan,
         reserved_vms: reserved.iter().map(|(guest, _)| (*guest).to_owned()).collect(),
         adaptor: shown.adaptor,

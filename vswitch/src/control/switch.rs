@@ -18,6 +18,7 @@ use crossbeam_channel::Receiver;
 use super::fabric::{Fabric, Released};
 use super::interface::{Interface, InterfaceKey, StopRing};
 use super::show::Interfaces;
+use super::taps::Taps;
 use super::varlink::CAPABILITIES;
 use crate::forward::Event as WorkerEvent;
 use crate::table::{PortIndex, TableBuilder};
@@ -47,6 +48,8 @@ pub(super) struct Switch {
     pub(super) run_dir: PathBuf,
     pub(super) sessions: Sessions,
     pub(super) fabric: Fabric,
+    /// Ports that are no vhost-user device.
+    pub(super) taps: Taps,
     /// Which interface an endpoint belongs to. An interface whose definition is gone stays here until its session has ended.
     pub(super) owners: HashMap<EndpointId, Owner>,
     pub(super) host_macs: Vec<MacAddr>,
@@ -75,6 +78,7 @@ impl Switch {
         run_dir: PathBuf,
         sessions: Sessions,
         fabric: Fabric,
+        taps: Taps,
         events: Receiver<WorkerEvent>,
         started_with: WorkersConfig,
     ) -> Self {
@@ -84,6 +88,7 @@ impl Switch {
             run_dir,
             sessions,
             fabric,
+            taps,
             owners: HashMap::new(),
             host_macs: Vec::new(),
             watches: Vec::new(),
@@ -124,6 +129,10 @@ impl Switch {
         for (endpoint, count) in self.announced.settle(now) {
             tracing::warn!("endpoint {}: {count} announcements too many, not passed on", endpoint.0);
         }
+        if self.taps.turn(&mut self.fabric, now) {
+            let changes = self.taps.reconcile(&self.config, &mut self.fabric, now);
+            changes.iter().for_each(|line| tracing::info!("{line}"));
+        }
         if self.fabric.is_changed(now) {
             self.publish(now);
         }
@@ -146,7 +155,7 @@ impl Switch {
         }
         let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
         let age = (self.aged + AGE_EVERY).saturating_duration_since(now);
-        publish.map_or(age, |publish| publish.min(age))
+        publish.into_iter().chain(self.taps.next_turn(now)).fold(age, Duration::min)
     }
 
     /// Forgets what was learned on a vswitch and publishes it anew.
@@ -302,6 +311,9 @@ impl Switch {
 
     fn take_released(&mut self) {
         for released in self.fabric.released() {
+            if self.taps.released(&released) {
+                continue;
+            }
             let (port, index, base) = match released {
                 Released::Rx { port, pair, base } => (port, 2 * pair, Some(base)),
                 Released::Tx(stopped) => (stopped.port, 2 * stopped.pair + 1, stopped.base),
@@ -354,11 +366,14 @@ impl Switch {
     }
 
     fn on_ring_broken(&mut self, port: PortIndex, index: u16, error: Option<RingError>, now: Instant) {
+        let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
+        if self.taps.ring_broken(port, &why, &mut self.fabric, now) {
+            return;
+        }
         let Some(endpoint) = self.endpoint_of(port) else { return };
         let Some(interface) = self.interface_of(endpoint) else { return };
         interface.ring_broken(index);
         let name = interface.key.to_string();
-        let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
         self.log(now, &name, &format!("ring {index} stopped: {why}"));
         self.end_if_held(endpoint);
     }
@@ -371,6 +386,7 @@ impl Switch {
             Owner::Interface(_) => None,
         });
         let leaving: Vec<&Interface> = leaving.filter(|interface| interface.is_connected()).collect();
+        let taps: Vec<_> = self.taps.ports().collect();
         let mut refused = Vec::new();
         self.fabric.flush(now, |builder: &mut TableBuilder| {
             for mac in host_macs {
@@ -389,6 +405,14 @@ impl Switch {
                 if let Err(error) = builder.port(interface.index, number, spec, state, interface.port_kind())
                 {
                     refused.push((interface.key.to_string(), error));
+                }
+            }
+            for (key, vswitch, tap) in taps {
+                let number = config.vswitch(vswitch).filter(|v| v.settings.enabled);
+                let number = number.map_or(HALTED | tap.index.0, |vswitch| vswitch.number);
+                let (spec, state) = (tap.spec.clone(), tap.state.clone());
+                if let Err(error) = builder.port(tap.index, number, spec, state, tap.port_kind()) {
+                    refused.push((key.to_string(), error));
                 }
             }
             for interface in leaving {

@@ -5,11 +5,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use avio_host::blocking::Helpers;
+use avio_host::blocking::{Helpers, Mailbox};
 use avio_host::session::{EndpointSpec, Role, Sessions};
-use avio_host::worker::Workers;
+use avio_host::worker::{ControlWaker, Workers};
 use avio_proto::config::WorkersConfig;
 use avio_proto::vhost_user::payload::{MemoryRegion, VringAddr, VringFd, VringState};
 use avio_proto::vhost_user::{Outgoing, Request};
@@ -21,6 +22,7 @@ use super::device::device_spec;
 use super::fabric::Fabric;
 use super::interface::{Interface, InterfaceKey};
 use super::switch::{Owner, Switch};
+use super::taps::Taps;
 
 const USER: u64 = 0x7f00_0000_0000;
 const MEM_LEN: u64 = 1 << 20;
@@ -45,7 +47,10 @@ fn switch() -> (Switch, UnixStream) {
     let (_, events) = crossbeam_channel::unbounded();
     let mut fabric = Fabric::new(Workers::new(Vec::new()));
     let index = fabric.take_index().unwrap();
-    let mut switch = Switch::new(PathBuf::new(), sessions, fabric, events, WorkersConfig::default());
+    let poll = mio::Poll::new().unwrap();
+    let waker = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+    let taps = Taps::new(ControlWaker::new().unwrap(), Helpers::new(1).unwrap(), Mailbox::new(waker));
+    let mut switch = Switch::new(PathBuf::new(), sessions, fabric, taps, events, WorkersConfig::default());
     let key = InterfaceKey { guest: "guest1".into(), bus: 0, device: 5 };
     let mut interface = Interface::new(key.clone(), network, index, 1);
     interface.attach(endpoint);

@@ -21,7 +21,7 @@ use super::show;
 use super::switch::Switch;
 
 /// What this release can do.
-pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: false, tap_ports: false };
+pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: false, tap_ports: true };
 
 /// The switch with what only the control socket and signals need.
 pub(super) struct Daemon {
@@ -92,7 +92,7 @@ impl Daemon {
             .iter()
             .filter(|v| wanted.vswitch.as_ref().is_none_or(|name| *name == v.settings.name))
             .filter(|v| wanted.number.is_none_or(|number| number == v.number))
-            .map(|v| show::vswitch(v, &switch.config, &switch.interfaces, &switch.run_dir))
+            .map(|v| show::vswitch(v, &switch.config, &switch.interfaces, &switch.taps, &switch.run_dir))
             .collect();
         let asked = wanted.vswitch.clone().or(wanted.number.map(|number| number.to_string()));
         match asked {

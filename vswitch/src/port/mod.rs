@@ -5,6 +5,7 @@
 //! the two halves of `wire`.
 
 pub mod guest;
+pub mod tap;
 pub mod uplink;
 pub mod wire;
 

@@ -32,6 +32,8 @@ pub struct Port {
     pub number: u16,
     /// Its MAC address.
     pub mac: String,
+    /// What the guest sees: `avio_lan` or `lan`.
+    pub adaptor: &'static str,
     /// Further lines of its `[[network]]` table.
     pub extra: String,
 }
@@ -70,7 +72,17 @@ impl Config {
     #[must_use]
     pub fn guest(mut self, guest: &str, vswitch: &str, number: u16, extra: &str) -> Config {
         let (guest, vswitch, extra) = (guest.to_owned(), vswitch.to_owned(), extra.to_owned());
-        self.guests.push(Port { guest, vswitch, number, mac: mac_of(number), extra });
+        self.guests.push(Port { guest, vswitch, number, mac: mac_of(number), adaptor: "avio_lan", extra });
+        self
+    }
+
+    /// Adds a guest with one port for a NIC that its VMM emulates, with further lines of its `[[network]]` table.
+    #[must_use]
+    pub fn lan(mut self, guest: &str, vswitch: &str, number: u16, extra: &str) -> Config {
+        self = self.guest(guest, vswitch, number, extra);
+        if let Some(port) = self.guests.last_mut() {
+            port.adaptor = "lan";
+        }
         self
     }
 
@@ -103,11 +115,16 @@ impl Config {
 impl Port {
     /// The guest's file.
     pub fn text(&self) -> String {
-        let Port { guest, vswitch, number, mac, extra } = self;
+        let Port { guest, vswitch, number, mac, adaptor, extra } = self;
         format!(
-            "version = 1\nname = \"{guest}\"\n\n[[network]]\nbus = {BUS}\ndevice = {DEVICE}\nadaptor = \"avio_lan\"\n\
+            "version = 1\nname = \"{guest}\"\n\n[[network]]\nbus = {BUS}\ndevice = {DEVICE}\nadaptor = \"{adaptor}\"\n\
              vswitch = \"{vswitch}\"\nport = {number}\nmac = \"{mac}\"\n{extra}\n"
         )
+    }
+
+    /// The TAP of a port made by [`Config::lan`].
+    pub fn tap(&self) -> String {
+        format!("{}-{BUS}-{DEVICE}", self.guest)
     }
 
     /// Where the daemon listens for this guest's port, under its run folder.

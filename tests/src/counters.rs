@@ -30,6 +30,8 @@ pub struct PortStatus {
     pub state: String,
     /// The guest that drives it.
     pub active_vm: Option<String>,
+    /// `avio_lan` or `lan`.
+    pub adaptor: String,
     /// Its access VLAN.
     pub untagged_vlanid: Option<u16>,
     /// The eleven counters; absent on a port that has never been active.

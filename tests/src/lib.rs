@@ -15,6 +15,7 @@ pub mod frames;
 pub mod guest_image;
 pub mod initiator;
 pub mod linux_guest;
+pub mod netns;
 pub mod qemu;
 pub mod qmp;
 pub mod runner;

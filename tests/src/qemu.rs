@@ -27,6 +27,24 @@ const MODULES: &[&str] = &[
     "8021q",
 ];
 
+/// What QEMU's e1000 needs.
+const E1000_MODULES: &[&str] = &["e1000"];
+
+/// Starts a guest whose NIC is an emulated e1000 on the TAP `tap`.
+///
+/// # Errors
+/// When something is missing.
+pub fn launch_e1000(name: &str, tap: &str, mac: &str) -> Result<Booting> {
+    let mut machine = Machine::new(name, E1000_MODULES);
+    machine.kernel = "kernel-pc";
+    machine.arguments = [
+        ["-netdev".to_owned(), format!("tap,id=n0,ifname={tap},script=no,downscript=no")],
+        ["-device".to_owned(), format!("e1000,netdev=n0,mac={mac}")],
+    ]
+    .concat();
+    machine.launch()
+}
+
 /// How long an emulated guest may take to boot beside another and a busy switch, in seconds.
 const BOOT_S: u64 = 90;
 
@@ -100,6 +118,8 @@ pub const NO_MSI_X: &str = "vectors=0";
 pub struct Machine<'a> {
     /// Names its transcript.
     pub name: &'a str,
+    /// Folder of [`cache`] with its kernel package: `kernel` (cloud flavour) or `kernel-pc` (drivers for emulated devices).
+    pub kernel: &'a str,
     /// Kernel modules, in load order.
     pub modules: &'a [&'a str],
     /// What is in its root file system beside busybox.
@@ -115,7 +135,15 @@ pub struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// One CPU, 320 MiB, no devices.
     pub fn new(name: &'a str, modules: &'a [&'a str]) -> Machine<'a> {
-        Machine { name, modules, extras: Extras::default(), cpus: 1, memory_mib: 320, arguments: Vec::new() }
+        Machine {
+            name,
+            kernel: "kernel",
+            modules,
+            extras: Extras::default(),
+            cpus: 1,
+            memory_mib: 320,
+            arguments: Vec::new(),
+        }
     }
 
     /// Starts the machine without waiting for it, so that several can boot at the same time.
@@ -123,7 +151,7 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// When something is missing.
     pub fn launch(&self) -> Result<Booting> {
-        let kernel = cache().join("kernel");
+        let kernel = cache().join(self.kernel);
         let image = fs::read_dir(kernel.join("boot"))
             .map_err(|e| {
                 Failure::from(e).while_doing(&format!("{} (scripts/install-test-deps)", kernel.display()))
@@ -132,7 +160,7 @@ impl<'a> Machine<'a> {
             .map(|entry| entry.path())
             .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz-")))
             .ok_or_else(|| Failure::new("the unpacked kernel package has no kernel"))?;
-        let initramfs = scratch::folder().join(format!("qemu-{}.cpio", self.modules.len()));
+        let initramfs = scratch::folder().join(format!("qemu-{}-{}.cpio", self.kernel, self.modules.len()));
         if !initramfs.exists() {
             guest_image::write(
                 &initramfs,

@@ -95,6 +95,7 @@ const SYSTEM: &[&str] = &[
     "operator",
     "testpmd",
     "linux_guests",
+    "taps",
     "migration",
     "storage_target",
     "storage_kill",

@@ -101,11 +101,14 @@ fn port(
     port
 }
 
-/// The catalogue of discard reasons with the sums over all interfaces.
-pub(super) fn discards(interfaces: &Interfaces) -> Vec<DiscardEntry> {
+/// The catalogue of discard reasons with the sums over all interfaces and TAP ports: the latter are shown nowhere else.
+pub(super) fn discards(interfaces: &Interfaces, taps: &Taps) -> Vec<DiscardEntry> {
     let mut sum = Discards::default();
     for interface in interfaces.values() {
         sum.add(&interface.numbers().discards);
+    }
+    for (_, _, tap) in taps.ports() {
+        sum.add(&tap.state.stats.snapshot().discards);
     }
     let entry = |(reason, count): (DiscardReason, u64)| DiscardEntry {
         name: reason.name().to_owned(),

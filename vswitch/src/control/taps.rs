@@ -206,6 +206,7 @@ impl Taps {
         let (port, is_rx) = match released {
             Released::Rx { port, .. } => (*port, true),
             Released::Tx(stopped) => (stopped.port, false),
+            Released::Intake(_) | Released::Lane(_) => return false,
         };
         let Some(tap) = self.taps.values_mut().find(|tap| tap.index == port) else { return false };
         if let Phase::Stopping { rx, tx, .. } = &mut tap.phase {

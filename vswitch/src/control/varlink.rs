@@ -173,7 +173,10 @@ impl Interface for Daemon {
             method::RELOAD => self.reload(),
             method::RESTART => self.restart(parameters(params)?),
             method::WORKERS => reply(&self.workers()),
-            method::DISCARDS => reply(&DiscardsReply { reasons: show::discards(&self.switch.interfaces) }),
+            method::DISCARDS => {
+                let reasons = show::discards(&self.switch.interfaces, &self.switch.taps);
+                reply(&DiscardsReply { reasons })
+            }
             _ => Err(VarlinkError::MethodNotFound),
         }
     }

@@ -210,8 +210,7 @@ impl Message {
 mod tests {
     use super::*;
 
-    /// The bytes that `ip link add link 7 name t type macvtap mode passthru` sends (iproute2 6.1, strace), without the host's
-    /// sequence number.
+    /// As rtnetlink(7) lays attributes out: length with header, type, value, padded to four bytes.
     #[test]
     fn nested_attributes_are_laid_out_as_rtnetlink_has_them() {
         let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, 0);

@@ -160,7 +160,7 @@ impl Duct {
                 self.writes += 1;
             }
         }
-        let count = self.to_switch.take_used(&mut self.used);
+        let count = self.to_switch.poll_used(&mut self.used);
         for used in &self.used[..count] {
             self.free.push_back(self.slot_of[usize::from(used.token)]);
         }

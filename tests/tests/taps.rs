@@ -1,0 +1,213 @@
+//! TAP ports: a guest whose NIC its VMM emulates beside one with `avio_lan` on one vswitch, and the host on it through its host
+//! port. Each case has a network namespace of its own (root).
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use avio_tests::Result;
+use avio_tests::case::{self, Case};
+use avio_tests::config::{Config, mac_of};
+use avio_tests::counters::Counters;
+use avio_tests::daemon::Daemon;
+use avio_tests::failure::ensure;
+use avio_tests::linux_guest::LinuxGuest;
+use avio_tests::netns::{host, inside};
+use avio_tests::qemu::{self, Qemu};
+
+/// For cases with emulated guests, in seconds.
+const QEMU_S: u64 = 240;
+/// How long each throughput run takes, in seconds.
+const IPERF_S: u64 = 2;
+/// Less than this is a fault, not a slow machine.
+const SLOWEST_BPS: f64 = 10e6;
+
+fn main() -> ExitCode {
+    case::main(&[
+        Case::new("e1000_beside_avio", QEMU_S, || inside(e1000_beside_avio)).data_path(),
+        Case::new("e1000_obeys_its_port", QEMU_S, || inside(e1000_obeys_its_port)),
+        Case::new("host_talks_to_guests", QEMU_S, || inside(host_talks_to_guests)).data_path(),
+        Case::new("lost_taps_come_back", QEMU_S, || inside(lost_taps_come_back)),
+    ])
+}
+
+/// Guest `g1` with an emulated NIC and guest `g2` with `avio_lan`, on one vswitch.
+fn config() -> Config {
+    Config::default().vswitch("vs", "").lan("g1", "vs", 1, "").guest("g2", "vs", 2, "")
+}
+
+struct Pair {
+    daemon: Daemon,
+    emulated: LinuxGuest,
+    avio: LinuxGuest,
+}
+
+impl Pair {
+    fn start() -> Result<Pair> {
+        let daemon = Daemon::start(config())?;
+        let emulated = qemu::launch_e1000("e1000", &tap(&daemon)?, &mac_of(1))?;
+        let avio = Qemu::new("avio", &daemon.socket(1), &mac_of(2)).launch()?;
+        Pair { daemon, emulated: emulated.wait()?, avio: avio.wait()? }.addressed()
+    }
+
+    fn addressed(mut self) -> Result<Pair> {
+        self.emulated.set_address("192.0.2.1/24")?;
+        self.avio.set_address("192.0.2.2/24")?;
+        Ok(self)
+    }
+
+    fn ensure_reach(&mut self) -> Result {
+        self.emulated.ping_until_answered("192.0.2.2", 15)?;
+        let pinged = self.avio.ping("192.0.2.1", 5, "-s 1400")?;
+        ensure(pinged.received == 5, || format!("ping from the avio guest: {pinged:?}"))
+    }
+
+    fn ensure_no_reach(&mut self, why: &str) -> Result {
+        let pinged = self.avio.ping("192.0.2.1", 3, "")?;
+        ensure(pinged.received == 0, || format!("reached although {why}: {pinged:?}"))?;
+        let pinged = self.emulated.ping("192.0.2.2", 3, "")?;
+        ensure(pinged.received == 0, || format!("reached although {why}: {pinged:?}"))
+    }
+
+    fn ensure_throughput(&mut self) -> Result {
+        self.avio.serve_iperf()?;
+        for direction in ["", "-R"] {
+            let measured = self.emulated.iperf("192.0.2.2", IPERF_S, direction)?;
+            println!("iperf3 {direction}: {:.0} Mbit/s", measured.bits_per_second / 1e6);
+            ensure(measured.bits_per_second > SLOWEST_BPS, || format!("iperf3 {direction}: {measured:?}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The TAP of the first guest, once the daemon has made it.
+fn tap(daemon: &Daemon) -> Result<String> {
+    let name = daemon.config.ports()[0].tap();
+    wait_for_device(&name)?;
+    Ok(name)
+}
+
+fn wait_for_device(name: &str) -> Result {
+    eventually(&format!("network device {name}"), || {
+        host(&format!("ip link show dev {name} up")).is_ok_and(|t| !t.is_empty())
+    })
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Result {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        ensure(Instant::now() < deadline, || format!("{what}: not after 10 s"))?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn e1000_beside_avio() -> Result {
+    let mut pair = Pair::start()?;
+    pair.ensure_reach()?;
+    pair.ensure_throughput()?;
+    let vswitch = pair.daemon.vswitch("vs")?;
+    let (lan, avio) = (vswitch.port(1)?, vswitch.port(2)?);
+    ensure(lan.state == "Active" && lan.adaptor == "lan", || format!("{lan:?}"))?;
+    ensure(lan.counters == Counters::default(), || format!("AVIO counters of an emulated NIC: {lan:?}"))?;
+    ensure(avio.counters.inbound_octets > 1_000_000, || format!("{avio:?}"))?;
+    // The table of an emulated NIC ends with its adaptor (SEMANTICS 1.3).
+    let shown = String::from_utf8_lossy(&pair.daemon.avio(&["net", "-S", "vs", "-A"])?.stdout).into_owned();
+    ensure(shown.matches("Inbound Octets").count() == 1, || format!("one port has AVIO counters: {shown}"))?;
+    pair.daemon.ensure_healthy()
+}
+
+fn e1000_obeys_its_port() -> Result {
+    host("ip addr add 192.0.2.99/24 dev lo")?;
+    let mut pair = Pair::start()?;
+    pair.ensure_reach()?;
+
+    let with =
+        |one, two| Config::default().vswitch("vs", "").lan("g1", "vs", 1, one).guest("g2", "vs", 2, two);
+    pair.daemon.config = with("vlan = 7", "");
+    pair.daemon.reload()?;
+    pair.ensure_no_reach("it is in another VLAN")?;
+    pair.daemon.config = with("vlan = 7", "vlan = 7");
+    pair.daemon.reload()?;
+    pair.ensure_reach()?;
+
+    // The host answers ARP for any of its addresses on any device; not on this one, and the guest cannot reach the device's own
+    // address either.
+    let pinged = pair.emulated.ping("192.0.2.99", 2, "")?;
+    ensure(pinged.received == 0, || format!("the host answered: {pinged:?}"))?;
+    let tap = tap(&pair.daemon)?;
+    let mac = host(&format!("cat /sys/class/net/{tap}/address"))?;
+    pair.emulated.run(&format!("arp -s 192.0.2.99 {}", mac.trim()))?;
+    let pinged = pair.emulated.ping("192.0.2.99", 2, "")?;
+    ensure(pinged.received == 0, || format!("the host answered on the device's own address: {pinged:?}"))?;
+    let addresses = host(&format!("ip -o addr show dev {tap}"))?;
+    ensure(addresses.is_empty(), || format!("the host has an address there: {addresses}"))?;
+
+    // Another address than its own.
+    pair.emulated.set_mac("1e:29:8c:88:77:77")?;
+    let pinged = pair.emulated.ping("192.0.2.2", 2, "")?;
+    ensure(pinged.received == 0, || format!("a spoofer was answered: {pinged:?}"))?;
+    let line = "g1 port 1 sends as 1e:29:8c:88:77:77, its definition says 1e:29:8c:88:00:01";
+    pair.daemon.console()?.wait_for(line, 5)?;
+    pair.daemon.ensure_healthy()
+}
+
+fn host_talks_to_guests() -> Result {
+    let with_host = |port| {
+        Config::default().vswitch("vs", port).guest("g1", "vs", 1, "").guest("g2", "vs", 2, "vlan = 7")
+    };
+    let mut daemon = Daemon::start(with_host("host_port = true"))?;
+    wait_for_device("vs")?;
+    host("ip addr add 192.0.2.100/24 dev vs")?;
+    let mut guest = Qemu::new("g1", &daemon.socket(0), &mac_of(1)).start()?;
+    guest.set_address("192.0.2.1/24")?;
+    guest.ping_until_answered("192.0.2.100", 15)?;
+    host("ping -c 3 -i 0.2 -W 2 -s 1400 192.0.2.1")?;
+    guest.serve_iperf()?;
+    for direction in ["", "-R"] {
+        // The server may not listen yet, or not again; iperf3 says so in its JSON, with status 0.
+        let mut text = String::new();
+        eventually("an iperf3 server in the guest", || {
+            text = host(&format!("iperf3 -c 192.0.2.1 -t {IPERF_S} -J {direction}")).unwrap_or_default();
+            !text.contains("unable to connect to server")
+        })?;
+        let json: serde_json::Value = serde_json::from_str(&text)?;
+        let bps = json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
+        println!("host to guest {direction}: {:.0} Mbit/s", bps / 1e6);
+        ensure(bps > SLOWEST_BPS, || format!("iperf3 {direction}: {text}"))?;
+    }
+    // The host's address is protected, and its VLANs are those of the ports.
+    guest.set_mac(host("cat /sys/class/net/vs/address")?.trim())?;
+    let pinged = guest.ping("192.0.2.100", 2, "")?;
+    ensure(pinged.received == 0, || format!("a guest with the host's address was answered: {pinged:?}"))?;
+    daemon.ensure_healthy()?;
+
+    // Addresses survive the daemon, the device goes with its key.
+    daemon.stop()?;
+    ensure(host("ip -o addr show dev vs")?.contains("192.0.2.100"), || {
+        "the host lost its address".to_owned()
+    })?;
+    daemon.restart()?;
+    ensure(host("ip -o addr show dev vs")?.contains("192.0.2.100"), || {
+        "the host lost its address".to_owned()
+    })?;
+    daemon.config = with_host("");
+    daemon.reload()?;
+    eventually("no device vs", || host("ip link show dev vs").is_err())
+}
+
+fn lost_taps_come_back() -> Result {
+    let mut daemon = Daemon::start(config().vswitch("vt", "host_port = true"))?;
+    let tap = tap(&daemon)?;
+    wait_for_device("vt")?;
+    host(&format!("ip link del {tap} && ip link del vt"))?;
+    daemon.console()?.wait_for(&format!("network device {tap} is gone"), 5)?;
+    wait_for_device(&tap)?;
+    wait_for_device(&tap)?;
+    wait_for_device("vt")?;
+    // And they carry frames again.
+    let emulated = qemu::launch_e1000("e1000", &tap, &mac_of(1))?;
+    let avio = Qemu::new("avio", &daemon.socket(1), &mac_of(2)).launch()?;
+    let mut pair = Pair { daemon, emulated: emulated.wait()?, avio: avio.wait()? }.addressed()?;
+    pair.ensure_reach()?;
+    pair.daemon.ensure_healthy()
+}

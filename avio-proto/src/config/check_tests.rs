@@ -57,7 +57,7 @@ fn lines_for_a_wrong_vswitches_file() {
         ),
         (
             "[[vswitch]]\nname = 'a'\nzzz = 1\n",
-            "vswitches.toml:3: zzz: there is no such key in [vswitch]; the keys are name, max_ports, uplink, enabled",
+            "vswitches.toml:3: zzz: there is no such key in [vswitch]; the keys are name, max_ports, uplink, host_port, enabled",
         ),
         (
             "vswitches = []\n",
@@ -107,6 +107,10 @@ fn lines_for_a_wrong_vswitches_file() {
         (
             "[[vswitch]]\nname = 'a'\nuplink = 'eth1'\n",
             "vswitches.toml:3: uplink: uplinks come with a later release; leave `uplink = \"eth1\"` out for a local vswitch",
+        ),
+        (
+            "[[vswitch]]\nname = 'a_name_too_long_for_it'\nhost_port = true\n",
+            "vswitches.toml:3: host_port: the host port is called like the vswitch, but `a_name_too_long_for_it` cannot name a network device: 1 to 15 letters, digits, `_`, `-` or `.`",
         ),
         (
             "[[vswitch]]\nname = 'localnet'\nuplink = 'eth1'\n",
@@ -437,5 +441,43 @@ proptest! {
             };
             let _ = Config::from_files(&files, &surroundings());
         }
+    }
+}
+
+#[test]
+fn taps_are_named_once_and_by_lan_interfaces_only() {
+    let switch = "[[vswitch]]\nname = 'vs'\nhost_port = true\n";
+    let lan = |device: u8, more: &str| {
+        format!("[[network]]\ndevice = {device}\nadaptor = 'lan'\nvswitch = 'vs'\nport = {device}\n{more}\n")
+    };
+    let avio = "[[network]]\ndevice = 1\nvswitch = 'vs'\nport = 1\ntap = 't'\n";
+    for (guest, text, wanted) in [
+        (
+            "g",
+            avio.to_owned(),
+            "guests/g.toml:5: tap: only an interface with `adaptor = \"lan\"` has a TAP; leave it out",
+        ),
+        (
+            "g",
+            lan(1, "tap = 'vs'"),
+            "guests/g.toml:6: tap: `vs` is the host port of vswitch `vs`; give another name",
+        ),
+        (
+            "g",
+            lan(1, "tap = 't'") + &lan(2, "tap = 't'"),
+            "guests/g.toml:12: tap: `t` is already used at guests/g.toml:6; give another name",
+        ),
+        (
+            "g",
+            lan(1, "tap = 'g-0-2'") + &lan(2, ""),
+            "guests/g.toml:7: tap: `g-0-2` is already used at guests/g.toml:6; give another name",
+        ),
+        (
+            "a-long-guest",
+            lan(1, ""),
+            "guests/a-long-guest.toml:1: tap: `a-long-guest-0-1` cannot name a network device: 1 to 15 letters, digits, `_`, `-` or `.`; give `tap = \"NAME\"`",
+        ),
+    ] {
+        assert_eq!(errors(switch, &[(guest, &text)]), wanted);
     }
 }

@@ -16,7 +16,7 @@ pub type OutFrame<'a> = [GuestSlice<'a>; OUT_PIECES_MAX];
 /// Sends frames. Called under its lane's lock, on any worker's thread: per batch some [`reserve`](Self::reserve)s, then one
 /// [`commit`](Self::commit) or [`rollback`](Self::rollback).
 pub trait Outlet: Send {
-    /// Room for a frame of `len` bytes, a header of [`Lane::header_len`] bytes in front included.
+    /// Room for a frame of `len` bytes, a header of `header_len` bytes in front included.
     ///
     /// # Errors
     /// `NoBuffer`: no room until the kernel has sent something. `TooLong`: never.

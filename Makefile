@@ -27,7 +27,7 @@ build: ## release binaries in target/release
 demo: build ## the main job in under a minute: guests on a switch, traffic, the statistics (no root)
 	@$(RELEASE)/avio demo
 
-demo-vm: test-deps build ## two real Linux guests (User-Mode Linux and QEMU) on one switch
+demo-vm: test-deps build ## real Linux guests: two on one switch (User-Mode Linux and QEMU), one with disks
 	@$(CARGO) run -q --locked -p avio-tests --bin avio-demo-vm
 
 test: test-deps build ## everything CI runs; the last line counts

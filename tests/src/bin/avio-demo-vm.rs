@@ -1,15 +1,17 @@
 //! `make demo-vm`: two real Linux guests, User-Mode Linux and QEMU, on one vswitch. Shows them booting, pinging, pushing TCP
-//! both ways, one of them lying about its MAC address, and at the end the statistics of `avio net -A`. Takes about a minute;
-//! leaves nothing behind.
+//! both ways, one of them lying about its MAC address, and at the end the statistics of `avio net -A`. Then a third guest with
+//! disks: a file system, and `gvsdmgr` inside. Takes about a minute; leaves nothing behind.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use avio_tests::config::{Config, mac_of};
 use avio_tests::daemon::Daemon;
+use avio_tests::disk_guest::{self, Kind};
 use avio_tests::failure::ensure;
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::qemu::Qemu;
+use avio_tests::storage::{Adapter, Storage, image};
 use avio_tests::{Result, scratch, uml};
 
 /// How long each direction of TCP is measured, in seconds.
@@ -65,8 +67,34 @@ fn show(step: &dyn Fn(&str)) -> Result {
     println!("\n{}", String::from_utf8_lossy(&table.stdout));
     drop((first, second));
     daemon.stop()?;
+    disks(step)?;
     step("done");
     Ok(())
+}
+
+/// A guest with two disks and an empty drive: a file system with its stock drivers, and what its administrator sees.
+fn disks(step: &dyn Fn(&str)) -> Result {
+    step("starting avio-stord with two image files and an empty DVD drive for g3");
+    let backing = |name: &str| -> Result<String> { Ok(format!("file:{}", image(name, 32 << 20)?.display())) };
+    let adapter = Adapter::new("g3", "avio_stor").disk(0, &backing("system.img")?, "");
+    let adapter = adapter.disk(1, &backing("data.img")?, "").lun(2, "dvd", "none", "");
+    let mut daemon = Daemon::start_in(scratch::folder().join("stord"), Storage::one(adapter))?;
+    let mut guest = disk_guest::qemu("disks", &daemon.stor_socket("g3")?, Kind::Scsi, 1, "")?.wait()?;
+    guest.wait_disks_in_order(2, 20)?;
+    step("g3 is up: it makes a file system, writes, reads back and compares");
+    guest.run("/usr/sbin/mke2fs -q -F -t ext4 /dev/sdb && mkdir -p /mnt && mount -t ext4 /dev/sdb /mnt")?;
+    guest.run(
+        "dd if=/dev/urandom of=/mnt/a bs=1M count=8 2>/dev/null && md5sum /mnt/a > /tmp/sum && umount /mnt",
+    )?;
+    guest.run("mount -t ext4 /dev/sdb /mnt && md5sum -c /tmp/sum && umount /mnt")?;
+    guest.ensure_holds("sda", 8, "64k")?;
+    step("gvsdmgr get_info -D host0 -q all, inside g3");
+    println!("{}", indented(&guest.run("gvsdmgr get_info -D host0 -q all")?));
+    daemon.ensure_healthy()?;
+    step("avio stor");
+    println!("\n{}", String::from_utf8_lossy(&daemon.avio(&["stor"])?.stdout));
+    drop(guest);
+    daemon.stop()
 }
 
 /// The first guest takes another MAC address; nothing of what it then sends arrives.

@@ -148,6 +148,52 @@ fn what_is_wrong_is_named_as_the_standards_name_it() {
     assert!(matches!(rig.run(&[SYNCHRONIZE_CACHE_10]), Outcome::Medium(MediumOp::Flush { .. })));
 }
 
+/// MMC-6 6.6 (RT and starting feature) and 6.25 (starting track), 6.7, 6.22.
+#[test]
+fn a_drive_answers_what_it_is_asked_for() {
+    let rig = Rig::new(Profile { kind: DeviceKind::Dvd, block_size: 2048, readonly: true, ..profile() });
+    let configuration = |rt, from| rig.reply(&[GET_CONFIGURATION, rt, 0, from, 0, 0, 0, 1, 0, 0]).data;
+    let features = |data: &[u8]| -> Vec<u8> {
+        let (mut at, mut codes) = (8, Vec::new());
+        while at < data.len() {
+            codes.push(data[at + 1]);
+            at += 4 + usize::from(data[at + 3]);
+        }
+        codes
+    };
+    let all = configuration(0, 0);
+    assert_eq!(
+        (u32::from_be_bytes([all[0], all[1], all[2], all[3]]) as usize, all[7]),
+        (all.len() - 4, 0x10)
+    );
+    assert_eq!(features(&all), [0x00, 0x01, 0x03, 0x10, 0x1f]);
+    assert_eq!(features(&configuration(0, 0x10)), [0x10, 0x1f], "from a feature on");
+    assert_eq!(features(&configuration(2, 0x03)), [0x03], "one");
+    assert_eq!(features(&configuration(2, 0x04)), [0u8; 0], "one that is not there");
+    assert_eq!(rig.sense(&[GET_CONFIGURATION, 3, 0, 0, 0, 0, 0, 1, 0, 0]), (5, 0x24, 0), "reserved");
+    let toc = |msf, track| rig.reply(&[READ_TOC, msf, 0, 0, 0, 0, track, 1, 0, 0]).data;
+    let first = [0, 0x14, 1, 0, 0, 0, 0, 0];
+    let end = [0, 0x14, 0xaa, 0, 0, 0, 8, 0];
+    assert_eq!(toc(0, 0), [&[0, 18, 1, 1][..], &first, &end].concat());
+    assert_eq!(toc(0, 0xaa), [&[0, 10, 1, 1][..], &end].concat(), "the lead-out alone");
+    assert_eq!(toc(2, 1)[4..12], [0, 0x14, 1, 0, 0, 0, 2, 0], "block 0 is at 00:02:00");
+    assert_eq!(rig.sense(&[READ_TOC, 0, 0, 0, 0, 0, 2, 1, 0, 0]), (5, 0x24, 0), "no track 2");
+    let events = rig.reply(&[GET_EVENT_STATUS, 1, 0, 0, 0x10, 0, 0, 0, 8, 0]).data;
+    assert_eq!(events, [0, 6, 4, 0x10, 0, 2, 0, 0], "a medium is present");
+    let disc = rig.reply(&[READ_DISC_INFORMATION, 0, 0, 0, 0, 0, 0, 0, 34, 0]).data;
+    assert_eq!(disc[..7], [0, 32, 0x0e, 1, 1, 1, 1], "complete, finalized, one session of one track");
+    assert_eq!(rig.reply(&[MECHANISM_STATUS, 0, 0, 0, 0, 0, 0, 0, 0, 8]).data, [0; 8]);
+    assert!(matches!(rig.run(&[START_STOP_UNIT, 0, 0, 0, 2]), Outcome::Event(Effect::Eject, _)));
+    assert!(matches!(rig.run(&[START_STOP_UNIT, 0, 0, 0, 3]), Outcome::Event(Effect::Load, _)));
+    rig.reply(&[PREVENT_ALLOW, 0, 0, 0, 1]);
+    assert_eq!(rig.sense(&[START_STOP_UNIT, 0, 0, 0, 2]), (5, 0x53, 2), "medium removal prevented");
+    for not_of_a_drive in [WRITE_10, UNMAP, PERSISTENT_RESERVE_OUT] {
+        assert_eq!(rig.sense(&[not_of_a_drive]), (5, 0x20, 0));
+    }
+    rig.unit.set_media(Media::Empty);
+    assert_eq!(rig.sense(&[TEST_UNIT_READY]), (2, 0x3a, 0), "medium not present");
+}
+
 /// SPC-5 4.6.4: LUN 1 of a target that has LUN 0 only.
 #[test]
 fn a_logical_unit_that_is_not_there_says_so() {

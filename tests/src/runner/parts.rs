@@ -99,6 +99,8 @@ const SYSTEM: &[&str] = &[
     "migration",
     "storage_target",
     "storage_kill",
+    "storage_model",
+    "virtio_driver_crate",
     "storage_guests",
     "storage_admin",
 ];

@@ -9,6 +9,7 @@ pub mod control;
 pub mod facility;
 pub mod frame_memory;
 pub mod inject;
+pub mod links;
 pub mod log;
 pub mod notify;
 pub mod options;

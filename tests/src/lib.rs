@@ -23,5 +23,6 @@ pub mod scratch;
 pub mod storage;
 pub mod testpmd;
 pub mod uml;
+pub mod wire;
 
 pub use failure::{Failure, Result};

@@ -175,7 +175,18 @@ fn vswitches(
             errors.push(place.at(&key("uplink"), format!("`{uplink}` is already the uplink of `{first}`")));
         }
     }
+    for (index, uplink) in file.uplink.iter().enumerate() {
+        let key = |name: &str| format!("uplink[{index}].{name}");
+        if file.uplink[..index].iter().any(|other| other.name == uplink.name) {
+            errors.push(place.at(&key("name"), format!("`{}` is described twice", uplink.name)));
+        }
+        if !file.vswitch.iter().any(|vswitch| vswitch.uplink.as_ref() == Some(&uplink.name)) {
+            let message = format!("no vswitch has `uplink = \"{}\"`; name it there, too", uplink.name);
+            errors.push(place.at(&key("name"), message));
+        }
+    }
     config.workers = file.workers;
+    config.uplinks = file.uplink;
     config.aggregates = file.aggregate;
     number_vswitches(file.vswitch, config);
 }

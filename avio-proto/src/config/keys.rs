@@ -64,7 +64,13 @@ use TakesEffect::{Identity, Live, Reconnect, Restart};
 pub const VSWITCHES_SECTIONS: &[Section] = &[
     Section {
         path: "",
-        keys: &[key("version", Live), key("workers", Restart), key("vswitch", Live), key("aggregate", Live)],
+        keys: &[
+            key("version", Live),
+            key("workers", Restart),
+            key("vswitch", Live),
+            key("aggregate", Live),
+            key("uplink", Live),
+        ],
     },
     Section {
         path: "workers",
@@ -78,6 +84,16 @@ pub const VSWITCHES_SECTIONS: &[Section] = &[
             key("uplink", Live),
             noted("host_port", Live, "the host's interface goes, or comes without addresses"),
             noted("enabled", Live, "a halted vswitch forwards nothing; guests stay connected"),
+        ],
+    },
+    Section {
+        path: "uplink",
+        keys: &[
+            key("name", Identity),
+            key("native_vlan", Live),
+            key("allow_slow", Live),
+            noted("access", Live, "the device is opened anew"),
+            key("host_macs", Live),
         ],
     },
     Section {

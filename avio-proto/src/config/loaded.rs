@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     AggregateConfig, ConfigError, ConfigErrors, Files, MacAddr, NetworkConfig, StorageConfig, StorageFile,
-    VswitchConfig, WorkersConfig, check,
+    UplinkConfig, VswitchConfig, WorkersConfig, check,
 };
 
 /// A configuration directory that is right in itself and on this host.
@@ -16,6 +16,8 @@ pub struct Config {
     pub vswitches: Vec<NumberedVswitch>,
     /// The aggregates, in the file's order.
     pub aggregates: Vec<AggregateConfig>,
+    /// How uplinks are used, in the file's order.
+    pub uplinks: Vec<UplinkConfig>,
     /// The storage daemon's own settings.
     pub storage: StorageFile,
     /// The guests by name.
@@ -90,6 +92,13 @@ impl Config {
     #[must_use]
     pub fn vswitch(&self, name: &str) -> Option<&NumberedVswitch> {
         self.vswitches.iter().find(|vswitch| vswitch.settings.name == name)
+    }
+
+    /// How the uplink `name` is used.
+    #[must_use]
+    pub fn uplink(&self, name: &str) -> UplinkConfig {
+        let found = self.uplinks.iter().find(|uplink| uplink.name == name);
+        found.cloned().unwrap_or_else(|| UplinkConfig::of(name))
     }
 
     /// Every network interface with its guest's name.

@@ -41,8 +41,8 @@ pub use source::{Files, SourceFile};
 pub use storage::{DEFAULT_TIMEOUT_S, LunDefaults, StorageFile};
 pub use vlan::{VlanError, VlanId};
 pub use vswitches::{
-    DEFAULT_MAX_PORTS, LOCALNET, MAX_PORTS_MAX, PollMode, SPIN_US_MAX, VswitchConfig, VswitchesFile,
-    WORKERS_MAX, WorkersConfig,
+    DEFAULT_MAX_PORTS, LOCALNET, MAX_PORTS_MAX, PollMode, SPIN_US_MAX, UplinkAccess, UplinkConfig,
+    VswitchConfig, VswitchesFile, WORKERS_MAX, WorkersConfig,
 };
 
 /// The version of the file format that this release writes; a file without `version` has this one.

@@ -133,7 +133,7 @@ fn keys_of(sections: &'static [Section], path: &str) -> Vec<String> {
 #[test]
 fn the_key_table_is_complete() {
     assert_eq!(fields_of::<VswitchesFile>(""), keys_of(VSWITCHES_SECTIONS, ""));
-    for path in ["workers", "vswitch", "aggregate"] {
+    for path in ["workers", "vswitch", "uplink", "aggregate"] {
         let header = if path == "workers" { "[workers]" } else { &format!("[[{path}]]") };
         assert_eq!(fields_of::<VswitchesFile>(header), keys_of(VSWITCHES_SECTIONS, path));
     }

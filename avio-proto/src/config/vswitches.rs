@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::AggregateConfig;
+use super::{AggregateConfig, MacAddr, VlanId};
 
 /// Ports of a vswitch that does not say (the original's number).
 pub const DEFAULT_MAX_PORTS: u32 = 100;
@@ -31,6 +31,9 @@ pub struct VswitchesFile {
     /// Aggregates that `uplink` may name.
     #[serde(default)]
     pub aggregate: Vec<AggregateConfig>,
+    /// How uplinks are used; what is not named here is used with all defaults.
+    #[serde(default)]
+    pub uplink: Vec<UplinkConfig>,
 }
 
 impl Default for VswitchesFile {
@@ -40,6 +43,7 @@ impl Default for VswitchesFile {
             workers: WorkersConfig::default(),
             vswitch: Vec::new(),
             aggregate: Vec::new(),
+            uplink: Vec::new(),
         }
     }
 }
@@ -129,4 +133,53 @@ impl VswitchConfig {
             enabled: true,
         }
     }
+}
+
+/// `[[uplink]]`: how a network device or aggregate that some vswitch names is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UplinkConfig {
+    /// The network device or aggregate.
+    pub name: String,
+    /// VLAN of untagged frames on the wire; left out: the vswitch's untagged network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub native_vlan: Option<VlanId>,
+    /// A device of less than 1 Gbit/s will do.
+    #[serde(default)]
+    pub allow_slow: bool,
+    /// The best way to the device that is tried.
+    #[serde(default)]
+    pub access: UplinkAccess,
+    /// Further addresses whose unicast frames stay with the host (those of its own interfaces on the device do anyway).
+    #[serde(default)]
+    pub host_macs: Vec<MacAddr>,
+}
+
+impl UplinkConfig {
+    /// With all defaults.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        UplinkConfig {
+            name: name.to_owned(),
+            native_vlan: None,
+            allow_slow: false,
+            access: UplinkAccess::default(),
+            host_macs: Vec::new(),
+        }
+    }
+}
+
+/// The ways to a network device, best first; one that a device lacks is stepped over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkAccess {
+    /// AF_XDP, zero-copy where the driver has it.
+    #[default]
+    Auto,
+    /// AF_XDP in the driver, copying.
+    Copy,
+    /// AF_XDP in the network stack, for every driver.
+    Generic,
+    /// A packet socket.
+    Packet,
 }

@@ -21,8 +21,8 @@ pub use stord::{
 pub use vswitchd::{
     ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, INTERFACE,
     INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, PROTOCOL_VERSION, Port, PortState, RefusedParams,
-    ReloadReply, RestartParams, SOCKET_FILE_NAME, ShowParams, ShowReply, StatisticsBucket, Vswitch,
-    VswitchState, WorkerReport, WorkersReply, error, method,
+    ReloadReply, RestartParams, SOCKET_FILE_NAME, ShowParams, ShowReply, StatisticsBucket, UplinkMember,
+    UplinkReport, Vswitch, VswitchState, WorkerReport, WorkersReply, error, method,
 };
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ fn vswitch() -> Vswitch {
             features: None,
             socket: None,
         }],
+        wire: None,
     }
 }
 

@@ -86,6 +86,47 @@ pub struct Vswitch {
     pub uplink_ip: Option<String>,
     /// The configured ports, by number.
     pub ports: Vec<Port>,
+    /// The wire (an addition to INTERFACE); `None`: a local switch.
+    #[serde(default)]
+    pub wire: Option<UplinkReport>,
+}
+
+/// The wire of a vswitch. Its counters are those of a port: inbound = sent to the wire, outbound = taken from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkReport {
+    /// Its address.
+    pub mac: Option<MacAddr>,
+    /// VLAN of untagged frames.
+    pub native_vlan: Option<VlanId>,
+    /// Its network devices.
+    pub members: Vec<UplinkMember>,
+    /// Frames and octets.
+    pub counters: Counters,
+    /// Discarded frames by reason.
+    pub discards: Discards,
+}
+
+/// A network device of an uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkMember {
+    /// Its name.
+    pub name: String,
+    /// `Up`, `Down`, `Opening` or `Missing`.
+    pub state: String,
+    /// Its address.
+    pub mac: Option<MacAddr>,
+    /// Largest payload of a frame, in bytes.
+    pub mtu: u32,
+    /// How it was opened: `zero-copy`, `copy`, `generic` (AF_XDP) or `packet`; `None`: it is not open.
+    pub access: Option<String>,
+    /// Queues that are served.
+    pub queues: u32,
+    /// Frames may come in several buffers.
+    pub multi_buffer: bool,
+    /// Preferred busy polling.
+    pub busy_poll: bool,
+    /// Why it is not open, or not in a better way.
+    pub remarks: Vec<String>,
 }
 
 /// State of a vswitch.

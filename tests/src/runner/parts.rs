@@ -96,6 +96,7 @@ const SYSTEM: &[&str] = &[
     "testpmd",
     "linux_guests",
     "taps",
+    "uplinks",
     "migration",
     "storage_target",
     "storage_kill",

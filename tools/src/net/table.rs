@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use avio_proto::config::NetworkAdaptor;
-use avio_proto::control::{Port, PortState, Vswitch, VswitchState};
+use avio_proto::control::{Port, PortState, UplinkReport, Vswitch, VswitchState};
 
 /// Width of a label in the statistics: that of the longest, `Inbound Non-Unicast Pkts (local)`.
 const LABEL_WIDTH: usize = 32;
@@ -110,6 +110,9 @@ pub fn details(vswitches: &[Vswitch], statistics: bool, verbose: bool) -> String
         labelled(&mut text, "Vswitch Name", &vswitch.name);
         labelled(&mut text, "Max Number of Ports", &vswitch.max_ports);
         labelled(&mut text, "Configured Ports", &vswitch.configured_ports);
+        if verbose && let Some(wire) = &vswitch.wire {
+            wire_details(&mut text, vswitch.uplink.as_deref().unwrap_or(""), wire, statistics);
+        }
         for port in &vswitch.ports {
             text.push('\n');
             port_details(&mut text, port, statistics, verbose);
@@ -122,6 +125,41 @@ fn labelled(text: &mut String, label: &str, value: &dyn std::fmt::Display) {
     let line = format!("{label:<LABEL_WIDTH$} : {value}");
     text.push_str(line.trim_end());
     text.push('\n');
+}
+
+/// The wire: what was negotiated with each device, and, with statistics, what became of frames (inbound: sent to the wire).
+fn wire_details(text: &mut String, name: &str, wire: &UplinkReport, statistics: bool) {
+    text.push('\n');
+    labelled(text, "Uplink", &name);
+    labelled(text, "Mac Address", &wire.mac.map_or("none".to_owned(), |mac| mac.to_string()));
+    labelled(text, "Native VlanId", &wire.native_vlan.map_or("none".to_owned(), |vlan| vlan.to_string()));
+    for member in &wire.members {
+        labelled(text, "Device", &member.name);
+        labelled(text, "Device State", &member.state);
+        labelled(text, "MTU", &member.mtu);
+        let access = match member.access.as_deref() {
+            Some("packet") => "packet socket",
+            Some("generic") => "AF_XDP, generic",
+            Some("copy") => "AF_XDP, native, copy",
+            Some(_) => "AF_XDP, native, zero-copy",
+            None => "none",
+        };
+        labelled(text, "Access", &access);
+        labelled(text, "Queues", &member.queues);
+        labelled(text, "Multi-Buffer", &if member.multi_buffer { "yes" } else { "no" });
+        labelled(text, "Busy Polling", &if member.busy_poll { "yes" } else { "no" });
+        for remark in &member.remarks {
+            labelled(text, "Remark", remark);
+        }
+    }
+    if statistics {
+        for ((_, value), label) in wire.counters.named().into_iter().zip(COUNTER_LABELS) {
+            labelled(text, label, &value);
+        }
+        for (reason, count) in wire.discards.iter() {
+            labelled(text, &format!("Discards {}", reason.name()), &count);
+        }
+    }
 }
 
 fn port_details(text: &mut String, port: &Port, statistics: bool, verbose: bool) {

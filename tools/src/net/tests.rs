@@ -53,6 +53,7 @@ fn vswitches() -> Vec<Vswitch> {
         uplink: None,
         uplink_mac: None,
         uplink_ip: None,
+        wire: None,
         ports: Vec::new(),
     };
     vec![
@@ -62,6 +63,7 @@ fn vswitches() -> Vec<Vswitch> {
             uplink: Some("lan4".into()),
             uplink_mac: "00:0c:fc:00:46:b9".parse().ok(),
             uplink_ip: Some("10.1.1.99".into()),
+            wire: None,
             state: VswitchState::Down,
             ..local("devlan12", 3)
         },

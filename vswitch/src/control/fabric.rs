@@ -120,10 +120,6 @@ impl Fabric {
     }
 
     /// Starts an intake on the worker with the fewest sources, after the next publication. Returns the worker's number.
-    #[expect(
-        dead_code,
-        reason = "the seam for uplinks and TAPs (decision 0007); they come with the next change"
-    )]
     pub(super) fn start_intake(&mut self, source: WireSource) -> usize {
         self.start(Command::StartIntake(Box::new(source)))
     }
@@ -136,14 +132,17 @@ impl Fabric {
         worker
     }
 
-    /// Asks `worker` for an intake back; [`Self::released`] tells when it came. Call [`Self::flush`] before, if it may not have been sent
-    /// yet.
-    #[expect(
-        dead_code,
-        reason = "the seam for uplinks and TAPs (decision 0007); they come with the next change"
-    )]
+    /// Asks `worker` for an intake back; [`Self::released`] tells when it came.
     pub(super) fn stop_intake(&mut self, worker: usize, port: PortIndex, lane: u16) {
         self.load[worker] = self.load[worker].saturating_sub(1);
+        let is = |command: &Command| matches!(command, Command::StartIntake(s) if s.port == port && s.lane == lane);
+        if let Some(at) = self.starting.iter().position(|(_, command)| is(command)) {
+            // It never got there.
+            if let (_, Command::StartIntake(source)) = self.starting.remove(at) {
+                let _ = self.stopped_intakes.0.send(IntakeStopped { port, lane, source: Some(source) });
+            }
+            return;
+        }
         let answer = self.stopped_intakes.0.clone();
         if self.workers[worker].send(Command::StopIntake { port, lane, answer }).is_err() {
             let _ = self.stopped_intakes.0.send(IntakeStopped { port, lane, source: None });
@@ -151,10 +150,6 @@ impl Fabric {
     }
 
     /// A lane has been taken out of what the next table is built from; it is released when no worker can reach it.
-    #[expect(
-        dead_code,
-        reason = "the seam for uplinks and TAPs (decision 0007); they come with the next change"
-    )]
     pub(super) fn retire_lane(&mut self, lane: Arc<Lane>) {
         self.leaving.push(Leaving::Lane(lane));
         self.changed = true;

@@ -15,6 +15,7 @@ mod switch;
 mod taps;
 #[cfg(test)]
 mod tests;
+pub mod uplink;
 mod varlink;
 
 use std::io;
@@ -26,30 +27,37 @@ use avio_host::blocking::{DEFAULT_THREADS, Helpers, Mailbox};
 use avio_host::config::{check, load, surroundings};
 use avio_host::control::{Access, Server, TOKENS};
 use avio_host::facility::Facilities;
+use avio_host::links::Links;
 use avio_host::options::DaemonOptions;
 use avio_host::service::Service;
 use avio_host::session::{EndpointId, Sessions, gid_of};
 use avio_host::signals::Signals;
 use avio_host::worker::{ControlWaker, Worker, WorkerOptions, Workers};
-use avio_proto::config::WorkersConfig;
+use avio_proto::config::{PollMode, WorkersConfig};
 use avio_proto::control::SOCKET_FILE_NAME;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::forward;
+use crate::port::xdp::xdp_available;
 use fabric::Fabric;
 use reload::Reload;
 use switch::{Switch, Watch};
 use taps::Taps;
+use uplink::{Allowed, Uplinks};
 use varlink::{CAPABILITIES, Daemon, summary};
 
 /// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
-const FACILITIES: &[&str] = &[];
+const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL];
+const XDP: &str = "xdp";
+const ZERO_COPY: &str = "xdp_zero_copy";
+const BUSY_POLL: &str = "xdp_busy_poll";
 
 const TOKEN_SIGNALS: Token = Token(0);
 const TOKEN_WORKERS: Token = Token(1);
 const TOKEN_SESSIONS: Token = Token(2);
 const TOKEN_HELPERS: Token = Token(3);
+const TOKEN_LINKS: Token = Token(4);
 const TOKEN_CONTROL: Token = Token(16);
 /// Control queues' kicks, by endpoint.
 const TOKEN_KICKS: usize = 1 << 32;
@@ -60,7 +68,7 @@ const _: () = assert!(TOKEN_CONTROL.0 + TOKENS < TOKEN_KICKS);
 /// # Errors
 /// What was wrong, a line each: what, where, what would be right.
 pub fn run(options: &DaemonOptions) -> Result<(), String> {
-    let facilities = Facilities::from_env(FACILITIES).map_err(|e| e.to_string())?;
+    let mut facilities = Facilities::from_env(FACILITIES).map_err(|e| e.to_string())?;
     let around = surroundings(CAPABILITIES);
     if options.check {
         print!("{}", check(&options.config, &around).map_err(|e| e.to_string())?);
@@ -87,13 +95,35 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     let access = Access { group };
     let server = Server::bind(&run_dir.join(SOCKET_FILE_NAME), access, registry, TOKEN_CONTROL)
         .map_err(|e| e.to_string())?;
-    let helper_waker = Waker::new(registry, TOKEN_HELPERS).map_err(system)?;
+    let helper_waker = Arc::new(Waker::new(registry, TOKEN_HELPERS).map_err(system)?);
     let waker = ControlWaker::new().map_err(system)?;
     let (events_in, events) = forward::Events::new(waker.clone());
     let workers = start_workers(&config.workers, &events_in, &waker)?;
     let helpers = Helpers::new(DEFAULT_THREADS).map_err(system)?;
     let sessions = Sessions::new(helpers.clone()).map_err(system)?;
+    let has_xdp = facilities.probe(XDP, || match xdp_available() {
+        Ok(()) => Ok("AF_XDP sockets".to_owned()),
+        Err(error) => Err(error.to_string()),
+    });
+    let if_xdp = |detail: &str| if has_xdp { Ok(detail.to_owned()) } else { Err("needs xdp".to_owned()) };
+    let allowed = Allowed {
+        xdp: has_xdp,
+        zero_copy: facilities.probe(ZERO_COPY, || if_xdp("where the driver has it")),
+        busy_poll: facilities.probe(BUSY_POLL, || match config.workers.poll {
+            PollMode::Always => if_xdp("where the driver has it"),
+            _ => Err("only for workers that never sleep (poll = \"always\")".to_owned()),
+        }),
+    };
+    let links = Links::new().map_err(system)?;
+    let uplinks = Uplinks::new(
+        links,
+        helpers.clone(),
+        Mailbox::new(Arc::clone(&helper_waker)),
+        allowed,
+        config.workers.placement().len(),
+    );
     for (fd, token) in [
+        (uplinks.links_fd(), TOKEN_LINKS),
         (signals.as_raw_fd(), TOKEN_SIGNALS),
         (waker.as_raw_fd(), TOKEN_WORKERS),
         (sessions.as_raw_fd(), TOKEN_SESSIONS),
@@ -101,10 +131,10 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE).map_err(system)?;
     }
     let started_with = config.workers.clone();
-    let helper_waker = Arc::new(helper_waker);
     let taps = Taps::new(waker.clone(), helpers.clone(), Mailbox::new(Arc::clone(&helper_waker)));
-    let mut switch = Switch::new(run_dir.clone(), sessions, Fabric::new(workers), taps, events, started_with);
-    switch.host_macs = around.host_macs.into_iter().map(|(_, mac)| mac).collect();
+    let mut switch =
+        Switch::new(run_dir.clone(), sessions, Fabric::new(workers), taps, uplinks, events, started_with);
+    switch.look_at_host();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -193,6 +223,7 @@ impl Loop {
             TOKEN_WORKERS => {
                 self.waker.drain();
             }
+            TOKEN_LINKS => self.daemon.switch.on_links(),
             TOKEN_SESSIONS => self.daemon.switch.sessions.on_ready(),
             TOKEN_HELPERS => {
                 while self.daemon.finish_reload() {

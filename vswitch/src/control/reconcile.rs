@@ -21,7 +21,7 @@ impl Switch {
     pub(super) fn reconcile(&mut self, config: Config) -> Result<Vec<String>, Vec<String>> {
         let wanted = wanted(&config);
         let mut opened: Vec<(InterfaceKey, EndpointId)> = Vec::new();
-        let mut errors = Vec::new();
+        let mut errors = self.uplinks.check(&config);
         for (key, network) in &wanted {
             let in_use = self.interfaces.get(key).is_some_and(|interface| {
                 interface.endpoint.is_some()
@@ -56,6 +56,7 @@ impl Switch {
             self.remove(&key);
         }
         self.config = config;
+        changes.extend(self.uplinks.reconcile(&self.config, &mut self.fabric));
         let mut opened: BTreeMap<InterfaceKey, EndpointId> = opened.into_iter().collect();
         for (key, network) in wanted {
             let endpoint = opened.remove(&key);

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use avio_host::stats::WorkerTotals;
 use avio_proto::config::{Config, NetworkAdaptor, NetworkConfig, NumberedVswitch};
 use avio_proto::control::{
-    Direction, DiscardEntry, DiscardReason, Discards, Port, PortState, StatisticsBucket, Vswitch,
-    VswitchState, WorkerReport,
+    Direction, DiscardEntry, DiscardReason, Discards, Port, PortState, StatisticsBucket, UplinkReport,
+    Vswitch, VswitchState, WorkerReport,
 };
 
 use super::interface::{Interface, InterfaceKey};
@@ -25,6 +25,7 @@ pub(super) fn vswitch(
     interfaces: &Interfaces,
     taps: &Taps,
     run_dir: &std::path::Path,
+    wire: Option<UplinkReport>,
 ) -> Vswitch {
     let settings = &numbered.settings;
     let mut reservations: BTreeMap<u32, Vec<(&str, &NetworkConfig)>> = BTreeMap::new();
@@ -42,9 +43,10 @@ pub(super) fn vswitch(
         max_ports: settings.max_ports,
         configured_ports: ports.len() as u32,
         uplink: settings.uplink.clone(),
-        uplink_mac: None,
+        uplink_mac: wire.as_ref().and_then(|wire| wire.mac),
         uplink_ip: None,
         ports,
+        wire,
     }
 }
 

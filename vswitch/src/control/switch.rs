@@ -8,7 +8,6 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use avio_host::config::surroundings;
 use avio_host::ratelimit::RateLimit;
 use avio_host::session::{EndpointId, Event as SessionEvent, RingStart, Sessions};
 use avio_proto::config::{Config, MacAddr, WorkersConfig};
@@ -19,7 +18,7 @@ use super::fabric::{Fabric, Released};
 use super::interface::{Interface, InterfaceKey, StopRing};
 use super::show::Interfaces;
 use super::taps::Taps;
-use super::varlink::CAPABILITIES;
+use super::uplink::Uplinks;
 use crate::forward::Event as WorkerEvent;
 use crate::table::{PortIndex, TableBuilder};
 
@@ -50,6 +49,7 @@ pub(super) struct Switch {
     pub(super) fabric: Fabric,
     /// Ports that are no vhost-user device.
     pub(super) taps: Taps,
+    pub(super) uplinks: Uplinks,
     /// Which interface an endpoint belongs to. An interface whose definition is gone stays here until its session has ended.
     pub(super) owners: HashMap<EndpointId, Owner>,
     pub(super) host_macs: Vec<MacAddr>,
@@ -79,6 +79,7 @@ impl Switch {
         sessions: Sessions,
         fabric: Fabric,
         taps: Taps,
+        uplinks: Uplinks,
         events: Receiver<WorkerEvent>,
         started_with: WorkersConfig,
     ) -> Self {
@@ -89,6 +90,7 @@ impl Switch {
             sessions,
             fabric,
             taps,
+            uplinks,
             owners: HashMap::new(),
             host_macs: Vec::new(),
             watches: Vec::new(),
@@ -121,7 +123,10 @@ impl Switch {
             self.aged = now;
             let table = self.fabric.table_arc();
             self.fabric.learner.age(&table, now);
-            self.look_at_host();
+            self.on_links();
+        }
+        if self.uplinks.turn(now, &mut self.fabric) {
+            self.fabric.touch();
         }
         for (what, count) in self.limit.settle(now) {
             tracing::warn!("{what}: {count} more lines suppressed");
@@ -138,10 +143,15 @@ impl Switch {
         }
     }
 
-    /// Protects the addresses that the host's interfaces have now. A few reads of sysfs, which never waits for a device.
-    fn look_at_host(&mut self) {
-        let host_macs: Vec<MacAddr> =
-            surroundings(CAPABILITIES).host_macs.into_iter().map(|(_, mac)| mac).collect();
+    /// The host's interfaces may have changed (rtnetlink): uplinks follow, and their addresses are protected from now on.
+    pub(super) fn on_links(&mut self) {
+        self.uplinks.on_links();
+        self.look_at_host();
+    }
+
+    /// Protects the addresses that the host's interfaces have now.
+    pub(super) fn look_at_host(&mut self) {
+        let host_macs = self.uplinks.host_macs();
         if host_macs != self.host_macs {
             self.host_macs = host_macs;
             self.fabric.touch();
@@ -155,7 +165,8 @@ impl Switch {
         }
         let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
         let age = (self.aged + AGE_EVERY).saturating_duration_since(now);
-        publish.into_iter().chain(self.taps.next_turn(now)).fold(age, Duration::min)
+        let retry = self.uplinks.next_retry().map(|at| at.saturating_duration_since(now));
+        [publish, retry].into_iter().flatten().chain(self.taps.next_turn(now)).fold(age, Duration::min)
     }
 
     /// Forgets what was learned on a vswitch and publishes it anew.
@@ -319,7 +330,7 @@ impl Switch {
                 Released::Tx(stopped) => (stopped.port, 2 * stopped.pair + 1, stopped.base),
                 // Dropping them closes their sockets.
                 Released::Intake(stopped) => {
-                    tracing::debug!("{:?} is closed", stopped.source);
+                    self.uplinks.on_stopped(stopped);
                     continue;
                 }
                 Released::Lane(lane) => {
@@ -350,18 +361,22 @@ impl Switch {
             WorkerEvent::RxBroken { port, pair, error } => self.on_ring_broken(port, 2 * pair, error, now),
             WorkerEvent::IntakeBroken { port, lane, error } => {
                 let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
-                let line = format!("receiving half {lane} stopped: {why}");
-                self.log(now, &format!("port index {}", port.0), &line);
+                self.on_wire_broken(port, &format!("source {lane}: {why}"), now);
             }
             WorkerEvent::LaneBroken { port, lane, error } => {
-                let line = format!("sending half {lane} stopped: {error}");
-                self.log(now, &format!("port index {}", port.0), &line);
+                self.on_wire_broken(port, &format!("lane {lane}: {error}"), now);
             }
             WorkerEvent::Held { port } => {
                 if let Some(endpoint) = self.endpoint_of(port) {
                     self.sessions.hold(endpoint);
                 }
             }
+        }
+    }
+
+    fn on_wire_broken(&mut self, port: PortIndex, why: &str, now: Instant) {
+        if let Some(line) = self.uplinks.on_broken(port, why, now, &mut self.fabric) {
+            self.log_as_is(now, &format!("port index {}", port.0), &line);
         }
     }
 
@@ -381,6 +396,7 @@ impl Switch {
     /// Publishes a table of everything as it is now.
     fn publish(&mut self, now: Instant) {
         let (config, interfaces, host_macs) = (&self.config, &self.interfaces, &self.host_macs);
+        let uplinks = &self.uplinks;
         let leaving = self.owners.values().filter_map(|owner| match owner {
             Owner::Leaving(interface) => Some(&**interface),
             Owner::Interface(_) => None,
@@ -392,6 +408,7 @@ impl Switch {
             for mac in host_macs {
                 builder.protect(*mac);
             }
+            uplinks.fill(config, builder);
             // Who is connected comes first: where two claim one address in one VLAN, because a definition changed under a
             // guest that keeps its old address until it reconnects, the running guest goes on.
             let (connected, others): (Vec<_>, Vec<_>) =

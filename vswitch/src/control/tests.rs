@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use avio_host::blocking::{Helpers, Mailbox};
+use avio_host::links::Links;
 use avio_host::session::{EndpointSpec, Role, Sessions};
 use avio_host::worker::{ControlWaker, Workers};
 use avio_proto::config::WorkersConfig;
@@ -23,6 +24,7 @@ use super::fabric::Fabric;
 use super::interface::{Interface, InterfaceKey};
 use super::switch::{Owner, Switch};
 use super::taps::Taps;
+use super::uplink::{Allowed, Uplinks};
 
 const USER: u64 = 0x7f00_0000_0000;
 const MEM_LEN: u64 = 1 << 20;
@@ -49,8 +51,13 @@ fn switch() -> (Switch, UnixStream) {
     let index = fabric.take_index().unwrap();
     let poll = mio::Poll::new().unwrap();
     let waker = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
-    let taps = Taps::new(ControlWaker::new().unwrap(), Helpers::new(1).unwrap(), Mailbox::new(waker));
-    let mut switch = Switch::new(PathBuf::new(), sessions, fabric, taps, events, WorkersConfig::default());
+    let taps =
+        Taps::new(ControlWaker::new().unwrap(), Helpers::new(1).unwrap(), Mailbox::new(Arc::clone(&waker)));
+    let allowed = Allowed { xdp: false, zero_copy: false, busy_poll: false };
+    let (links, helpers) = (Links::new().unwrap(), Helpers::new(1).unwrap());
+    let uplinks = Uplinks::new(links, helpers, Mailbox::new(waker), allowed, 1);
+    let mut switch =
+        Switch::new(PathBuf::new(), sessions, fabric, taps, uplinks, events, WorkersConfig::default());
     let key = InterfaceKey { guest: "guest1".into(), bus: 0, device: 5 };
     let mut interface = Interface::new(key.clone(), network, index, 1);
     interface.attach(endpoint);

@@ -21,7 +21,7 @@ use super::show;
 use super::switch::Switch;
 
 /// What this release can do.
-pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: false, tap_ports: true };
+pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: true, tap_ports: true };
 
 /// The switch with what only the control socket and signals need.
 pub(super) struct Daemon {
@@ -58,14 +58,13 @@ impl Daemon {
         true
     }
 
-    fn take_over(&mut self, (around, config): Found) -> Outcome {
+    fn take_over(&mut self, (_, config): Found) -> Outcome {
         let config = config.map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
         if config.workers != self.switch.started_with {
             warnings
                 .push("[workers] has changed: takes effect when the daemon starts the next time".to_owned());
         }
-        self.switch.host_macs = around.host_macs.into_iter().map(|(_, mac)| mac).collect();
         let changes = self.switch.reconcile(config)?;
         self.switch.turn(Instant::now());
         Ok(ReloadReply { changes, warnings })
@@ -92,7 +91,10 @@ impl Daemon {
             .iter()
             .filter(|v| wanted.vswitch.as_ref().is_none_or(|name| *name == v.settings.name))
             .filter(|v| wanted.number.is_none_or(|number| number == v.number))
-            .map(|v| show::vswitch(v, &switch.config, &switch.interfaces, &switch.taps, &switch.run_dir))
+            .map(|v| {
+                let wire = switch.uplinks.report(&v.settings.name);
+                show::vswitch(v, &switch.config, &switch.interfaces, &switch.taps, &switch.run_dir, wire)
+            })
             .collect();
         let asked = wanted.vswitch.clone().or(wanted.number.map(|number| number.to_string()));
         match asked {
@@ -112,6 +114,7 @@ impl Daemon {
         {
             return Err(self.no_such_vswitch(name.clone()));
         }
+        self.switch.uplinks.clear_numbers(wanted.vswitch.as_deref());
         for interface in self.switch.interfaces.values_mut() {
             if wanted.vswitch.as_ref().is_none_or(|name| *name == interface.network.vswitch) {
                 interface.clear_numbers();

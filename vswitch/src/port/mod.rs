@@ -8,6 +8,7 @@ pub mod guest;
 pub mod tap;
 pub mod uplink;
 pub mod wire;
+pub mod xdp;
 
 use std::sync::Arc;
 

@@ -40,6 +40,27 @@ pub struct PortSpec {
 }
 
 impl PortSpec {
+    /// Nobody's: what an uplink is before its device was looked at.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            guest: String::new(),
+            number: 0,
+            mac: MacAddr([0; 6]),
+            vlan: None,
+            trunk: Vec::new(),
+            ips: Vec::new(),
+            trusted: false,
+            strict: false,
+            isolated: false,
+            flood: true,
+            mac_limit: 0,
+            mtu: 1500,
+            rate_mbps: 0,
+            storm_pps: 0,
+        }
+    }
+
     /// The definition of `guest`'s interface `network`.
     #[must_use]
     pub fn from_config(guest: &str, network: &NetworkConfig) -> Self {

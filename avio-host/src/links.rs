@@ -1,0 +1,280 @@
+//! The host's network interfaces: what they are now, and when that changes (rtnetlink).
+//!
+//! Owned by the control thread, which watches the descriptor in its event loop and calls [`Links::refresh`] when it is readable. Reads only; it
+//! changes no interface. All of it is about the network namespace that the process was in when it began.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use avio_proto::config::MacAddr;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+};
+
+/// rtnetlink(7): the group that hears of interfaces (`RTMGRP_LINK`).
+const GROUP_LINK: u32 = 1;
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// `NLM_F_REQUEST | NLM_F_DUMP`.
+const DUMP: u16 = 0x301;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
+const IFLA_PERM_ADDRESS: u16 = 54;
+const IFLA_INFO_KIND: u16 = 1;
+const IFF_UP: u32 = 1;
+const IFF_LOWER_UP: u32 = 1 << 16;
+/// `ifi_type` of Ethernet.
+const ARPHRD_ETHER: u16 = 1;
+const HEADER_LEN: usize = 16;
+const IFINFO_LEN: usize = 16;
+/// The kernel makes no longer datagram for a dump.
+const BUFFER_LEN: usize = 32 * 1024;
+/// Datagrams read in one go: a flood of changes does not keep the control thread.
+const READS_MAX: usize = 256;
+
+/// One interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number in the namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// It speaks Ethernet.
+    pub is_ethernet: bool,
+    /// Its address now.
+    pub mac: Option<MacAddr>,
+    /// The address that it came with.
+    pub permanent_mac: Option<MacAddr>,
+    /// Largest payload, in bytes.
+    pub mtu: u32,
+    /// The operator has set it up.
+    pub is_up: bool,
+    /// It is set up and has a carrier.
+    pub has_carrier: bool,
+    /// Kind of a virtual device (`veth`, `macvlan`...).
+    pub kind: Option<String>,
+    /// The interface that it sits on, in this namespace or another.
+    pub parent: Option<u32>,
+    /// Receive queues that it has room for.
+    pub rx_queues: u32,
+}
+
+/// All interfaces.
+#[derive(Debug)]
+pub struct Links {
+    fd: OwnedFd,
+    links: BTreeMap<u32, Link>,
+}
+
+impl Links {
+    /// Reads all interfaces and listens from then on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        bind(&fd, &SocketAddrNetlink::new(0, GROUP_LINK))?;
+        let mut links = Self { fd, links: BTreeMap::new() };
+        links.dump()?;
+        Ok(links)
+    }
+
+    /// The interfaces by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.links.values()
+    }
+
+    /// The interface called `name`.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// Interfaces with their addresses, the permanent ones too, by name.
+    #[must_use]
+    pub fn macs(&self) -> Vec<(String, MacAddr)> {
+        let both =
+            |link: &Link| [link.mac, link.permanent_mac].map(|mac| mac.map(|mac| (link.name.clone(), mac)));
+        let mut macs: Vec<_> = self
+            .iter()
+            .flat_map(both)
+            .flatten()
+            .filter(|(_, mac)| !mac.is_zero() && !mac.is_multicast())
+            .collect();
+        macs.sort();
+        macs.dedup();
+        macs
+    }
+
+    /// Takes up what has changed; returns whether something has. Never blocks.
+    pub fn refresh(&mut self) -> bool {
+        let before = self.links.clone();
+        if self.read().is_err() {
+            // Changes were lost (ENOBUFS): all of them again. If even that fails, the next change brings another try.
+            let _ = self.dump();
+        }
+        self.links != before
+    }
+
+    fn dump(&mut self) -> io::Result<()> {
+        let mut request = Vec::with_capacity(HEADER_LEN + IFINFO_LEN);
+        request.extend(((HEADER_LEN + IFINFO_LEN) as u32).to_ne_bytes());
+        request.extend(RTM_GETLINK.to_ne_bytes());
+        request.extend(DUMP.to_ne_bytes());
+        request.resize(HEADER_LEN + IFINFO_LEN, 0);
+        self.links.clear();
+        send(&self.fd, &request, SendFlags::empty())?;
+        // The kernel makes a dump while it is read, so it is there at once.
+        self.read()
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER_LEN];
+        for _ in 0..READS_MAX {
+            match recv(&self.fd, buffer.as_mut_slice(), RecvFlags::empty()) {
+                Ok((_, len)) => self.take(&buffer[..len.min(BUFFER_LEN)]),
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up the messages of one datagram.
+    fn take(&mut self, mut bytes: &[u8]) {
+        while let Some(header) = bytes.first_chunk::<HEADER_LEN>() {
+            let [a, b, c, d, e, f, ..] = *header;
+            let len = u32::from_ne_bytes([a, b, c, d]) as usize;
+            let kind = u16::from_ne_bytes([e, f]);
+            if len < HEADER_LEN || len > bytes.len() || kind == NLMSG_DONE || kind == NLMSG_ERROR {
+                return;
+            }
+            let body = &bytes[HEADER_LEN..len];
+            match (kind, parse(body)) {
+                (RTM_NEWLINK, Some(link)) => {
+                    self.links.insert(link.index, link);
+                }
+                (RTM_DELLINK, Some(link)) => {
+                    self.links.remove(&link.index);
+                }
+                _ => {}
+            }
+            bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+        }
+    }
+}
+
+impl AsRawFd for Links {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Links {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// An interface out of `struct ifinfomsg` and its attributes.
+fn parse(body: &[u8]) -> Option<Link> {
+    let info = body.first_chunk::<IFINFO_LEN>()?;
+    let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    let flags = word(8);
+    let mut link = Link {
+        index: word(4),
+        name: String::new(),
+        is_ethernet: u16::from_ne_bytes([info[2], info[3]]) == ARPHRD_ETHER,
+        mac: None,
+        permanent_mac: None,
+        mtu: 0,
+        is_up: flags & IFF_UP != 0,
+        has_carrier: flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0,
+        kind: None,
+        parent: None,
+        rx_queues: 1,
+    };
+    for (kind, value) in Attributes(&body[IFINFO_LEN..]) {
+        let number = || value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let mac = || value.first_chunk::<6>().filter(|_| value.len() == 6).map(|bytes| MacAddr(*bytes));
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_ADDRESS => link.mac = mac(),
+            IFLA_PERM_ADDRESS => link.permanent_mac = mac(),
+            IFLA_MTU => link.mtu = number()?,
+            IFLA_LINK => link.parent = number(),
+            IFLA_NUM_RX_QUEUES => link.rx_queues = number()?.max(1),
+            IFLA_LINKINFO => {
+                link.kind =
+                    Attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, value)| text(value));
+            }
+            _ => {}
+        }
+    }
+    Some(link).filter(|link| !link.name.is_empty())
+}
+
+fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+/// The attributes (`struct rtattr`) in some bytes.
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let [a, b, c, d] = *self.0.first_chunk()?;
+        let len = usize::from(u16::from_ne_bytes([a, b]));
+        // The two upper bits are flags.
+        let kind = u16::from_ne_bytes([c, d]) & 0x3fff;
+        let value = self.0.get(4..len)?;
+        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_there_and_is_no_ethernet() {
+        let mut links = Links::new().unwrap();
+        let lo = links.named("lo").unwrap();
+        assert!(lo.index >= 1 && !lo.is_ethernet && lo.mtu >= 1500);
+        assert!(links.named("no such one").is_none());
+        links.refresh();
+        assert!(links.macs().iter().all(|(_, mac)| !mac.is_zero()));
+    }
+
+    /// As `ip monitor` was told of a veth, in hexadecimal from strace; lengths first.
+    #[test]
+    fn a_message_is_read_and_a_broken_one_ends_quietly() {
+        let mut body = vec![0, 0, 1, 0, 7, 0, 0, 0, 3, 0, 1, 0, 0, 0, 0, 0];
+        body.extend([9, 0, 3, 0, b'v', b'e', b't', b'h', 0, 0, 0, 0]);
+        body.extend([10, 0, 1, 0, 2, 0, 0, 0, 0, 9, 0, 0]);
+        body.extend([8, 0, 4, 0, 0x28, 0x23, 0, 0]);
+        body.extend([16, 0, 18, 0, 9, 0, 1, 0, b'v', b'e', b't', b'h', 0, 0, 0, 0]);
+        let link = parse(&body).unwrap();
+        assert_eq!((link.index, link.name.as_str(), link.mtu), (7, "veth", 9000));
+        assert!(link.is_up && link.has_carrier && link.is_ethernet);
+        assert_eq!((link.mac, link.kind.as_deref()), (Some(MacAddr([2, 0, 0, 0, 0, 9])), Some("veth")));
+        for cut in 0..body.len() {
+            let _ = parse(&body[..cut]);
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Uplinks: a Linux guest on a switch whose wire is a veth pair, and a Linux host at the other end of it. Every way to the device, VLAN tags and
+//! checksums as tcpdump sees them, the host's own traffic beside the guests', and the device before and after.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use avio_tests::case::{self, Case};
+use avio_tests::config::{Config, mac_of};
+use avio_tests::console::Console;
+use avio_tests::counters::Vswitch;
+use avio_tests::daemon::Daemon;
+use avio_tests::failure::ensure;
+use avio_tests::frames::{self, EXPERIMENT};
+use avio_tests::linux_guest::LinuxGuest;
+use avio_tests::wire::{Wire, run};
+use avio_tests::{Failure, Result, uml};
+use rustix::process::Signal;
+
+/// For cases with a guest, in seconds; they take about ten.
+const GUEST_S: u64 = 90;
+/// For cases without.
+const ALONE_S: u64 = 30;
+/// How long each throughput run takes, in seconds.
+const IPERF_S: u64 = 2;
+/// Less than this through a wire is a fault, not a slow machine.
+const SLOWEST_BPS: f64 = 20e6;
+/// The guest, and the host at the far end.
+const GUEST: &str = "192.0.2.1";
+const FAR: &str = "192.0.2.2";
+
+fn main() -> ExitCode {
+    case::main(&[
+        Case::new("wire_traffic", GUEST_S, wire_traffic).data_path(),
+        Case::new("wire_generic", GUEST_S, || access("generic")),
+        Case::new("wire_packet", GUEST_S, || access("packet")),
+        Case::new("wire_jumbo", GUEST_S, wire_jumbo).data_path(),
+        Case::new("wire_vlans", GUEST_S, wire_vlans).data_path(),
+        Case::new("wire_beside_the_host", GUEST_S, wire_beside_the_host),
+        Case::new("wire_spoofs", GUEST_S, wire_spoofs),
+        Case::new("device_is_as_before", ALONE_S, device_is_as_before),
+        Case::new("device_is_lost_and_found", GUEST_S, device_is_lost_and_found),
+        Case::new("bad_devices_are_refused", ALONE_S, bad_devices_are_refused),
+    ])
+}
+
+/// A switch with a wire, one guest on port 1 with [`GUEST`], and a host at the other end with [`FAR`].
+struct Wired {
+    daemon: Daemon,
+    guest: LinuxGuest,
+    wire: Wire,
+}
+
+/// What `avio net -V` says of the uplink's only device.
+fn device(daemon: &Daemon, key: &str) -> Result<serde_json::Value> {
+    let output = daemon.avio(&["--json", "net", "-S", "vs", "-A"])?;
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .map_err(|e| Failure::new(format!("{e}: {}", String::from_utf8_lossy(&output.stderr))))?;
+    Ok(value["wire"]["members"][0][key].clone())
+}
+
+fn wait_device(daemon: &Daemon, state: &str) -> Result {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = device(daemon, "state")?;
+        if now == state {
+            return Ok(());
+        }
+        ensure(Instant::now() < end, || format!("the device is {now}, not {state}"))?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A daemon with a switch whose uplink is the wire, up.
+fn daemon(wire: &Wire, uplink: &str, extra: &str) -> Result<Daemon> {
+    let name = &wire.near;
+    let vswitch = format!("uplink = \"{name}\"\n[[uplink]]\nname = \"{name}\"\n{uplink}");
+    let daemon = Daemon::start(Config::default().vswitch("vs", &vswitch).guest("g1", "vs", 1, extra))?;
+    wait_device(&daemon, "Up")?;
+    Ok(daemon)
+}
+
+impl Wired {
+    fn new(wire: Wire, uplink: &str, extra: &str) -> Result<Wired> {
+        let daemon = daemon(&wire, uplink, extra)?;
+        let mut guest = uml::start("uml-1", &daemon.socket(0))?;
+        if guest.mac()? != mac_of(1) {
+            guest.set_mac(&mac_of(1))?;
+        }
+        guest.set_address(&format!("{GUEST}/24"))?;
+        Ok(Wired { daemon, guest, wire })
+    }
+
+    fn ensure_reach(&mut self, options: &str) -> Result {
+        self.guest.ping_until_answered(FAR, 15)?;
+        let pinged = self.guest.ping(FAR, 5, options)?;
+        ensure(pinged.received == 5, || format!("ping {options} to the wire: {pinged:?}"))?;
+        let options: Vec<&str> = options.split_whitespace().collect();
+        let received = self.wire.ping(GUEST, 5, &options)?;
+        ensure(received == 5, || format!("ping {options:?} from the wire: {received} of 5"))
+    }
+
+    /// TCP both ways and UDP with iperf3 between the guest and the far end.
+    fn ensure_throughput(&mut self) -> Result {
+        let mut server = self.wire.start("iperf-server", &["iperf3", "-s", "--forceflush"])?;
+        server.wait_for("listening", 10)?;
+        for options in ["", "-R"] {
+            let measured = self.guest.iperf(FAR, IPERF_S, options)?;
+            println!("iperf3 {options}: {:.0} Mbit/s", measured.bits_per_second / 1e6);
+            ensure(measured.bits_per_second > SLOWEST_BPS, || format!("iperf3 {options}: {measured:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// The daemon is well, and what an honest guest and the wire sent was in order.
+    fn ensure_clean(&mut self) -> Result {
+        self.daemon.ensure_healthy()?;
+        let vswitch = self.daemon.vswitch("vs")?;
+        let port = vswitch.port(1)?;
+        for reason in ["spoofed_source", "bad_header", "header_too_long", "malformed_chain", "too_long"] {
+            ensure(port.discarded(reason) == 0, || format!("{reason}: {port:?}"))?;
+        }
+        ensure(port.counters.outbound_unicast_wire > 0 && port.counters.inbound_unicast_wire > 0, || {
+            format!("nothing counts as of the wire: {port:?}")
+        })?;
+        ensure(port.counters.outbound_unicast_local == 0, || format!("local, with one guest: {port:?}"))
+    }
+}
+
+/// The best way that this run may take: `AVIO_DISABLE=all` leaves packet sockets.
+fn best() -> &'static str {
+    if std::env::var_os("AVIO_DISABLE").is_some_and(|value| value == "all") { "packet" } else { "copy" }
+}
+
+fn wire_traffic() -> Result {
+    let mut wired = Wired::new(Wire::new(&format!("{FAR}/24"))?, "", "")?;
+    let access = device(&wired.daemon, "access")?;
+    ensure(access == best(), || format!("{access} instead of {}", best()))?;
+    wired.ensure_reach("")?;
+    wired.ensure_reach("-s 1400")?;
+    wired.ensure_throughput()?;
+    wired.ensure_clean()
+}
+
+fn access(access: &str) -> Result {
+    let mut wired = Wired::new(Wire::new(&format!("{FAR}/24"))?, &format!("access = \"{access}\""), "")?;
+    let now = device(&wired.daemon, "access")?;
+    ensure(now == access, || format!("{now} instead of {access}"))?;
+    wired.ensure_reach("")?;
+    wired.ensure_throughput()?;
+    wired.ensure_clean()
+}
+
+fn wire_jumbo() -> Result {
+    let wire = Wire::new(&format!("{FAR}/24"))?;
+    run("ip", &["link", "set", &wire.near, "mtu", "9000"])?;
+    wire.far_ip(&["link", "set", &wire.far, "mtu", "9000"])?;
+    let mut wired = Wired::new(wire, "", "mtu = 9000")?;
+    wired.guest.run("ip link set eth0 mtu 9000")?;
+    wired.ensure_reach("-s 8900 -M do")?;
+    wired.ensure_throughput()?;
+    wired.ensure_clean()
+}
+
+/// What tcpdump sees at the far end until `enough` says so.
+fn captured(dump: &mut Console, enough: impl Fn(&str) -> bool) -> Result<String> {
+    dump.wait_until("the frames on the wire", 15, |output| enough(output).then_some(output.len()))
+}
+
+/// An access port's frames have its tag on the wire and none in the guest; checksums are right on the wire.
+fn wire_vlans() -> Result {
+    let wire = Wire::new("192.0.2.99/24")?;
+    let mut wired = Wired::new(wire, "", "vlan = 120")?;
+    let far = wired.wire.far.clone();
+    let mut dump =
+        wired.wire.start("tcpdump", &["tcpdump", "-l", "-n", "-e", "-vv", "-i", &far, "vlan 120"])?;
+    dump.wait_for("listening", 10)?;
+    // Nobody answers: what counts is what is on the wire.
+    wired.guest.run("arp -s 192.0.2.99 02:00:00:00:00:63 || ip neigh replace 192.0.2.99 lladdr 02:00:00:00:00:63 dev eth0")?;
+    wired.guest.run("echo hello | nc -u -w 1 192.0.2.99 7777 || true")?;
+    let mac = mac_of(1);
+    let seen = captured(&mut dump, |output| output.contains(".7777: "))?;
+    let line = seen.lines().find(|line| line.contains(&mac)).unwrap_or_default();
+    ensure(line.contains("802.1Q") && line.contains("vlan 120"), || format!("no tag: {seen}"))?;
+    ensure(seen.contains("[udp sum ok]"), || format!("the checksum on the wire is wrong: {seen}"))?;
+    // A tagged broadcast from the wire arrives; one of another VLAN, or untagged, does not.
+    let before = wired.daemon.vswitch("vs")?.port(1)?.counters.inbound_nonunicast_wire;
+    for vlan in [Some(120), Some(121), None] {
+        let frame = match vlan {
+            Some(vlan) => frames::tagged(frames::BROADCAST, "02:00:00:00:00:63", vlan),
+            None => frames::ethernet(frames::BROADCAST, "02:00:00:00:00:63", EXPERIMENT),
+        };
+        send_far(&wired.wire, &frame)?;
+    }
+    let arrived = |v: &Vswitch| v.port(1).is_ok_and(|p| p.counters.inbound_nonunicast_wire > before);
+    wired.daemon.vswitch_when("vs", 3, arrived)?;
+    let vswitch = wired.daemon.vswitch("vs")?;
+    let got = vswitch.port(1)?.counters.inbound_nonunicast_wire - before;
+    ensure(got == 1, || format!("{got} of three broadcasts reached VLAN 120"))
+}
+
+/// Sends one raw frame out of the far device.
+fn send_far(wire: &Wire, frame: &[u8]) -> Result {
+    let bytes: String = frame.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    let command = format!("printf '{bytes}' | socat -u - INTERFACE:{}", wire.far);
+    wire.far(&["bash", "-c", &command]).map(drop)
+}
+
+/// The host has an address on the device and keeps talking through it while the guest does; neither hears the other.
+fn wire_beside_the_host() -> Result {
+    let wire = Wire::new(&format!("{FAR}/24"))?;
+    run("ip", &["addr", "add", "198.51.100.1/24", "dev", &wire.near])?;
+    wire.far_ip(&["addr", "add", "198.51.100.2/24", "dev", &wire.far])?;
+    let mut wired = Wired::new(wire, "", "")?;
+    wired.ensure_reach("")?;
+    let mut server = wired.wire.start("iperf-server", &["iperf3", "-s", "--forceflush"])?;
+    server.wait_for("listening", 10)?;
+    // The host's own end of the pair leaves checksums to the other side, which is no XDP device.
+    let host = std::thread::spawn(|| run("ping", &["-n", "-c", "15", "-i", "0.2", "198.51.100.2"]));
+    let measured = wired.guest.iperf(FAR, 4, "")?;
+    ensure(measured.bits_per_second > SLOWEST_BPS, || format!("beside the host: {measured:?}"))?;
+    let answers = host.join().map_err(|_| Failure::new("the host's ping panicked"))??;
+    ensure(answers.contains("15 received") || answers.contains("14 received"), || answers.clone())?;
+    let received = wired.wire.ping("198.51.100.1", 5, &[])?;
+    ensure(received == 5, || format!("the host answers {received} of 5"))?;
+    wired.ensure_clean()
+}
+
+/// Addresses of the host's devices are nobody else's: the uplink's own, and that of a macvlan that is made on it meanwhile.
+fn wire_spoofs() -> Result {
+    let mut wired = Wired::new(Wire::new(&format!("{FAR}/24"))?, "", "strict = false")?;
+    wired.ensure_reach("")?;
+    let macvlan = "02:00:00:00:77:01";
+    let spoof = |wired: &mut Wired, mac: &str| -> Result {
+        let before = wired.daemon.vswitch("vs")?.port(1)?.discarded("protected_mac");
+        wired.guest.send_raw(&frames::ethernet("02:00:00:00:00:63", mac, EXPERIMENT))?;
+        let more = |v: &Vswitch| v.port(1).is_ok_and(|p| p.discarded("protected_mac") == before + 1);
+        wired.daemon.vswitch_when("vs", 3, more).map(drop).map_err(|e| e.while_doing(mac))
+    };
+    let own = wired.wire.near_mac()?;
+    spoof(&mut wired, &own)?;
+    let before = wired.daemon.vswitch("vs")?.port(1)?.counters.outbound_unicast_wire;
+    wired.guest.send_raw(&frames::ethernet("02:00:00:00:00:63", macvlan, EXPERIMENT))?;
+    let passed = |v: &Vswitch| v.port(1).is_ok_and(|p| p.counters.outbound_unicast_wire > before);
+    wired.daemon.vswitch_when("vs", 3, passed)?;
+    let near = wired.wire.near.clone();
+    let name = format!("{near}m");
+    run("ip", &["link", "add", "link", &near, "name", &name, "address", macvlan, "type", "macvlan"])?;
+    std::thread::sleep(Duration::from_millis(300));
+    spoof(&mut wired, macvlan)?;
+    // The device itself gets another address: the new one is protected, too.
+    run("ip", &["link", "set", &near, "address", "02:00:00:00:77:02"])?;
+    std::thread::sleep(Duration::from_millis(300));
+    spoof(&mut wired, "02:00:00:00:77:02")
+}
+
+/// Flags, features and programs of the device are what they were: after an orderly end, and after `kill -9`.
+fn device_is_as_before() -> Result {
+    let wire = Wire::new(&format!("{FAR}/24"))?;
+    // A device whose hardware takes tags out: what the switch turns off has to come back.
+    run("ethtool", &["-K", &wire.near, "rxvlan", "on"])?;
+    let before = wire.state()?;
+    for orderly in [true, false] {
+        let mut daemon = daemon(&wire, "", "")?;
+        let during = wire.state()?;
+        ensure(during.contains("rx-vlan-offload: off"), || format!("tags are taken out: {during}"))?;
+        ensure(during.contains("promiscuity 1"), || format!("not promiscuous: {during}"))?;
+        if best() != "packet" {
+            ensure(during.contains("xdp"), || format!("no program: {during}"))?;
+        }
+        if orderly {
+            daemon.stop()?;
+        } else {
+            daemon.console()?.signal(Signal::KILL)?;
+            daemon.console()?.wait_end(5)?;
+        }
+        let end = Instant::now() + Duration::from_secs(5);
+        while wire.state()? != before {
+            ensure(Instant::now() < end, || {
+                format!("orderly {orderly}: before:\n{before}\nafter:\n{}", wire.state().unwrap_or_default())
+            })?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+/// The device is deleted and made again while a guest runs: a line in the log, and then the guest is back on the wire.
+fn device_is_lost_and_found() -> Result {
+    let mut wired = Wired::new(Wire::new(&format!("{FAR}/24"))?, "", "")?;
+    wired.ensure_reach("")?;
+    wired.wire.far_ip(&["link", "set", &wired.wire.far, "down"])?;
+    wait_device(&wired.daemon, "Down")?;
+    wired.wire.far_ip(&["link", "set", &wired.wire.far, "up"])?;
+    wait_device(&wired.daemon, "Up")?;
+    wired.ensure_reach("")?;
+    wired.wire.unplug()?;
+    wait_device(&wired.daemon, "Missing")?;
+    wired.daemon.console()?.wait_for("is gone; waiting until it comes back", 5)?;
+    wired.wire.plug()?;
+    wired.wire.far_ip(&["addr", "add", &format!("{FAR}/24"), "dev", &wired.wire.far])?;
+    wait_device(&wired.daemon, "Up")?;
+    wired.ensure_reach("")?;
+    wired.ensure_clean()
+}
+
+/// One line, which names the device and the way out.
+fn bad_devices_are_refused() -> Result {
+    let wire = Wire::new(&format!("{FAR}/24"))?;
+    let near = &wire.near;
+    let cases = [
+        ("uplink = \"nosuch0\"".to_owned(), "there is no network device `nosuch0`"),
+        ("uplink = \"lo\"".to_owned(), "`lo` is no Ethernet device"),
+        (
+            format!("uplink = \"{near}\"\n[[vswitch]]\nname = \"vs2\"\nuplink = \"{near}\""),
+            "is already the uplink of `vs`",
+        ),
+        (format!("uplink = \"{near}\"\n[[uplink]]\nname = \"{near}\"\nacces = \"copy\""), "acces"),
+    ];
+    for (lines, wanted) in cases {
+        let Err(refused) = Daemon::start(Config::default().vswitch("vs", &lines)) else {
+            return Err(Failure::new(format!("taken: {lines}")));
+        };
+        let text = refused.to_string();
+        ensure(text.contains(wanted), || format!("{lines}: {text}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Puts the features of network devices back, however this process ends.
+//!
+//! What ethtool changes stays when the one who changed it is killed, so a process of its own remembers it: it is told what a device was like
+//! before we change it, and when our end of the pipe closes (we ended, or were killed) it sets that again. It does nothing else, and ends then.
+
+use std::io::{self, BufRead, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use crate::port::xdp::{LinkFeatures, features, set_features};
+
+/// The hidden argument that makes the program a guardian.
+pub const ARGUMENT: &str = "--guard-devices";
+
+/// Our end. Dropping it restores everything and waits until that is done.
+#[derive(Debug, Default)]
+pub struct Guardian {
+    child: Option<Child>,
+}
+
+impl Guardian {
+    /// Switches off what changes frames on their way to us, after the guardian was told how to undo it. Returns what of it could not be
+    /// switched off. Helper thread.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn claim(&mut self, device: &str) -> io::Result<LinkFeatures> {
+        let before = features(device)?;
+        if before == LinkFeatures::default() {
+            return Ok(before);
+        }
+        self.tell(&format!("{device} {} {}\n", u8::from(before.rx_vlan), u8::from(before.lro)))?;
+        set_features(device, LinkFeatures::default())
+    }
+
+    /// The device is not ours any more: it is as it was.
+    pub fn release(&mut self, device: &str) {
+        if self.child.is_some() {
+            // A guardian that has died has nothing to undo any more.
+            let _ = self.tell(&format!("{device}\n"));
+        }
+    }
+
+    fn tell(&mut self, line: &str) -> io::Result<()> {
+        if self.child.is_none() {
+            let child = Command::new("/proc/self/exe")
+                .arg(ARGUMENT)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                // Not of our group, so that what the terminal sends us does not reach it.
+                .process_group(0)
+                .spawn()?;
+            self.child = Some(child);
+        }
+        let pipe = self.child.as_mut().and_then(|child| child.stdin.as_mut());
+        pipe.ok_or(io::ErrorKind::BrokenPipe)?.write_all(line.as_bytes())
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.stdin.take());
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The guardian's whole life. A line names a device and how it was (the first word about a device counts), or a device
+/// alone: it is to be restored now.
+pub fn run() {
+    let mut known: Vec<(String, LinkFeatures)> = Vec::new();
+    // The service manager ends a service by signals to all its processes; ours ends by the pipe.
+    let _ = avio_host::signals::Signals::install();
+    for line in io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        let mut words = line.split(' ');
+        let Some(device) = words.next() else { continue };
+        let (Some(vlan), Some(lro)) = (words.next(), words.next()) else {
+            if let Some(at) = known.iter().position(|(name, _)| name == device) {
+                let (device, before) = known.remove(at);
+                let _ = set_features(&device, before);
+            }
+            continue;
+        };
+        if known.iter().all(|(name, _)| name != device) {
+            known.push((device.to_owned(), LinkFeatures { rx_vlan: vlan == "1", lro: lro == "1" }));
+        }
+    }
+    for (device, before) in known {
+        // A device that is gone needs nothing.
+        let _ = set_features(&device, before);
+    }
+}

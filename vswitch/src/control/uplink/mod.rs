@@ -1,0 +1,579 @@
+//! Uplinks as control has them: which devices each vswitch's wire is made of, opened, lost and found again.
+//!
+//! Owns the devices, the ports' entries for the next table, and the watch over the host's interfaces. [`Uplinks::turn`] is called once per turn of the
+//! control loop and says whether the table has to be published anew. Devices are opened by helper threads. What a *distribution* is made of when a device has
+//! more than one member is for the aggregate to say (`Uplink::distribution`).
+
+mod device;
+pub mod guardian;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use avio_host::blocking::{Helpers, Mailbox, answered};
+use avio_host::links::{Link, Links};
+use avio_proto::config::{Balance, Config, MacAddr, UplinkAccess, UplinkConfig};
+use avio_proto::control::{UplinkMember, UplinkReport};
+
+use self::device::{Device, Negotiated, Request};
+use self::guardian::Guardian;
+use super::fabric::Fabric;
+use crate::port::guest::Snapshot;
+use crate::port::uplink::{Distribution, UplinkPort};
+use crate::port::wire::{IntakeStopped, Lane, WireSource};
+use crate::table::{PortIndex, PortSpec, PortState, TableBuilder};
+
+/// A device that could not be opened is tried again: another program may have let go of it.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Sources of one member are numbered from its number times this.
+const SOURCES_MAX: u16 = 256;
+
+/// Which kernel facilities may be used.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed {
+    pub xdp: bool,
+    pub zero_copy: bool,
+    pub busy_poll: bool,
+}
+
+/// What a helper sends back.
+pub(super) struct Opened {
+    port: PortIndex,
+    member: usize,
+    /// Which attempt it was.
+    attempt: u64,
+    device: Result<Device, String>,
+}
+
+/// Where a device is.
+enum State {
+    /// Not in this namespace, not set up, or not to be opened before that time.
+    Closed { retry: Option<Instant> },
+    /// A helper is at it.
+    Opening,
+    /// Its lanes, its sources with their workers, and what keeps it.
+    Open(Box<OpenMember>),
+}
+
+struct OpenMember {
+    lanes: Vec<Arc<Lane>>,
+    /// Worker and number of each source.
+    sources: Vec<(usize, u16)>,
+    /// Sources that have not come back yet; the device is kept until they have.
+    device: Device,
+    link: Link,
+}
+
+/// One device of an uplink.
+struct Member {
+    name: String,
+    state: State,
+    attempt: u64,
+    /// Found in the namespace now.
+    link: Option<Link>,
+    /// Why it is closed.
+    trouble: Option<String>,
+    /// Where the ladder begins: lower after the watchdog stepped down.
+    access: UplinkAccess,
+}
+
+impl Member {
+    fn new(name: &str, access: UplinkAccess) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: State::Closed { retry: None },
+            attempt: 0,
+            link: None,
+            trouble: None,
+            access,
+        }
+    }
+
+    /// Frames can go out through it.
+    fn is_up(&self) -> bool {
+        matches!(self.state, State::Open(_)) && self.link.as_ref().is_some_and(|link| link.has_carrier)
+    }
+}
+
+/// The wire of one vswitch.
+pub(super) struct Uplink {
+    name: String,
+    vswitch: String,
+    index: PortIndex,
+    spec: Arc<PortSpec>,
+    state: Arc<PortState>,
+    baseline: Snapshot,
+    members: Vec<Member>,
+    config: UplinkConfig,
+    balance: Balance,
+}
+
+impl Uplink {
+    /// Which member each bucket goes out through. One device has all of them; of several, the first that is up.
+    fn distribution(&self) -> Distribution {
+        let first = self.members.iter().position(Member::is_up);
+        first.map_or_else(Distribution::nobody, |member| Distribution::all_to(member as u8))
+    }
+
+    fn port(&self) -> UplinkPort {
+        let lanes: Vec<Vec<Arc<Lane>>> = self
+            .members
+            .iter()
+            .map(|member| match &member.state {
+                State::Open(open) => open.lanes.clone(),
+                _ => Vec::new(),
+            })
+            .collect();
+        UplinkPort::new(&lanes, &self.distribution(), self.balance)
+    }
+
+    /// What the port is in the next table: its address and MTU are those of its first member that is there.
+    fn respecify(&mut self) {
+        let link = self.members.iter().find_map(|member| member.link.as_ref());
+        let mac = link.and_then(|link| link.mac).unwrap_or(MacAddr([0; 6]));
+        let mtu = link.map_or(1500, |link| link.mtu.min(u32::from(u16::MAX)) as u16);
+        let spec = PortSpec {
+            guest: format!("uplink {}", self.name),
+            mac,
+            vlan: self.config.native_vlan,
+            mtu,
+            ..PortSpec::none()
+        };
+        if *self.spec != spec {
+            self.spec = Arc::new(spec);
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Uplinks {
+    links: Links,
+    helpers: Helpers,
+    mailbox: Mailbox<Opened>,
+    guardian: Arc<Mutex<Guardian>>,
+    allowed: Allowed,
+    workers: usize,
+    /// By vswitch.
+    uplinks: BTreeMap<String, Uplink>,
+    /// Devices that are closed once their sources have come back.
+    closing: Vec<(PortIndex, Vec<u16>, Device)>,
+    /// The interfaces may have changed.
+    stale: bool,
+}
+
+impl Uplinks {
+    pub(super) fn new(
+        links: Links,
+        helpers: Helpers,
+        mailbox: Mailbox<Opened>,
+        allowed: Allowed,
+        workers: usize,
+    ) -> Self {
+        Self {
+            links,
+            helpers,
+            mailbox,
+            guardian: Arc::default(),
+            allowed,
+            workers,
+            uplinks: BTreeMap::new(),
+            closing: Vec::new(),
+            stale: true,
+        }
+    }
+
+    /// Readable when the host's interfaces change; call [`Self::on_links`] then.
+    pub(super) fn links_fd(&self) -> RawFd {
+        self.links.as_raw_fd()
+    }
+
+    /// The host's interfaces have changed. Returns whether anything that we know of them has.
+    pub(super) fn on_links(&mut self) -> bool {
+        let changed = self.links.refresh();
+        self.stale |= changed;
+        changed
+    }
+
+    /// Addresses of the host's interfaces, which no guest may have.
+    pub(super) fn host_macs(&self) -> Vec<MacAddr> {
+        self.links.macs().into_iter().map(|(_, mac)| mac).collect()
+    }
+
+    /// Whether the devices that `config` names are there and may be uplinks: what is wrong, a line each.
+    pub(super) fn check(&mut self, config: &Config) -> Vec<String> {
+        self.on_links();
+        let mut errors = Vec::new();
+        for (vswitch, uplink) in wanted(config) {
+            for member in members(config, &uplink.name) {
+                let in_use = self.uplinks.get(&vswitch).is_some_and(|now| {
+                    now.members.iter().any(|known| known.name == member && known.link.is_some())
+                });
+                let outcome = match self.links.named(&member) {
+                    // A device that was lost is waited for; a new one must be there.
+                    None if in_use || self.knows(&member) => Ok(()),
+                    None => {
+                        Err(format!("there is no network device `{member}`; `ip link` lists those there are"))
+                    }
+                    Some(link) => device::check(link, &uplink),
+                };
+                if let Err(why) = outcome {
+                    let whole = if member == uplink.name {
+                        String::new()
+                    } else {
+                        format!("aggregate `{}`: ", uplink.name)
+                    };
+                    errors.push(format!("vswitches.toml: vswitch `{vswitch}`: uplink: {whole}{why}"));
+                }
+            }
+        }
+        errors
+    }
+
+    fn knows(&self, member: &str) -> bool {
+        self.uplinks.values().flat_map(|uplink| &uplink.members).any(|known| known.name == member)
+    }
+
+    /// Takes over a configuration that was checked. Returns what changed, a line each.
+    pub(super) fn reconcile(&mut self, config: &Config, fabric: &mut Fabric) -> Vec<String> {
+        let wanted: BTreeMap<String, UplinkConfig> = wanted(config).into_iter().collect();
+        let mut changes = Vec::new();
+        let gone: Vec<String> = self
+            .uplinks
+            .iter()
+            .filter(|(vswitch, uplink)| {
+                let members = members(config, &uplink.name);
+                wanted.get(*vswitch).is_none_or(|new| {
+                    new.name != uplink.name
+                        || new.access != uplink.config.access
+                        || !uplink.members.iter().map(|member| &member.name).eq(&members)
+                })
+            })
+            .map(|(vswitch, _)| vswitch.clone())
+            .collect();
+        for vswitch in gone {
+            if let Some(mut uplink) = self.uplinks.remove(&vswitch) {
+                for member in &mut uplink.members {
+                    close(member, uplink.index, fabric, &mut self.closing);
+                }
+                fabric.give_index(uplink.index);
+                changes.push(format!("{vswitch}: uplink {} removed", uplink.name));
+            }
+        }
+        for (vswitch, new) in wanted {
+            if let Some(uplink) = self.uplinks.get_mut(&vswitch) {
+                uplink.config = new;
+                uplink.respecify();
+                continue;
+            }
+            let Some(index) = fabric.take_index() else {
+                changes.push(format!("{vswitch}: no uplink: all port indices are taken"));
+                continue;
+            };
+            let access = if self.allowed.xdp { new.access } else { UplinkAccess::Packet };
+            let members = members(config, &new.name);
+            let balance = config.aggregates.iter().find(|a| a.name == new.name).map(|a| a.balance);
+            let mut uplink = Uplink {
+                name: new.name.clone(),
+                vswitch: vswitch.clone(),
+                index,
+                spec: Arc::new(PortSpec::none()),
+                state: Arc::new(PortState::new(self.workers, 1)),
+                baseline: Snapshot::default(),
+                members: members.iter().map(|name| Member::new(name, access)).collect(),
+                config: new,
+                balance: balance.unwrap_or_default(),
+            };
+            uplink.respecify();
+            changes.push(format!("{vswitch}: uplink {}", uplink.name));
+            self.uplinks.insert(vswitch, uplink);
+        }
+        self.stale = true;
+        fabric.touch();
+        changes
+    }
+
+    /// Puts the uplinks into the next table; before the ports of their vswitches.
+    pub(super) fn fill(&self, config: &Config, builder: &mut TableBuilder) {
+        for (vswitch, uplink) in &self.uplinks {
+            let Some(vswitch) = config.vswitch(vswitch).filter(|vswitch| vswitch.settings.enabled) else {
+                continue;
+            };
+            let (spec, state) = (Arc::clone(&uplink.spec), Arc::clone(&uplink.state));
+            if let Err(error) = builder.uplink(uplink.index, vswitch.number, spec, state, uplink.port()) {
+                tracing::error!("uplink {}: not on the switch: {error}", uplink.name);
+            }
+        }
+    }
+
+    /// Opens what is to be opened, closes what is gone, takes up what helpers have opened. Returns whether the table has changed.
+    pub(super) fn turn(&mut self, now: Instant, fabric: &mut Fabric) -> bool {
+        let mut changed = false;
+        while let Some(opened) = self.mailbox.take() {
+            self.on_opened(opened, now, fabric);
+            changed = true;
+        }
+        let due = self.next_retry().is_some_and(|at| at <= now);
+        if std::mem::take(&mut self.stale) || due {
+            changed |= self.look(now, fabric);
+        }
+        changed
+    }
+
+    /// When [`Self::turn`] is due even if nothing happens.
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        let members = self.uplinks.values().flat_map(|uplink| &uplink.members);
+        members
+            .filter_map(|member| if let State::Closed { retry } = member.state { retry } else { None })
+            .min()
+    }
+
+    /// Brings every member in line with the interfaces as they are.
+    fn look(&mut self, now: Instant, fabric: &mut Fabric) -> bool {
+        let mut changed = false;
+        let macs = host_macs_on(&self.links);
+        for uplink in self.uplinks.values_mut() {
+            for (number, member) in uplink.members.iter_mut().enumerate() {
+                let link = self.links.named(&member.name).cloned();
+                if member.link != link {
+                    changed = true;
+                    tell_link(&uplink.name, member, link.as_ref());
+                }
+                member.link = link;
+                let lost = match (&member.state, &member.link) {
+                    (State::Open(open), Some(link)) => {
+                        open.link.index != link.index || open.link.mtu != link.mtu
+                    }
+                    (State::Open(_), None) => true,
+                    _ => false,
+                };
+                if lost {
+                    close(member, uplink.index, fabric, &mut self.closing);
+                    changed = true;
+                }
+                let Some(link) = member.link.clone().filter(|link| link.is_up) else { continue };
+                let mut host_macs = uplink.config.host_macs.clone();
+                host_macs.extend(macs.iter().filter(|(on, _)| *on == link.index).map(|(_, mac)| *mac));
+                match &member.state {
+                    State::Closed { retry } if retry.is_none_or(|at| at <= now) => {
+                        member.attempt += 1;
+                        member.state = State::Opening;
+                        let request = Request {
+                            link,
+                            host_macs,
+                            access: member.access,
+                            zero_copy: self.allowed.zero_copy,
+                            busy_poll: self.allowed.busy_poll,
+                        };
+                        let (port, attempt) = (uplink.index, member.attempt);
+                        let (reply, guardian) = (self.mailbox.reply(), Arc::clone(&self.guardian));
+                        self.helpers.run(move || {
+                            let device = answered(|| device::open(&request, &guardian));
+                            reply.send(Opened { port, member: number, attempt, device });
+                        });
+                    }
+                    State::Open(open) => {
+                        if let Some(program) = &open.device.program {
+                            for mac in host_macs {
+                                if let Err(error) = program.leave(mac) {
+                                    tracing::warn!(
+                                        "{}: {mac} does not stay with the host: {error}",
+                                        member.name
+                                    );
+                                }
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            uplink.respecify();
+        }
+        changed
+    }
+
+    fn on_opened(&mut self, opened: Opened, now: Instant, fabric: &mut Fabric) {
+        let Opened { port, member: number, attempt, device } = opened;
+        let uplink = self.uplinks.values_mut().find(|uplink| uplink.index == port);
+        let Some(uplink) = uplink else { return };
+        let Some(member) = uplink.members.get_mut(number).filter(|member| member.attempt == attempt) else {
+            return;
+        };
+        let mut device = match device {
+            Ok(device) => device,
+            Err(why) => {
+                tracing::error!("uplink {}: {why}; next try in {RETRY_AFTER:?}", uplink.name);
+                member.trouble = Some(why);
+                member.state = State::Closed { retry: Some(now + RETRY_AFTER) };
+                return;
+            }
+        };
+        let Some(link) = member.link.clone() else {
+            member.state = State::Closed { retry: None };
+            return;
+        };
+        let Negotiated { access, queues, remarks, .. } = &device.negotiated;
+        for remark in remarks {
+            tracing::warn!("uplink {}: {}: not {remark}", uplink.name, member.name);
+        }
+        tracing::info!("uplink {}: {}: open, {access}, {queues} queues", uplink.name, member.name);
+        let first = number as u16 * SOURCES_MAX;
+        let sources = device.sources.drain(..).zip(first..).map(|(source, lane)| {
+            let (header_len, features) = (source.header_len, source.features);
+            let source = WireSource::of_uplink(source.intake, port, lane, header_len, features);
+            (fabric.start_intake(source), lane)
+        });
+        let sources = sources.collect();
+        member.trouble = None;
+        member.state = State::Open(Box::new(OpenMember {
+            lanes: std::mem::take(&mut device.lanes),
+            sources,
+            device,
+            link,
+        }));
+        self.stale = true;
+    }
+
+    /// A source has come back; its socket closes here. The device follows its last one.
+    pub(super) fn on_stopped(&mut self, stopped: IntakeStopped) {
+        let IntakeStopped { port, lane, source } = stopped;
+        drop(source);
+        for (of, waiting, _) in &mut self.closing {
+            if *of == port {
+                waiting.retain(|waiting| *waiting != lane);
+            }
+        }
+        self.closing.retain(|(_, waiting, _)| !waiting.is_empty());
+    }
+
+    /// A worker cannot go on with a source, or through a lane: the device is opened anew. Returns its line for the log.
+    pub(super) fn on_broken(
+        &mut self,
+        port: PortIndex,
+        why: &str,
+        now: Instant,
+        fabric: &mut Fabric,
+    ) -> Option<String> {
+        let uplink = self.uplinks.values_mut().find(|uplink| uplink.index == port)?;
+        for member in &mut uplink.members {
+            if matches!(member.state, State::Open(_)) {
+                close(member, port, fabric, &mut self.closing);
+                member.state = State::Closed { retry: Some(now + Duration::from_millis(200)) };
+            }
+        }
+        self.stale = true;
+        self.links.refresh();
+        Some(format!("uplink {}: stopped: {why}", uplink.name))
+    }
+
+    /// Counts from here.
+    pub(super) fn clear_numbers(&mut self, vswitch: Option<&str>) {
+        for uplink in self.uplinks.values_mut().filter(|u| vswitch.is_none_or(|name| name == u.vswitch)) {
+            uplink.baseline = uplink.state.stats.snapshot();
+        }
+    }
+
+    /// What the operator sees of a vswitch's uplink.
+    pub(super) fn report(&self, vswitch: &str) -> Option<UplinkReport> {
+        let uplink = self.uplinks.get(vswitch)?;
+        let numbers = uplink.state.stats.snapshot().since(&uplink.baseline);
+        let member = |member: &Member| {
+            let open = if let State::Open(open) = &member.state { Some(open) } else { None };
+            let link = member.link.as_ref();
+            let negotiated = open.map(|open| &open.device.negotiated);
+            let state = match (&member.state, link) {
+                (_, None) => "Missing",
+                (State::Open(_), Some(link)) if link.has_carrier => "Up",
+                (State::Opening, _) => "Opening",
+                _ => "Down",
+            };
+            UplinkMember {
+                name: member.name.clone(),
+                state: state.to_owned(),
+                mac: link.and_then(|link| link.mac),
+                mtu: link.map_or(0, |link| link.mtu),
+                access: negotiated.map(|n| n.access.to_owned()),
+                queues: negotiated.map_or(0, |n| n.queues as u32),
+                multi_buffer: negotiated.is_some_and(|n| n.multi_buffer),
+                busy_poll: negotiated.is_some_and(|n| n.busy_poll),
+                remarks: negotiated
+                    .map_or_else(|| member.trouble.iter().cloned().collect(), |n| n.remarks.clone()),
+            }
+        };
+        Some(UplinkReport {
+            mac: Some(uplink.spec.mac).filter(|mac| !mac.is_zero()),
+            native_vlan: uplink.config.native_vlan,
+            members: uplink.members.iter().map(member).collect(),
+            counters: numbers.counters,
+            discards: numbers.discards,
+        })
+    }
+}
+
+/// The vswitches that have an uplink, with how it is used.
+fn wanted(config: &Config) -> Vec<(String, UplinkConfig)> {
+    let of = |vswitch: &avio_proto::config::NumberedVswitch| {
+        let settings = &vswitch.settings;
+        settings.uplink.as_ref().map(|name| (settings.name.clone(), config.uplink(name)))
+    };
+    config.vswitches.iter().filter_map(of).collect()
+}
+
+/// The devices that the uplink `name` is made of.
+fn members(config: &Config, name: &str) -> Vec<String> {
+    let aggregate = config.aggregates.iter().find(|aggregate| aggregate.name == name);
+    aggregate.map_or_else(|| vec![name.to_owned()], |aggregate| aggregate.members.clone())
+}
+
+/// Addresses of the host by the interface that frames to them come in through: the interface's own, and those on top of it.
+fn host_macs_on(links: &Links) -> Vec<(u32, MacAddr)> {
+    let of = |link: &Link| {
+        let through = if matches!(link.kind.as_deref(), Some("macvlan" | "macvtap" | "vlan" | "ipvlan")) {
+            link.parent
+        } else {
+            None
+        };
+        [Some(link.index), through].into_iter().flatten().zip([link.mac, link.mac]).collect::<Vec<_>>()
+    };
+    links.iter().flat_map(of).filter_map(|(index, mac)| mac.map(|mac| (index, mac))).collect()
+}
+
+fn tell_link(uplink: &str, member: &Member, now: Option<&Link>) {
+    let name = &member.name;
+    let was_up = member.link.as_ref().is_some_and(|link| link.has_carrier);
+    match (member.link.as_ref(), now) {
+        (Some(_), None) => tracing::warn!("uplink {uplink}: {name} is gone; waiting until it comes back"),
+        (None, Some(link)) => tracing::info!("uplink {uplink}: {name} is there, interface {}", link.index),
+        (Some(_), Some(link)) if was_up && !link.has_carrier => {
+            tracing::warn!("uplink {uplink}: {name}: link down")
+        }
+        (Some(_), Some(link)) if !was_up && link.has_carrier => {
+            tracing::info!("uplink {uplink}: {name}: link up")
+        }
+        _ => {}
+    }
+}
+
+/// Takes a member's device away from the workers; it closes when they have let go.
+fn close(
+    member: &mut Member,
+    port: PortIndex,
+    fabric: &mut Fabric,
+    closing: &mut Vec<(PortIndex, Vec<u16>, Device)>,
+) {
+    // What a helper brings later is nobody's.
+    member.attempt += 1;
+    let State::Open(open) = std::mem::replace(&mut member.state, State::Closed { retry: None }) else {
+        return;
+    };
+    let OpenMember { lanes, sources, device, .. } = *open;
+    for lane in lanes {
+        fabric.retire_lane(lane);
+    }
+    let numbers = sources.iter().map(|&(_, number)| number).collect();
+    for (worker, number) in sources {
+        fabric.stop_intake(worker, port, number);
+    }
+    closing.push((port, numbers, device));
+}

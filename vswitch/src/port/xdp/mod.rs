@@ -1,0 +1,18 @@
+//! The kernel's ends of an uplink: AF_XDP sockets with our own XDP program, and packet sockets where XDP cannot attach.
+//!
+//! `program` is the program as bytecode and how it is attached, `socket` an AF_XDP socket as intake and outlet, `packet` the same over a packet
+//! socket, `rings` the memory shared with the kernel, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides nothing: what is
+//! opened, and what after a failure, is up to `control/uplink`.
+
+mod packet;
+mod program;
+mod rings;
+mod socket;
+mod sys;
+
+pub use packet::{Capture, Promiscuous, open_packet};
+pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
+pub use socket::{Wanted, XskError, XskInfo, XskProbe, open_xsk};
+pub use sys::{
+    DriverInfo, LinkFeatures, driver_info, features, interface_speed_mbps, set_features, xdp_available,
+};

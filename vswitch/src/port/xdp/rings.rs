@@ -1,0 +1,164 @@
+//! The four rings that an AF_XDP socket shares with the kernel (Documentation/networking/af_xdp.rst), each with one producer and one consumer.
+//!
+//! Owns the mappings and their memory order. The kernel is trusted, so an index from it is masked and not judged. It makes no system call.
+
+#![expect(unsafe_code, reason = "memory that the kernel reads and writes (DESIGN section 6)")]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::sys::RingMapping;
+
+/// `XDP_PKT_CONTD`: the frame goes on in the next descriptor (Linux 6.6).
+const CONTINUED: u32 = 1;
+/// `XDP_RING_NEED_WAKEUP`.
+const NEED_WAKEUP: u32 = 1;
+
+/// One descriptor of a receive or transmit ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Desc {
+    /// Offset in the UMEM.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+    /// The frame goes on in the next descriptor.
+    pub continued: bool,
+}
+
+/// Where a ring's parts lie in its mapping (`struct xdp_ring_offset`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Offsets {
+    pub producer: usize,
+    pub consumer: usize,
+    pub desc: usize,
+    pub flags: usize,
+}
+
+/// One ring. Which side is ours is up to who holds it.
+#[derive(Debug)]
+pub(super) struct Ring {
+    mapping: RingMapping,
+    offsets: Offsets,
+    entry_len: usize,
+    mask: u32,
+    /// Our index: entries that we have produced or consumed, published or not.
+    local: u32,
+}
+
+impl Ring {
+    /// Maps the ring of `entries` (a power of two) entries of `entry_len` bytes at page offset `at`.
+    pub(super) fn new(
+        fd: BorrowedFd<'_>,
+        at: i64,
+        offsets: Offsets,
+        entries: u32,
+        entry_len: usize,
+    ) -> io::Result<Self> {
+        let mapping = RingMapping::new(fd, offsets.desc + entries as usize * entry_len, at)?;
+        Ok(Self { mapping, offsets, entry_len, mask: entries - 1, local: 0 })
+    }
+
+    #[inline]
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: `at` checks that the word is inside the mapping, which lives as long as `self`; the kernel aligns it, and both sides
+        // access it atomically.
+        unsafe { AtomicU32::from_ptr(self.mapping.at(offset, 4).cast()) }
+    }
+
+    #[inline]
+    fn entry(&self, index: u32) -> *mut u8 {
+        self.mapping.at(self.offsets.desc + (index & self.mask) as usize * self.entry_len, self.entry_len)
+    }
+
+    /// Entries there are in the ring.
+    pub(super) fn size(&self) -> u32 {
+        self.mask + 1
+    }
+
+    // As the producer.
+
+    /// Entries that can be produced.
+    #[inline]
+    pub(super) fn room(&self) -> u32 {
+        self.size() - self.local.wrapping_sub(self.word(self.offsets.consumer).load(Ordering::Acquire))
+    }
+
+    /// Puts an address into the next entry (fill ring). There must be room.
+    #[inline]
+    pub(super) fn put_addr(&mut self, addr: u64) {
+        // SAFETY: the entry is inside the mapping, eight bytes long and aligned, and ours until it is published.
+        unsafe { self.entry(self.local).cast::<u64>().write_volatile(addr) };
+        self.local = self.local.wrapping_add(1);
+    }
+
+    /// Puts a descriptor into the next entry (transmit ring). There must be room.
+    #[inline]
+    pub(super) fn put_desc(&mut self, desc: Desc) {
+        let Desc { addr, len, continued } = desc;
+        let rest = u64::from(len) | u64::from(if continued { CONTINUED } else { 0 }) << 32;
+        // SAFETY: as in `put_addr`; a descriptor is an address, a length and an options word, 16 bytes.
+        unsafe { self.entry(self.local).cast::<[u64; 2]>().write_volatile([addr, rest]) };
+        self.local = self.local.wrapping_add(1);
+    }
+
+    /// Takes back the last `count` entries that are not published.
+    pub(super) fn take_back(&mut self, count: u32) {
+        self.local = self.local.wrapping_sub(count);
+    }
+
+    /// Publishes what was put.
+    #[inline]
+    pub(super) fn publish(&self) {
+        self.word(self.offsets.producer).store(self.local, Ordering::Release);
+    }
+
+    /// Whether the kernel has consumed all that was published.
+    #[inline]
+    pub(super) fn is_drained(&self) -> bool {
+        self.consumed() == self.local
+    }
+
+    /// How far the kernel has consumed: a number that grows.
+    #[inline]
+    pub(super) fn consumed(&self) -> u32 {
+        self.word(self.offsets.consumer).load(Ordering::Acquire)
+    }
+
+    /// Whether the kernel wants a system call to look at the ring.
+    #[inline]
+    pub(super) fn needs_wakeup(&self) -> bool {
+        self.word(self.offsets.flags).load(Ordering::Relaxed) & NEED_WAKEUP != 0
+    }
+
+    // As the consumer.
+
+    /// Entries that can be consumed.
+    #[inline]
+    pub(super) fn ready(&self) -> u32 {
+        self.word(self.offsets.producer).load(Ordering::Acquire).wrapping_sub(self.local)
+    }
+
+    /// The address in entry number `ahead` of those that are ready (completion ring).
+    #[inline]
+    pub(super) fn addr(&self, ahead: u32) -> u64 {
+        // SAFETY: as in `put_addr`; the kernel has published the entry.
+        unsafe { self.entry(self.local.wrapping_add(ahead)).cast::<u64>().read_volatile() }
+    }
+
+    /// The descriptor in entry number `ahead` of those that are ready (receive ring).
+    #[inline]
+    pub(super) fn desc(&self, ahead: u32) -> Desc {
+        // SAFETY: as in `addr`.
+        let [addr, rest] =
+            unsafe { self.entry(self.local.wrapping_add(ahead)).cast::<[u64; 2]>().read_volatile() };
+        Desc { addr, len: rest as u32, continued: (rest >> 32) as u32 & CONTINUED != 0 }
+    }
+
+    /// `count` entries have been consumed.
+    #[inline]
+    pub(super) fn consume(&mut self, count: u32) {
+        self.local = self.local.wrapping_add(count);
+        self.word(self.offsets.consumer).store(self.local, Ordering::Release);
+    }
+}

@@ -1,0 +1,393 @@
+//! One AF_XDP socket: one queue of a device, as an intake and an outlet over one UMEM.
+//!
+//! The UMEM is a memfd of our own; its first half is for receiving and goes round through fill and receive ring (the intake's), the second half is
+//! for sending and goes round through transmit and completion ring (the outlet's). So the two halves share nothing but the descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+use avio_host::frame_memory::FrameMemory;
+use avio_proto::mem::{GuestSlice, RegionHint};
+use avio_proto::ring::{Batch, CHAINS_MAX, ChainArena, Collector, Undelivered};
+
+use super::rings::{Desc, Offsets, Ring};
+use super::sys;
+use crate::port::wire::{Intake, OUT_PIECES_MAX, OutFrame, Outlet};
+
+const AF_XDP: i32 = 44;
+const SOL_XDP: i32 = 283;
+const XDP_MMAP_OFFSETS: i32 = 1;
+const XDP_RX_RING: i32 = 2;
+const XDP_TX_RING: i32 = 3;
+const XDP_UMEM_REG: i32 = 4;
+const XDP_UMEM_FILL_RING: i32 = 5;
+const XDP_UMEM_COMPLETION_RING: i32 = 6;
+const XDP_OPTIONS: i32 = 8;
+/// Linux 6.17; frames that one system call may send in copy mode, 32 without.
+const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
+const PAGE_OFFSETS: [i64; 4] = [0, 0x8000_0000, 0x1_0000_0000, 0x1_8000_0000];
+
+const BIND_COPY: u16 = 1 << 1;
+const BIND_NEED_WAKEUP: u16 = 1 << 3;
+/// Linux 6.6.
+const BIND_USE_SG: u16 = 1 << 4;
+const OPTION_ZERO_COPY: u32 = 1;
+
+/// Bytes of a chunk of the UMEM: a page, the largest there is; a frame with the kernel's headroom of 256 bytes and an MTU of up to 3,500 fits
+/// one.
+const CHUNK: usize = 4096;
+/// Longest frame that is sure to fit one chunk.
+const SINGLE_MAX: usize = CHUNK - 256;
+/// Entries of each ring, and chunks of each half: 1.3 ms of 64-byte frames at 1.5 Mpps.
+const ENTRIES: u32 = 2048;
+/// Chunks of a frame from the wire, at most; the kernel's own limit is 17 (MAX_SKB_FRAGS).
+const RX_PIECES_MAX: usize = 20;
+/// System calls to get one batch out. In copy mode one sends 32 frames (or what XDP_MAX_TX_SKB_BUDGET says).
+const KICKS_MAX: u32 = 8;
+/// Completions that are waited for before they are looked at.
+const REAP_BELOW: usize = 256;
+
+/// How a socket is to be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Not zero-copy, although the driver may say it can.
+    pub copy: bool,
+    /// Largest frame of the device, in bytes.
+    pub frame_len_max: usize,
+    /// Prefer busy polling (Linux 5.11), for workers that never sleep.
+    pub busy_poll: bool,
+}
+
+/// What was negotiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XskInfo {
+    /// The device reads and writes the UMEM itself.
+    pub zero_copy: bool,
+    /// Frames in several chunks.
+    pub multi_buffer: bool,
+    /// Preferred busy polling.
+    pub busy_poll: bool,
+}
+
+/// Why there is no socket on a queue.
+#[derive(Debug, thiserror::Error)]
+pub enum XskError {
+    /// The device has no queue of that number.
+    #[error("there is no such queue")]
+    NoQueue,
+    /// Frames of the device do not fit, and the kernel cannot split them.
+    #[error("frames of {0} bytes need a kernel with multi-buffer AF_XDP (6.6); lower the MTU to 3,500")]
+    TooLong(usize),
+    /// What the system says.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// What control's watchdog looks at, without any lock.
+#[derive(Debug, Default)]
+pub struct XskProbe {
+    /// Frames handed to the transmit ring.
+    pub submitted: AtomicU32,
+    /// Frames that the kernel has taken from it.
+    pub consumed: AtomicU32,
+    /// Frames that came in.
+    pub received: AtomicU32,
+}
+
+struct Socket {
+    fd: OwnedFd,
+    memory: FrameMemory,
+    busy_poll: bool,
+    probe: Arc<XskProbe>,
+}
+
+/// The two halves, what was negotiated, and what the watchdog looks at.
+pub type OpenXsk = (Box<dyn Intake>, Box<dyn Outlet>, XskInfo, OwnedFd, Arc<XskProbe>);
+
+/// Opens a socket on queue `queue` of interface number `ifindex`. Helper thread: a driver may reset its rings for it. The returned descriptor is
+/// for [`super::Attached::add`].
+///
+/// # Errors
+/// [`XskError`].
+pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, XskError> {
+    let fd = sys::socket(AF_XDP, 0)?;
+    let memory = FrameMemory::new("avio-umem", 2 * ENTRIES as usize * CHUNK)?;
+    let (base, len) = memory.mapped();
+    // `struct xdp_umem_reg`: address, length, chunk size, headroom, flags, room for metadata.
+    let mut umem = [0; 32];
+    umem[..8].copy_from_slice(&(base as u64).to_ne_bytes());
+    umem[8..16].copy_from_slice(&(len as u64).to_ne_bytes());
+    umem[16..20].copy_from_slice(&(CHUNK as u32).to_ne_bytes());
+    sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem)?;
+    for ring in [XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING] {
+        sys::set_option(fd.as_fd(), SOL_XDP, ring, &ENTRIES.to_ne_bytes())?;
+    }
+    // Only for copy mode, only where the kernel has it; nothing depends on it.
+    let _ = sys::set_option(fd.as_fd(), SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &256u32.to_ne_bytes());
+    let busy_poll = wanted.busy_poll && prefer_busy_poll(&fd).is_ok();
+    let offsets = offsets(&fd)?;
+    let ring =
+        |which: usize, len: usize| Ring::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which], ENTRIES, len);
+    let (receive, transmit, mut fill, completion) = (ring(0, 16)?, ring(1, 16)?, ring(2, 8)?, ring(3, 8)?);
+    for chunk in 0..u64::from(ENTRIES) {
+        fill.put_addr(chunk * CHUNK as u64);
+    }
+    fill.publish();
+    let multi_buffer = bind(&fd, ifindex, queue, wanted)?;
+    let mut options = [0; 4];
+    let got = sys::get_option(fd.as_fd(), SOL_XDP, XDP_OPTIONS, &mut options)?;
+    let zero_copy = got == 4 && u32::from_ne_bytes(options) & OPTION_ZERO_COPY != 0;
+    let handle = fd.try_clone()?;
+    let probe = Arc::<XskProbe>::default();
+    let socket = Arc::new(Socket { fd, memory, busy_poll, probe: Arc::clone(&probe) });
+    let intake =
+        XskIntake { socket: Arc::clone(&socket), receive, fill, taken: Vec::with_capacity(taken_max()) };
+    let free = (u64::from(ENTRIES)..2 * u64::from(ENTRIES)).map(|chunk| chunk * CHUNK as u64).collect();
+    let outlet = XskOutlet {
+        socket,
+        transmit,
+        completion,
+        free,
+        reserved: Vec::with_capacity(taken_max()),
+        multi_buffer,
+    };
+    let info = XskInfo { zero_copy, multi_buffer, busy_poll };
+    Ok((Box::new(intake), Box::new(outlet), info, handle, probe))
+}
+
+fn taken_max() -> usize {
+    CHAINS_MAX * RX_PIECES_MAX
+}
+
+/// Binds the socket; returns whether frames may come in several chunks.
+fn bind(fd: &OwnedFd, ifindex: u32, queue: u32, wanted: Wanted) -> Result<bool, XskError> {
+    let attempt = |flags: u16| {
+        // `struct sockaddr_xdp`: family, flags, interface, queue, descriptor of a shared UMEM.
+        let mut address = [0; 16];
+        address[..2].copy_from_slice(&(AF_XDP as u16).to_ne_bytes());
+        address[2..4].copy_from_slice(&flags.to_ne_bytes());
+        address[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        address[8..12].copy_from_slice(&queue.to_ne_bytes());
+        sys::bind(fd.as_fd(), &address)
+    };
+    // Without either, the kernel takes zero-copy where the driver has it and copies where not.
+    let flags = BIND_NEED_WAKEUP | if wanted.copy { BIND_COPY } else { 0 };
+    let long = wanted.frame_len_max > SINGLE_MAX;
+    let outcome = if long { attempt(flags | BIND_USE_SG) } else { attempt(flags) };
+    match outcome {
+        Ok(()) => Ok(long),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && long => {
+            // An old kernel, or no such queue: without the flag we know.
+            match attempt(flags) {
+                Ok(()) => Err(XskError::TooLong(wanted.frame_len_max)),
+                Err(_) => Err(XskError::NoQueue),
+            }
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(XskError::NoQueue),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The kernel then leaves the device's interrupts off while we poll.
+fn prefer_busy_poll(fd: &OwnedFd) -> io::Result<()> {
+    const SO_BUSY_POLL: i32 = 46;
+    const SO_PREFER_BUSY_POLL: i32 = 69;
+    const SO_BUSY_POLL_BUDGET: i32 = 70;
+    for (name, value) in [(SO_PREFER_BUSY_POLL, 1i32), (SO_BUSY_POLL, 20), (SO_BUSY_POLL_BUDGET, 64)] {
+        sys::set_option(fd.as_fd(), libc::SOL_SOCKET, name, &value.to_ne_bytes())?;
+    }
+    Ok(())
+}
+
+/// Where the four rings' parts lie (`struct xdp_mmap_offsets`).
+fn offsets(fd: &OwnedFd) -> io::Result<[Offsets; 4]> {
+    let mut bytes = [0; 128];
+    if sys::get_option(fd.as_fd(), SOL_XDP, XDP_MMAP_OFFSETS, &mut bytes)? != bytes.len() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is older than 5.4"));
+    }
+    let word = |i: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[8 * i..8 * i + 8]);
+        u64::from_ne_bytes(word) as usize
+    };
+    Ok(std::array::from_fn(|ring| Offsets {
+        producer: word(4 * ring),
+        consumer: word(4 * ring + 1),
+        desc: word(4 * ring + 2),
+        flags: word(4 * ring + 3),
+    }))
+}
+
+/// The receiving half.
+struct XskIntake {
+    socket: Arc<Socket>,
+    receive: Ring,
+    fill: Ring,
+    /// Chunks of the last batch.
+    taken: Vec<u64>,
+}
+
+impl Intake for XskIntake {
+    fn take<'a>(&'a mut self, arena: &'a mut ChainArena, max: usize) -> io::Result<Batch<'a>> {
+        let mut ready = self.receive.ready();
+        if ready == 0 && (self.socket.busy_poll || self.fill.needs_wakeup()) {
+            sys::kick_receive(self.socket.fd.as_fd());
+            ready = self.receive.ready();
+        }
+        let mut frames = Collector::new(arena, self.socket.memory.table());
+        let (mut used, mut count) = (0, 0);
+        let mut pieces = [(0, 0); RX_PIECES_MAX];
+        while count < max && used < ready {
+            let mut len = 0;
+            let mut whole = false;
+            while used + (len as u32) < ready && len < RX_PIECES_MAX {
+                let desc = self.receive.desc(used + len as u32);
+                pieces[len] = (desc.addr, desc.len);
+                len += 1;
+                if !desc.continued {
+                    whole = true;
+                    break;
+                }
+            }
+            if !whole && len < RX_PIECES_MAX {
+                // The rest of the frame is still to come.
+                break;
+            }
+            for &(addr, _) in &pieces[..len] {
+                self.taken.push(addr & !(CHUNK as u64 - 1));
+            }
+            used += len as u32;
+            if !whole || !frames.push(pieces[..len].iter().copied(), None) {
+                continue;
+            }
+            count += 1;
+        }
+        self.receive.consume(used);
+        self.socket.probe.received.fetch_add(count as u32, Ordering::Relaxed);
+        if count == 0 && used > 0 {
+            // Nothing that anybody will call `done` for.
+            refill(&mut self.taken, &mut self.fill);
+        }
+        Ok(frames.finish())
+    }
+
+    fn done(&mut self) {
+        refill(&mut self.taken, &mut self.fill);
+    }
+
+    fn wait_fd(&self) -> io::Result<OwnedFd> {
+        self.socket.fd.try_clone()
+    }
+
+    fn arm(&mut self) -> bool {
+        fence(Ordering::SeqCst);
+        if self.fill.needs_wakeup() {
+            sys::kick_receive(self.socket.fd.as_fd());
+        }
+        self.receive.ready() > 0
+    }
+}
+
+/// Gives the chunks of a batch back. The fill ring has room for all chunks that there are.
+fn refill(taken: &mut Vec<u64>, fill: &mut Ring) {
+    for &addr in &*taken {
+        fill.put_addr(addr);
+    }
+    taken.clear();
+    fill.publish();
+}
+
+/// The sending half.
+struct XskOutlet {
+    socket: Arc<Socket>,
+    transmit: Ring,
+    completion: Ring,
+    free: Vec<u64>,
+    /// Chunks put since the last commit, for taking them back.
+    reserved: Vec<u64>,
+    multi_buffer: bool,
+}
+
+impl Outlet for XskOutlet {
+    fn reserve(&mut self, len: usize) -> Result<OutFrame<'_>, Undelivered> {
+        let count = len.div_ceil(CHUNK).max(1);
+        if count > 1 && !self.multi_buffer || count > OUT_PIECES_MAX {
+            return Err(Undelivered::TooLong);
+        }
+        if self.free.len() < REAP_BELOW {
+            self.reap();
+        }
+        if self.free.len() < count || (self.transmit.room() as usize) < count {
+            return Err(Undelivered::NoBuffer);
+        }
+        let table = self.socket.memory.table();
+        let mut hint = RegionHint::default();
+        let whole = table.slice(&mut hint, 0, CHUNK).ok_or(Undelivered::NoBuffer)?;
+        let mut frame: OutFrame<'_> = [GuestSlice::sub(&whole, 0, 0); OUT_PIECES_MAX];
+        let mut left = len;
+        for piece in &mut frame[..count] {
+            let addr = self.free.pop().unwrap_or_default();
+            let part = left.min(CHUNK);
+            left -= part;
+            *piece = table.slice(&mut hint, addr, part).ok_or(Undelivered::NoBuffer)?;
+            self.transmit.put_desc(Desc { addr, len: part as u32, continued: left > 0 });
+            self.reserved.push(addr);
+        }
+        Ok(frame)
+    }
+
+    fn commit(&mut self) -> io::Result<()> {
+        self.transmit.publish();
+        let sent = self.reserved.len() as u32;
+        self.reserved.clear();
+        let outcome = self.kick();
+        let probe = &self.socket.probe;
+        probe.submitted.fetch_add(sent, Ordering::Relaxed);
+        probe.consumed.store(self.transmit.consumed(), Ordering::Relaxed);
+        self.reap();
+        outcome
+    }
+
+    fn rollback(&mut self) {
+        self.transmit.take_back(self.reserved.len() as u32);
+        self.free.append(&mut self.reserved);
+    }
+}
+
+impl XskOutlet {
+    /// Chunks that the kernel has sent are free again.
+    fn reap(&mut self) {
+        let ready = self.completion.ready();
+        for ahead in 0..ready {
+            self.free.push(self.completion.addr(ahead) & !(CHUNK as u64 - 1));
+        }
+        if ready > 0 {
+            self.completion.consume(ready);
+        }
+    }
+
+    /// Has the kernel send what is in the transmit ring, if it waits to be told.
+    fn kick(&mut self) -> io::Result<()> {
+        for _ in 0..KICKS_MAX {
+            if !self.transmit.needs_wakeup() {
+                return Ok(());
+            }
+            match sys::kick_send(self.socket.fd.as_fd()) {
+                Ok(()) => {}
+                // There is more than one call sends, or the device is full: it goes out with the next batch at the latest.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS)) => {}
+                // The link is down; control learns of it and takes the lane away.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENETDOWN)) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            if self.transmit.is_drained() {
+                return Ok(());
+            }
+            self.reap();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,450 @@
+//! The system calls that no safe crate wraps: bpf(2), AF_XDP and packet sockets, ethtool.
+//!
+//! Each function is one call with its arguments checked by their types; none keeps anything.
+
+#![expect(unsafe_code, reason = "system calls without a safe wrapper (DESIGN section 6)")]
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Turns a return value below zero into the error.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = check(result)?;
+    // SAFETY: the kernel has just made this descriptor for us and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// bpf(2) with `attr` as its attribute union, which the kernel only reads unless the command says otherwise.
+fn bpf(command: u32, attr: &mut [u8]) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is readable and writable for its whole length, which is passed along; pointers inside it are the callers' concern, who
+    // keep what they point to alive over the call.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), attr.len()) })
+}
+
+const BPF_MAP_CREATE: u32 = 0;
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_PROG_LOAD: u32 = 5;
+const BPF_LINK_CREATE: u32 = 28;
+/// `union bpf_attr` as far as we fill it.
+const ATTR_LEN: usize = 128;
+
+fn put<const N: usize>(attr: &mut [u8], at: usize, bytes: [u8; N]) {
+    attr[at..at + N].copy_from_slice(&bytes);
+}
+
+/// A map of `kind` (`enum bpf_map_type`).
+pub(super) fn map_create(kind: u32, key_len: u32, value_len: u32, entries: u32) -> io::Result<OwnedFd> {
+    let mut attr = [0; ATTR_LEN];
+    for (at, value) in [(0, kind), (4, key_len), (8, value_len), (12, entries)] {
+        put(&mut attr, at, value.to_ne_bytes());
+    }
+    owned(bpf(BPF_MAP_CREATE, &mut attr)?)
+}
+
+/// Sets an element; key and value must have the lengths that the map was made with.
+pub(super) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attr = [0; ATTR_LEN];
+    put(&mut attr, 0, (map.as_raw_fd() as u32).to_ne_bytes());
+    put(&mut attr, 8, (key.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 16, (value.as_ptr() as u64).to_ne_bytes());
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Loads an XDP program; on refusal the verifier's words are in the error.
+pub(super) fn prog_load(code: &[u64], flags: u32) -> io::Result<OwnedFd> {
+    const PROG_TYPE_XDP: u32 = 6;
+    const ATTACH_XDP: u32 = 37;
+    let mut log = vec![0u8; 16 * 1024];
+    let license = c"Dual MIT/GPL";
+    let mut attr = [0; ATTR_LEN];
+    put(&mut attr, 0, PROG_TYPE_XDP.to_ne_bytes());
+    put(&mut attr, 4, (code.len() as u32).to_ne_bytes());
+    put(&mut attr, 8, (code.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 16, (license.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 24, 1u32.to_ne_bytes());
+    put(&mut attr, 28, (log.len() as u32).to_ne_bytes());
+    put(&mut attr, 32, (log.as_mut_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 44, flags.to_ne_bytes());
+    put(&mut attr, 48, *b"avio_uplink\0\0\0\0\0");
+    put(&mut attr, 68, ATTACH_XDP.to_ne_bytes());
+    bpf(BPF_PROG_LOAD, &mut attr).and_then(owned).map_err(|error| {
+        let text = String::from_utf8_lossy(&log);
+        let last = text.trim_end_matches('\0').lines().rev().find(|line| !line.is_empty()).unwrap_or("");
+        if last.is_empty() { error } else { io::Error::new(error.kind(), format!("{error}: {last}")) }
+    })
+}
+
+/// Attaches an XDP program to an interface by a link: it goes when the returned descriptor does.
+pub(super) fn link_create(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    const ATTACH_XDP: u32 = 37;
+    let mut attr = [0; ATTR_LEN];
+    for (at, value) in [(0, program.as_raw_fd() as u32), (4, ifindex), (8, ATTACH_XDP), (12, flags)] {
+        put(&mut attr, at, value.to_ne_bytes());
+    }
+    owned(bpf(BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// A new socket, close-on-exec and non-blocking.
+pub(super) fn socket(domain: i32, protocol: i32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no memory is involved.
+    owned(unsafe { libc::socket(domain, kind, protocol) }.into())
+}
+
+/// Whether the kernel has AF_XDP sockets and we may open one.
+///
+/// # Errors
+/// What the system says.
+pub fn xdp_available() -> io::Result<()> {
+    socket(libc::AF_XDP, 0).map(drop)
+}
+
+/// setsockopt(2) with the bytes of a kernel structure.
+pub(super) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let (at, len) = (value.as_ptr().cast::<c_void>(), value.len() as u32);
+    // SAFETY: `value` is readable for `len` bytes.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, at, len) }.into()).map(drop)
+}
+
+/// getsockopt(2) into `value`; returns how many bytes the kernel wrote.
+pub(super) fn get_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
+    let mut len = value.len() as u32;
+    let at = value.as_mut_ptr().cast::<c_void>();
+    // SAFETY: `value` is writable for `len` bytes.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, at, &mut len) }.into())?;
+    Ok(len as usize)
+}
+
+/// Attaches a classic BPF program (code, jump if true, jump if false, operand) to a socket.
+pub(super) fn set_filter(fd: BorrowedFd<'_>, code: &[(u16, u8, u8, u32)]) -> io::Result<()> {
+    let mut filters: Vec<libc::sock_filter> =
+        code.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+    let program = libc::sock_fprog { len: filters.len() as u16, filter: filters.as_mut_ptr() };
+    let (at, len) = ((&raw const program).cast::<c_void>(), size_of::<libc::sock_fprog>() as u32);
+    // SAFETY: `program` is a whole `struct sock_fprog` whose filters live until the call returns.
+    let result =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, at, len) };
+    check(result.into()).map(drop)
+}
+
+/// Whether something can be received now.
+pub(super) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one `struct pollfd`.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
+}
+
+/// bind(2) with the bytes of a socket address.
+pub(super) fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
+    let at = address.as_ptr().cast::<libc::sockaddr>();
+    // SAFETY: `address` is readable for its length.
+    check(unsafe { libc::bind(fd.as_raw_fd(), at, address.len() as u32) }.into()).map(drop)
+}
+
+/// Tells the kernel to send what is in the socket's transmit ring.
+#[inline]
+pub(super) fn kick_send(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no bytes are passed.
+    let result =
+        unsafe { libc::sendto(fd.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0) };
+    check(result as libc::c_long).map(drop)
+}
+
+/// Tells the kernel to look at the socket's fill ring, and to poll its device where busy polling is on.
+#[inline]
+pub(super) fn kick_receive(fd: BorrowedFd<'_>) {
+    // SAFETY: no bytes are passed.
+    unsafe {
+        libc::recvfrom(
+            fd.as_raw_fd(),
+            std::ptr::null_mut(),
+            0,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    };
+}
+
+/// Sends one message per range of `memory` (offset, length), in order; returns how many went out. The ranges must lie in `memory`.
+pub(super) fn send_ranges(
+    fd: BorrowedFd<'_>,
+    memory: (*mut u8, usize),
+    ranges: &[(usize, usize)],
+    scratch: &mut Messages,
+) -> io::Result<usize> {
+    let count = scratch.fill(memory, ranges);
+    // SAFETY: the first `count` headers each name one vector of `scratch`, whose bytes lie in `memory`, which the caller keeps mapped.
+    let result = unsafe {
+        libc::sendmmsg(fd.as_raw_fd(), scratch.headers.as_mut_ptr(), count as u32, libc::MSG_DONTWAIT)
+    };
+    check(result.into()).map(|sent| sent as usize)
+}
+
+/// Receives one message into each range of `memory`, as many as there are; returns how many. Lengths and tags are in `scratch`.
+pub(super) fn receive_ranges(
+    fd: BorrowedFd<'_>,
+    memory: (*mut u8, usize),
+    ranges: &[(usize, usize)],
+    scratch: &mut Messages,
+) -> io::Result<usize> {
+    let count = scratch.fill(memory, ranges);
+    for i in 0..count {
+        scratch.headers[i].msg_hdr.msg_control = scratch.controls[i].0.as_mut_ptr().cast();
+        scratch.headers[i].msg_hdr.msg_controllen = CONTROL_LEN;
+    }
+    // SAFETY: as in `send_ranges`; the control buffers are our own and as long as stated.
+    let result = unsafe {
+        libc::recvmmsg(
+            fd.as_raw_fd(),
+            scratch.headers.as_mut_ptr(),
+            count as u32,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+        )
+    };
+    match check(result.into()) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        other => other.map(|count| count as usize),
+    }
+}
+
+/// Room for one control message with `struct tpacket_auxdata`.
+const CONTROL_LEN: usize = 64;
+
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+struct Control([u8; CONTROL_LEN]);
+
+/// Headers of a batch of messages, made once and used again.
+pub(super) struct Messages {
+    headers: Vec<libc::mmsghdr>,
+    vectors: Vec<libc::iovec>,
+    controls: Vec<Control>,
+}
+
+// SAFETY: the pointers are written before each call and used by that call alone.
+unsafe impl Send for Messages {}
+
+impl Messages {
+    pub(super) fn new(count: usize) -> Self {
+        // SAFETY: all-zero is a valid header: no name, no vector, no control.
+        let header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Self {
+            headers: vec![header; count],
+            vectors: vec![vector; count],
+            controls: vec![Control([0; CONTROL_LEN]); count],
+        }
+    }
+
+    /// One header and vector per range. Panics if a range does not lie in `memory`.
+    fn fill(&mut self, memory: (*mut u8, usize), ranges: &[(usize, usize)]) -> usize {
+        let count = ranges.len().min(self.headers.len());
+        for (i, &(offset, len)) in ranges[..count].iter().enumerate() {
+            assert!(offset <= memory.1 && len <= memory.1 - offset, "a range outside its memory");
+            let base = memory.0.wrapping_add(offset).cast();
+            self.vectors[i] = libc::iovec { iov_base: base, iov_len: len };
+            let header = &mut self.headers[i].msg_hdr;
+            header.msg_iov = &raw mut self.vectors[i];
+            header.msg_iovlen = 1;
+            header.msg_control = std::ptr::null_mut();
+            header.msg_controllen = 0;
+            header.msg_flags = 0;
+        }
+        count
+    }
+
+    /// Bytes of message `i` of the last call, and whether there were more than its range holds.
+    pub(super) fn received(&self, i: usize) -> (usize, bool) {
+        let header = &self.headers[i];
+        (header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0)
+    }
+
+    /// Tag control information that the kernel took out of message `i` (`struct tpacket_auxdata`, packet(7)).
+    pub(super) fn tag(&self, i: usize) -> Option<u16> {
+        const HEADER: usize = 16;
+        const STATUS_VLAN_VALID: u32 = 1 << 4;
+        let control = &self.controls[i].0;
+        let have = self.headers[i].msg_hdr.msg_controllen;
+        let word =
+            |at: usize| u32::from_ne_bytes([control[at], control[at + 1], control[at + 2], control[at + 3]]);
+        // One message only: level and type behind its length, then status, len, snaplen, mac, net, vlan_tci.
+        let is_aux = have >= HEADER + 20
+            && word(8) as i32 == libc::SOL_PACKET
+            && word(12) as i32 == libc::PACKET_AUXDATA;
+        (is_aux && word(HEADER) & STATUS_VLAN_VALID != 0)
+            .then(|| u16::from_ne_bytes([control[HEADER + 16], control[HEADER + 17]]))
+    }
+}
+
+/// Memory mapped from a socket: one of its rings.
+#[derive(Debug)]
+pub(super) struct RingMapping {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is shared memory that any thread may reach; `rings` accesses it by atomics and raw copies.
+unsafe impl Send for RingMapping {}
+// SAFETY: as above.
+unsafe impl Sync for RingMapping {}
+
+impl RingMapping {
+    /// Maps `len` bytes of the socket at the page offset that names a ring.
+    pub(super) fn new(fd: BorrowedFd<'_>, len: usize, offset: i64) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        // SAFETY: a new mapping at an address that the kernel chooses changes no memory of ours.
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd.as_raw_fd(), offset) };
+        if base == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Self { base: base.cast(), len })
+        }
+    }
+
+    /// The address of the `len` bytes at `offset`, which lie inside. Panics if they do not.
+    pub(super) fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(offset <= self.len && len <= self.len - offset, "outside the ring's mapping");
+        self.base.wrapping_add(offset)
+    }
+}
+
+impl Drop for RingMapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `new` with this length, and nobody holds an address into it without holding `self`.
+        unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// `struct ifreq` with a name and a pointer, as ethtool(SIOCETHTOOL) takes it.
+#[repr(C)]
+struct IfReq {
+    name: [u8; libc::IFNAMSIZ],
+    data: *mut c_void,
+    rest: [u8; 16],
+}
+
+fn ethtool(name: &str, command: &mut [u8]) -> io::Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut request = IfReq { name: [0; libc::IFNAMSIZ], data: command.as_mut_ptr().cast(), rest: [0; 16] };
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: no memory is involved.
+    let any = owned(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?;
+    // SAFETY: `request` is a whole `struct ifreq`; its data points to `command`, which is as long as its command number promises: each
+    // caller passes the kernel's structure of that command, filled up with room.
+    check(unsafe { libc::ioctl(any.as_raw_fd(), SIOCETHTOOL, &raw mut request) }.into()).map(drop)
+}
+
+/// What ethtool says about the driver of an interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DriverInfo {
+    /// The driver's name.
+    pub driver: String,
+    /// Receive queues in use now (combined or receive channels); 0: not told.
+    pub queues: u32,
+}
+
+/// Asks for the driver and the number of queues.
+///
+/// # Errors
+/// There is no such interface.
+pub fn driver_info(name: &str) -> io::Result<DriverInfo> {
+    const GDRVINFO: u32 = 3;
+    const GCHANNELS: u32 = 0x3c;
+    // `struct ethtool_drvinfo`: command, then the driver in 32 bytes.
+    let mut command = [0u8; 256];
+    put(&mut command, 0, GDRVINFO.to_ne_bytes());
+    ethtool(name, &mut command)?;
+    let driver = &command[4..36];
+    let end = driver.iter().position(|&b| b == 0).unwrap_or(driver.len());
+    let driver = String::from_utf8_lossy(&driver[..end]).into_owned();
+    // `struct ethtool_channels`: command, four maxima, then receive, transmit, other, combined.
+    let mut channels = [0u8; 64];
+    put(&mut channels, 0, GCHANNELS.to_ne_bytes());
+    let queues = match ethtool(name, &mut channels) {
+        Ok(()) => {
+            let word = |at: usize| {
+                u32::from_ne_bytes([channels[at], channels[at + 1], channels[at + 2], channels[at + 3]])
+            };
+            word(20) + word(32)
+        }
+        Err(_) => 0,
+    };
+    Ok(DriverInfo { driver, queues })
+}
+
+/// What of an interface's receive offloads changes frames on their way to us.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkFeatures {
+    /// The hardware takes VLAN tags out.
+    pub rx_vlan: bool,
+    /// The hardware merges TCP segments, beyond recognition.
+    pub lro: bool,
+}
+
+const GFLAGS: u32 = 0x25;
+const SFLAGS: u32 = 0x26;
+const FLAG_RXVLAN: u32 = 1 << 8;
+const FLAG_LRO: u32 = 1 << 15;
+
+fn flags(name: &str) -> io::Result<u32> {
+    // `struct ethtool_value`: command, data.
+    let mut command = [0u8; 8];
+    put(&mut command, 0, GFLAGS.to_ne_bytes());
+    ethtool(name, &mut command)?;
+    let [.., a, b, c, d] = command;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// The features as they are.
+///
+/// # Errors
+/// There is no such interface.
+pub fn features(name: &str) -> io::Result<LinkFeatures> {
+    let flags = flags(name)?;
+    Ok(LinkFeatures { rx_vlan: flags & FLAG_RXVLAN != 0, lro: flags & FLAG_LRO != 0 })
+}
+
+/// Sets the features and returns what they are then: what is fixed stays.
+///
+/// # Errors
+/// What the system says.
+pub fn set_features(name: &str, wanted: LinkFeatures) -> io::Result<LinkFeatures> {
+    let mut value = flags(name)? & !(FLAG_RXVLAN | FLAG_LRO);
+    value |= if wanted.rx_vlan { FLAG_RXVLAN } else { 0 } | if wanted.lro { FLAG_LRO } else { 0 };
+    let mut command = [0u8; 8];
+    put(&mut command, 0, SFLAGS.to_ne_bytes());
+    put(&mut command, 4, value.to_ne_bytes());
+    // A fixed feature is an error of the whole request; what became of it is what counts.
+    let set = ethtool(name, &mut command);
+    let now = features(name)?;
+    if now == wanted { Ok(now) } else { set.map(|()| now) }
+}
+
+/// Speed of the link in Mbit/s (`ETHTOOL_GLINKSETTINGS`); `None`: not told (a link that is down, or a device without a speed).
+#[must_use]
+pub fn interface_speed_mbps(name: &str) -> Option<u32> {
+    const GLINKSETTINGS: u32 = 0x4c;
+    // `struct ethtool_link_settings`, 48 bytes, then three masks; the first call asks how long those are.
+    let mut command = [0u8; 48 + 3 * 4 * 127];
+    put(&mut command, 0, GLINKSETTINGS.to_ne_bytes());
+    ethtool(name, &mut command).ok()?;
+    let words = (command[18] as i8).checked_neg().filter(|&words| words > 0)?;
+    command[..].fill(0);
+    put(&mut command, 0, GLINKSETTINGS.to_ne_bytes());
+    command[18] = words as u8;
+    ethtool(name, &mut command).ok()?;
+    let speed = u32::from_ne_bytes([command[4], command[5], command[6], command[7]]);
+    (speed != 0 && speed != u32::MAX).then_some(speed)
+}

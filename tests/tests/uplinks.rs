@@ -299,6 +299,8 @@ fn device_is_lost_and_found() -> Result {
     wired.wire.plug()?;
     wired.wire.far_ip(&["addr", "add", &format!("{FAR}/24"), "dev", &wired.wire.far])?;
     wait_device(&wired.daemon, "Up")?;
+    // The far end has another address now.
+    wired.guest.run("ip neigh flush dev eth0")?;
     wired.ensure_reach("")?;
     wired.ensure_clean()
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{demo, net, stor};
+use crate::{apa, demo, net, stor};
 
 /// Options that every subcommand takes.
 #[derive(Debug, Clone, Args)]
@@ -50,6 +50,8 @@ struct Hpvmnet {
 pub enum Command {
     /// Create, modify and show virtual switches.
     Net(net::NetArgs),
+    /// Show, rebalance and reset aggregates.
+    Apa(apa::ApaArgs),
     /// Show and operate storage adapters and their LUNs.
     Stor(stor::StorArgs),
     /// Show a switch and disks at work: five guests, traffic, a spoofing attempt, 128 LUNs, the statistics. No root needed.
@@ -60,6 +62,7 @@ impl Command {
     fn run(self, global: &Global) -> Result<(), Failure> {
         match self {
             Command::Net(args) => net::run("avio net", global, args),
+            Command::Apa(args) => apa::run(global, &args),
             Command::Stor(args) => stor::run(global, &args),
             Command::Demo(args) => demo::run(global, &args),
         }

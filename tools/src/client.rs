@@ -157,6 +157,12 @@ impl Client {
                     return ClientError::Refused(refused.reasons);
                 }
             }
+            Some(control::error::NO_SUCH_AGGREGATE) => {
+                if let Some(name) = parameters.get("aggregate").and_then(|name| name.as_str()) {
+                    let line = format!("aggregate {name} is no vswitch's uplink; `avio apa` lists those that are");
+                    return ClientError::Refused(vec![line]);
+                }
+            }
             Some(control::error::NO_SUCH_VSWITCH) => {
                 if let Ok(unknown) = serde_json::from_value::<NoSuchVswitchParams>(parameters.clone()) {
                     return ClientError::NoSuchVswitch(unknown);

@@ -3,6 +3,7 @@
 //! Owns what operators type and read. Programs in `bin/` call [`cli`]; each subcommand is one module. Reaches daemons only
 //! through their control sockets and their configuration files, never through their memory or processes.
 
+pub mod apa;
 pub mod cli;
 pub mod client;
 pub mod demo;

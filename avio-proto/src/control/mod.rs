@@ -3,11 +3,13 @@
 //! `varlink/io.avio.vswitchd.varlink` describes the same interface for anybody else's client; a test holds the two
 //! together. `avio_host::control` serves it, `avio_tools` calls it. Nothing here touches a socket.
 
+mod aggregate;
 mod discard;
 mod envelope;
 mod stord;
 mod vswitchd;
 
+pub use aggregate::{AggregateParams, AggregateReport, AggregatesReply, LacpReport, MemberReport};
 pub use discard::{Direction, DiscardReason, Discards};
 pub use envelope::{
     Call, GET_INFO, GET_INTERFACE_DESCRIPTION, MESSAGE_LEN_MAX, Reply, SERVICE_INTERFACE,

@@ -30,8 +30,25 @@ pub mod method {
     pub const WORKERS: &str = "Workers";
     /// [`super::DiscardsReply`].
     pub const DISCARDS: &str = "Discards";
+    /// [`crate::control::AggregatesReply`].
+    pub const AGGREGATES: &str = "Aggregates";
+    /// [`crate::control::AggregateParams`]; no reply parameters.
+    pub const REBALANCE: &str = "Rebalance";
+    /// [`crate::control::AggregateParams`]; no reply parameters.
+    pub const RESET_AGGREGATE: &str = "ResetAggregate";
     /// Every method, as described.
-    pub const ALL: [&str; 7] = [INFO, SHOW, CLEAR_STATISTICS, RELOAD, RESTART, WORKERS, DISCARDS];
+    pub const ALL: [&str; 10] = [
+        INFO,
+        SHOW,
+        CLEAR_STATISTICS,
+        RELOAD,
+        RESTART,
+        WORKERS,
+        DISCARDS,
+        AGGREGATES,
+        REBALANCE,
+        RESET_AGGREGATE,
+    ];
 }
 
 /// Error names without the interface.
@@ -40,8 +57,10 @@ pub mod error {
     pub const NO_SUCH_VSWITCH: &str = "NoSuchVswitch";
     /// [`super::RefusedParams`].
     pub const REFUSED: &str = "Refused";
+    /// [`crate::control::AggregateParams`].
+    pub const NO_SUCH_AGGREGATE: &str = "NoSuchAggregate";
     /// Every error, as described.
-    pub const ALL: [&str; 2] = [NO_SUCH_VSWITCH, REFUSED];
+    pub const ALL: [&str; 3] = [NO_SUCH_VSWITCH, REFUSED, NO_SUCH_AGGREGATE];
 }
 
 /// Parameters of `Show`: one vswitch by name or by number, or all.

@@ -58,6 +58,7 @@ const TOKEN_WORKERS: Token = Token(1);
 const TOKEN_SESSIONS: Token = Token(2);
 const TOKEN_HELPERS: Token = Token(3);
 const TOKEN_LINKS: Token = Token(4);
+const TOKEN_CONTROL_FRAMES: Token = Token(5);
 const TOKEN_CONTROL: Token = Token(16);
 /// Control queues' kicks, by endpoint.
 const TOKEN_KICKS: usize = 1 << 32;
@@ -121,9 +122,11 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
         Mailbox::new(Arc::clone(&helper_waker)),
         allowed,
         config.workers.placement().len(),
-    );
+    )
+    .map_err(system)?;
     for (fd, token) in [
         (uplinks.links_fd(), TOKEN_LINKS),
+        (uplinks.control_frames_fd(), TOKEN_CONTROL_FRAMES),
         (signals.as_raw_fd(), TOKEN_SIGNALS),
         (waker.as_raw_fd(), TOKEN_WORKERS),
         (sessions.as_raw_fd(), TOKEN_SESSIONS),
@@ -224,6 +227,8 @@ impl Loop {
                 self.waker.drain();
             }
             TOKEN_LINKS => self.daemon.switch.on_links(),
+            // The turn that follows reads them.
+            TOKEN_CONTROL_FRAMES => {}
             TOKEN_SESSIONS => self.daemon.switch.sessions.on_ready(),
             TOKEN_HELPERS => {
                 while self.daemon.finish_reload() {

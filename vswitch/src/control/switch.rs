@@ -125,8 +125,12 @@ impl Switch {
             self.fabric.learner.age(&table, now);
             self.on_links();
         }
-        if self.uplinks.turn(now, &mut self.fabric) {
+        let uplinks_changed = self.uplinks.turn(now, &mut self.fabric);
+        if uplinks_changed {
             self.fabric.touch();
+        }
+        for vswitch in self.uplinks.take_announce() {
+            self.announce_guests(&vswitch);
         }
         for (what, count) in self.limit.settle(now) {
             tracing::warn!("{what}: {count} more lines suppressed");
@@ -158,6 +162,23 @@ impl Switch {
         }
     }
 
+    /// Broadcasts in the name of every connected guest of a vswitch: its wire has moved, and switches out there are to find it. The new
+    /// table must be with the workers first.
+    fn announce_guests(&mut self, vswitch: &str) {
+        if self.fabric.is_changed(Instant::now()) {
+            self.publish(Instant::now());
+        }
+        let guests = self
+            .interfaces
+            .values()
+            .filter(|interface| interface.is_connected() && interface.network.vswitch == vswitch);
+        let guests: Vec<(PortIndex, MacAddr)> =
+            guests.map(|interface| (interface.index, interface.spec.mac)).collect();
+        for (port, mac) in guests {
+            self.fabric.announce(port, mac);
+        }
+    }
+
     /// When [`Self::turn`] is due again even if nothing happens.
     pub(super) fn next_turn(&self, now: Instant) -> Duration {
         if !self.kicked.is_empty() || self.sessions.has_events() {
@@ -166,7 +187,9 @@ impl Switch {
         let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
         let age = (self.aged + AGE_EVERY).saturating_duration_since(now);
         let retry = self.uplinks.next_retry().map(|at| at.saturating_duration_since(now));
-        [publish, retry].into_iter().flatten().chain(self.taps.next_turn(now)).fold(age, Duration::min)
+        let aggregates = self.uplinks.next_of_aggregates().map(|at| at.saturating_duration_since(now));
+        let taps = self.taps.next_turn(now);
+        [publish, retry, aggregates].into_iter().flatten().chain(taps).fold(age, Duration::min)
     }
 
     /// Forgets what was learned on a vswitch and publishes it anew.
@@ -440,6 +463,7 @@ impl Switch {
                 }
             }
         });
+        self.uplinks.published(&self.fabric);
         for (name, error) in refused {
             self.log(now, &name, &format!("not on the switch: {error}"));
         }

@@ -55,7 +55,7 @@ fn switch() -> (Switch, UnixStream) {
         Taps::new(ControlWaker::new().unwrap(), Helpers::new(1).unwrap(), Mailbox::new(Arc::clone(&waker)));
     let allowed = Allowed { xdp: false, zero_copy: false, busy_poll: false };
     let (links, helpers) = (Links::new().unwrap(), Helpers::new(1).unwrap());
-    let uplinks = Uplinks::new(links, helpers, Mailbox::new(waker), allowed, 1);
+    let uplinks = Uplinks::new(links, helpers, Mailbox::new(waker), allowed, 1).unwrap();
     let mut switch =
         Switch::new(PathBuf::new(), sessions, fabric, taps, uplinks, events, WorkersConfig::default());
     let key = InterfaceKey { guest: "guest1".into(), bus: 0, device: 5 };

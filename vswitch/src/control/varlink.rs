@@ -9,12 +9,14 @@ use avio_host::control::{Interface, Peer, VarlinkError, parameters};
 use avio_host::service::Service;
 use avio_proto::config::Config;
 use avio_proto::control::{
-    ClearStatisticsParams, DiscardsReply, FacilityState, INTERFACE, INTERFACE_DESCRIPTION, InfoReply,
-    NoSuchVswitchParams, PROTOCOL_VERSION, RefusedParams, ReloadReply, RestartParams, ShowParams, ShowReply,
-    WorkersReply, error, method,
+    AggregateParams, AggregatesReply, ClearStatisticsParams, DiscardsReply, FacilityState, INTERFACE,
+    INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, PROTOCOL_VERSION, RefusedParams, ReloadReply,
+    RestartParams, ShowParams, ShowReply, WorkersReply, error, method,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use crate::aggregate::Aggregate;
 
 use super::reload::{Found, Outcome, Reload};
 use super::show;
@@ -131,6 +133,18 @@ impl Daemon {
         Ok(json!({}))
     }
 
+    fn on_aggregate(
+        &mut self,
+        wanted: AggregateParams,
+        what: impl FnOnce(&mut Aggregate, Instant),
+    ) -> Result<Value, VarlinkError> {
+        let Some(aggregate) = self.switch.uplinks.aggregate_mut(&wanted.aggregate) else {
+            return Err(VarlinkError::own(error::NO_SUCH_AGGREGATE, &wanted));
+        };
+        what(aggregate, Instant::now());
+        Ok(json!({}))
+    }
+
     fn info(&self) -> InfoReply {
         let workers = &self.switch.started_with;
         InfoReply {
@@ -176,6 +190,9 @@ impl Interface for Daemon {
             method::RELOAD => self.reload(),
             method::RESTART => self.restart(parameters(params)?),
             method::WORKERS => reply(&self.workers()),
+            method::AGGREGATES => reply(&AggregatesReply { aggregates: self.switch.uplinks.aggregates() }),
+            method::REBALANCE => self.on_aggregate(parameters(params)?, Aggregate::rebalance),
+            method::RESET_AGGREGATE => self.on_aggregate(parameters(params)?, Aggregate::reset),
             method::DISCARDS => {
                 let reasons = show::discards(&self.switch.interfaces, &self.switch.taps);
                 reply(&DiscardsReply { reasons })

@@ -4,26 +4,33 @@
 //! control loop and says whether the table has to be published anew. Devices are opened by helper threads. What a *distribution* is made of when a device has
 //! more than one member is for the aggregate to say (`Uplink::distribution`).
 
+mod aggregate;
+mod aggregate_report;
 mod device;
 pub mod guardian;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use avio_host::blocking::{Helpers, Mailbox, answered};
 use avio_host::links::{Link, Links};
-use avio_proto::config::{Balance, Config, MacAddr, UplinkAccess, UplinkConfig};
-use avio_proto::control::{UplinkMember, UplinkReport};
+use avio_proto::config::{AggregateConfig, Balance, Config, MacAddr, UplinkAccess, UplinkConfig};
+use avio_proto::control::{AggregateReport, UplinkMember, UplinkReport};
 
+use self::aggregate::Bundle;
 use self::device::{Device, Negotiated, Request};
 use self::guardian::Guardian;
 use super::fabric::Fabric;
+use crate::aggregate::Aggregate;
 use crate::port::guest::Snapshot;
 use crate::port::uplink::{Distribution, UplinkPort};
 use crate::port::wire::{IntakeStopped, Lane, WireSource};
+use crate::port::xdp::interface_speed_mbps;
 use crate::table::{PortIndex, PortSpec, PortState, TableBuilder};
+use rustix::event::epoll;
 
 /// A device that could not be opened is tried again: another program may have let go of it.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -108,13 +115,77 @@ pub(super) struct Uplink {
     members: Vec<Member>,
     config: UplinkConfig,
     balance: Balance,
+    /// The machines of an aggregate; `None`: a single device.
+    bundle: Option<Bundle>,
 }
 
 impl Uplink {
-    /// Which member each bucket goes out through. One device has all of them; of several, the first that is up.
+    /// Which member each bucket goes out through. One device has all of them; an aggregate decides.
     fn distribution(&self) -> Distribution {
+        if let Some(bundle) = &self.bundle {
+            let number = |name: &str| self.members.iter().position(|member| member.name == name);
+            return bundle.distribution(|name| number(name).map(|number| number as u8));
+        }
         let first = self.members.iter().position(Member::is_up);
         first.map_or_else(Distribution::nobody, |member| Distribution::all_to(member as u8))
+    }
+
+    /// Tells the aggregate how its devices are.
+    fn tell_aggregate(&mut self, control_frames: &OwnedFd, now: Instant) {
+        let Some(bundle) = &mut self.bundle else { return };
+        for member in &self.members {
+            let device = member.link.as_ref().filter(|_| matches!(member.state, State::Open(_)));
+            let device = device.and_then(|link| {
+                let mac = link.permanent_mac.or(link.mac)?;
+                // Reading the speed asks the driver; nothing to know while there is no carrier.
+                let speed = if link.has_carrier { interface_speed_mbps(&member.name) } else { None };
+                let now = aggregate::link(link.has_carrier, speed);
+                Some((link.index, mac, now))
+            });
+            bundle.set_device(&member.name, device, control_frames, now);
+        }
+    }
+
+    /// Takes over a changed `[[aggregate]]`: devices come and go, those that stay go on. Returns what changed, a line each.
+    fn configure(
+        &mut self,
+        config: &AggregateConfig,
+        allowed: &Allowed,
+        fabric: &mut Fabric,
+        closing: &mut Vec<(PortIndex, Vec<u16>, Device)>,
+    ) -> Vec<String> {
+        let mut changes = Vec::new();
+        for member in &mut self.members {
+            if !member.name.is_empty() && !config.members.contains(&member.name) {
+                close(member, self.index, fabric, closing);
+                changes.push(format!("{}: member {} removed", self.name, member.name));
+                // Its place stays, for sources are numbered by it; the next new member takes it.
+                *member = Member::new("", member.access);
+            }
+        }
+        for name in &config.members {
+            if self.members.iter().any(|member| member.name == *name) {
+                continue;
+            }
+            let access = if allowed.xdp { self.config.access } else { UplinkAccess::Packet };
+            let new = Member::new(name, access);
+            match self.members.iter_mut().find(|member| member.name.is_empty()) {
+                Some(free) => {
+                    let attempt = free.attempt;
+                    *free = Member { attempt, ..new };
+                }
+                None => self.members.push(new),
+            }
+            changes.push(format!("{}: member {name} added", self.name));
+        }
+        self.balance = config.balance;
+        if let Some(bundle) = &mut self.bundle {
+            if bundle.aggregate().config() != config && changes.is_empty() {
+                changes.push(format!("{}: changed", self.name));
+            }
+            bundle.configure(config.clone(), Instant::now());
+        }
+        changes
     }
 
     fn port(&self) -> UplinkPort {
@@ -132,7 +203,9 @@ impl Uplink {
     /// What the port is in the next table: its address and MTU are those of its first member that is there.
     fn respecify(&mut self) {
         let link = self.members.iter().find_map(|member| member.link.as_ref());
-        let mac = link.and_then(|link| link.mac).unwrap_or(MacAddr([0; 6]));
+        let of_aggregate =
+            self.bundle.as_ref().map(|bundle| bundle.aggregate().mac()).filter(|mac| !mac.is_zero());
+        let mac = of_aggregate.or_else(|| link.and_then(|link| link.mac)).unwrap_or(MacAddr([0; 6]));
         let mtu = link.map_or(1500, |link| link.mtu.min(u32::from(u16::MAX)) as u16);
         let spec = PortSpec {
             guest: format!("uplink {}", self.name),
@@ -161,6 +234,10 @@ pub(super) struct Uplinks {
     closing: Vec<(PortIndex, Vec<u16>, Device)>,
     /// The interfaces may have changed.
     stale: bool,
+    /// Readable when some member's control socket is.
+    control_frames: OwnedFd,
+    /// Vswitches whose guests are to be announced.
+    announce: Vec<String>,
 }
 
 impl Uplinks {
@@ -170,8 +247,10 @@ impl Uplinks {
         mailbox: Mailbox<Opened>,
         allowed: Allowed,
         workers: usize,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
+            control_frames: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            announce: Vec::new(),
             links,
             helpers,
             mailbox,
@@ -181,7 +260,40 @@ impl Uplinks {
             uplinks: BTreeMap::new(),
             closing: Vec::new(),
             stale: true,
+        })
+    }
+
+    /// Readable when a control protocol of an aggregate has something; call [`Self::turn`] then.
+    pub(super) fn control_frames_fd(&self) -> RawFd {
+        self.control_frames.as_raw_fd()
+    }
+
+    /// The vswitches whose guests are to be announced on the wire, since the last call.
+    pub(super) fn take_announce(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.announce)
+    }
+
+    /// All workers have been sent a new table.
+    pub(super) fn published(&mut self, fabric: &Fabric) {
+        for bundle in self.uplinks.values_mut().filter_map(|uplink| uplink.bundle.as_mut()) {
+            bundle.published(|| fabric.workers().barrier());
         }
+    }
+
+    /// The aggregates that are uplinks, for the operator.
+    pub(super) fn aggregates(&self) -> Vec<AggregateReport> {
+        let now = Instant::now();
+        let of = |uplink: &Uplink| {
+            let bundle = uplink.bundle.as_ref()?;
+            Some(aggregate_report::report(&uplink.vswitch, bundle.aggregate(), now))
+        };
+        self.uplinks.values().filter_map(of).collect()
+    }
+
+    /// The aggregate called `name`.
+    pub(super) fn aggregate_mut(&mut self, name: &str) -> Option<&mut Aggregate> {
+        let uplink = self.uplinks.values_mut().find(|uplink| uplink.name == name)?;
+        uplink.bundle.as_mut().map(Bundle::aggregate_mut)
     }
 
     /// Readable when the host's interfaces change; call [`Self::on_links`] then.
@@ -244,10 +356,13 @@ impl Uplinks {
             .iter()
             .filter(|(vswitch, uplink)| {
                 let members = members(config, &uplink.name);
+                // An aggregate's devices come and go one by one.
+                let stays =
+                    uplink.bundle.is_some() && config.aggregates.iter().any(|a| a.name == uplink.name);
                 wanted.get(*vswitch).is_none_or(|new| {
                     new.name != uplink.name
                         || new.access != uplink.config.access
-                        || !uplink.members.iter().map(|member| &member.name).eq(&members)
+                        || (!stays && !uplink.members.iter().map(|member| &member.name).eq(&members))
                 })
             })
             .map(|(vswitch, _)| vswitch.clone())
@@ -264,6 +379,9 @@ impl Uplinks {
         for (vswitch, new) in wanted {
             if let Some(uplink) = self.uplinks.get_mut(&vswitch) {
                 uplink.config = new;
+                if let Some(aggregate) = config.aggregates.iter().find(|a| a.name == uplink.name) {
+                    changes.extend(uplink.configure(aggregate, &self.allowed, fabric, &mut self.closing));
+                }
                 uplink.respecify();
                 continue;
             }
@@ -273,7 +391,8 @@ impl Uplinks {
             };
             let access = if self.allowed.xdp { new.access } else { UplinkAccess::Packet };
             let members = members(config, &new.name);
-            let balance = config.aggregates.iter().find(|a| a.name == new.name).map(|a| a.balance);
+            let aggregate = config.aggregates.iter().find(|a| a.name == new.name);
+            let balance = aggregate.map(|a| a.balance);
             let mut uplink = Uplink {
                 name: new.name.clone(),
                 vswitch: vswitch.clone(),
@@ -284,6 +403,7 @@ impl Uplinks {
                 members: members.iter().map(|name| Member::new(name, access)).collect(),
                 config: new,
                 balance: balance.unwrap_or_default(),
+                bundle: aggregate.cloned().map(Bundle::new),
             };
             uplink.respecify();
             changes.push(format!("{vswitch}: uplink {}", uplink.name));
@@ -318,15 +438,31 @@ impl Uplinks {
         if std::mem::take(&mut self.stale) || due {
             changed |= self.look(now, fabric);
         }
+        for uplink in self.uplinks.values_mut() {
+            let Some(bundle) = &mut uplink.bundle else { continue };
+            let wishes = bundle.turn(now);
+            changed |= wishes.publish;
+            if wishes.announce {
+                self.announce.push(uplink.vswitch.clone());
+            }
+            if wishes.publish {
+                uplink.respecify();
+            }
+        }
         changed
     }
 
     /// When [`Self::turn`] is due even if nothing happens.
     pub(super) fn next_retry(&self) -> Option<Instant> {
         let members = self.uplinks.values().flat_map(|uplink| &uplink.members);
-        members
-            .filter_map(|member| if let State::Closed { retry } = member.state { retry } else { None })
-            .min()
+        let retries = members
+            .filter_map(|member| if let State::Closed { retry } = member.state { retry } else { None });
+        retries.min()
+    }
+
+    /// When an aggregate has something to do even if nothing happens.
+    pub(super) fn next_of_aggregates(&self) -> Option<Instant> {
+        self.uplinks.values().filter_map(|uplink| uplink.bundle.as_ref()?.next_at()).min()
     }
 
     /// Brings every member in line with the interfaces as they are.
@@ -388,6 +524,7 @@ impl Uplinks {
                     _ => {}
                 }
             }
+            uplink.tell_aggregate(&self.control_frames, now);
             uplink.respecify();
         }
         changed

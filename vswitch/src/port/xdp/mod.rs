@@ -4,12 +4,14 @@
 //! socket, `rings` the memory shared with the kernel, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides nothing: what is
 //! opened, and what after a failure, is up to `control/uplink`.
 
+mod control_socket;
 mod packet;
 mod program;
 mod rings;
 mod socket;
 mod sys;
 
+pub use control_socket::ControlSocket;
 pub use packet::{Capture, Promiscuous, open_packet};
 pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
 pub use socket::{Wanted, XskError, XskInfo, XskProbe, open_xsk};

@@ -159,7 +159,8 @@ impl Client {
             }
             Some(control::error::NO_SUCH_AGGREGATE) => {
                 if let Some(name) = parameters.get("aggregate").and_then(|name| name.as_str()) {
-                    let line = format!("aggregate {name} is no vswitch's uplink; `avio apa` lists those that are");
+                    let line =
+                        format!("aggregate {name} is no vswitch's uplink; `avio apa` lists those that are");
                     return ClientError::Refused(vec![line]);
                 }
             }

@@ -98,6 +98,7 @@ const SYSTEM: &[&str] = &[
     "taps",
     "uplinks",
     "migration",
+    "aggregates",
     "storage_target",
     "storage_kill",
     "storage_model",

@@ -36,7 +36,7 @@ impl UplinkPort {
     }
 
     /// `members`: the lanes of each member, by member number; a member that is down may have none. A member with several lanes (one for each
-    /// queue of its device) has its buckets dealt to them in turn, so that a flow has one lane.
+    /// queue of its device) has its buckets dealt to them, each always to the same, whatever other buckets come and go: a flow has one lane.
     #[must_use]
     pub fn new(members: &[Vec<Arc<Lane>>], distribution: &Distribution, balance: Balance) -> Self {
         let mut firsts = Vec::new();
@@ -45,14 +45,18 @@ impl UplinkPort {
             firsts.push(lanes.len());
             lanes.extend(member.iter().map(Arc::clone));
         }
-        let mut dealt = vec![0; members.len()];
         let mut by_bucket = Box::new([NO_LANE; BUCKETS]);
         for (bucket, lane) in by_bucket.iter_mut().enumerate() {
             let Some(member) = distribution.member(bucket as u8).map(usize::from) else { continue };
             let Some(count) = members.get(member).map(Vec::len).filter(|&count| count > 0) else { continue };
-            *lane = (firsts[member] + dealt[member] % count) as u16;
-            dealt[member] += 1;
+            *lane = (firsts[member] + lane_of(bucket, count)) as u16;
         }
         Self { lanes, by_bucket, balance }
     }
+}
+
+/// Which of `count` lanes of its member a bucket has. Scattered, because members have every second or every fourth bucket.
+fn lane_of(bucket: usize, count: usize) -> usize {
+    let scattered = (bucket as u32).wrapping_mul(0x9e37_79b1) >> 16;
+    (scattered as usize * count) >> 16
 }

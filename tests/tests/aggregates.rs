@@ -306,7 +306,7 @@ fn spoofed(daemon: &Daemon, macs: &[String]) -> Result<u64> {
     let before = daemon.vswitch("vs")?.port(1)?.discarded("protected_mac");
     for mac in macs {
         let mut command = command(program("avio-pktgen")?);
-        command.arg("--socket").arg(daemon.socket(0)).args(["--role", "tx", "--guest-mac", mac]);
+        command.arg("--socket").arg(daemon.socket(0)).args(["--role", "transmit", "--guest-mac", mac]);
         command.args(["--peer-mac", "1e:29:8c:88:77:77", "--rate", "1000", "--duration", "0.2", "--json"]);
         Console::spawn("spoofer", &mut command)?.wait_end(10)?;
     }

@@ -18,7 +18,7 @@ use super::fabric::{Fabric, Released};
 use super::interface::{Interface, InterfaceKey, StopRing};
 use super::show::Interfaces;
 use super::taps::Taps;
-use super::uplink::Uplinks;
+use super::uplink::{Half, Uplinks};
 use crate::forward::Event as WorkerEvent;
 use crate::table::{PortIndex, TableBuilder};
 
@@ -384,10 +384,10 @@ impl Switch {
             WorkerEvent::RxBroken { port, pair, error } => self.on_ring_broken(port, 2 * pair, error, now),
             WorkerEvent::IntakeBroken { port, lane, error } => {
                 let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
-                self.on_wire_broken(port, &format!("source {lane}: {why}"), now);
+                self.on_wire_broken(port, Half::Source(lane), &format!("source {lane}: {why}"), now);
             }
             WorkerEvent::LaneBroken { port, lane, error } => {
-                self.on_wire_broken(port, &format!("lane {lane}: {error}"), now);
+                self.on_wire_broken(port, Half::Lane(lane), &format!("lane {lane}: {error}"), now);
             }
             WorkerEvent::Held { port } => {
                 if let Some(endpoint) = self.endpoint_of(port) {
@@ -397,8 +397,8 @@ impl Switch {
         }
     }
 
-    fn on_wire_broken(&mut self, port: PortIndex, why: &str, now: Instant) {
-        if let Some(line) = self.uplinks.on_broken(port, why, now, &mut self.fabric) {
+    fn on_wire_broken(&mut self, port: PortIndex, half: Half, why: &str, now: Instant) {
+        if let Some(line) = self.uplinks.on_broken(port, half, why, now, &mut self.fabric) {
             self.log_as_is(now, &format!("port index {}", port.0), &line);
         }
     }

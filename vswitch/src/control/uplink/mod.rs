@@ -119,7 +119,31 @@ pub(super) struct Uplink {
     bundle: Option<Bundle>,
 }
 
+/// What of a port broke, by its number there.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Half {
+    /// A source.
+    Source(u16),
+    /// A lane.
+    Lane(u16),
+}
+
 impl Uplink {
+    /// The member that a source or lane belongs to, if that can be told.
+    fn member_of(&self, half: Half) -> Option<usize> {
+        match half {
+            Half::Source(number) => Some(usize::from(number / SOURCES_MAX)),
+            Half::Lane(number) => {
+                let mut first = 0;
+                self.members.iter().position(|member| {
+                    let State::Open(open) = &member.state else { return false };
+                    first += open.lanes.len();
+                    usize::from(number) < first
+                })
+            }
+        }
+    }
+
     /// Which member each bucket goes out through. One device has all of them; an aggregate decides.
     fn distribution(&self) -> Distribution {
         if let Some(bundle) = &self.bundle {
@@ -588,13 +612,16 @@ impl Uplinks {
     pub(super) fn on_broken(
         &mut self,
         port: PortIndex,
+        half: Half,
         why: &str,
         now: Instant,
         fabric: &mut Fabric,
     ) -> Option<String> {
         let uplink = self.uplinks.values_mut().find(|uplink| uplink.index == port)?;
-        for member in &mut uplink.members {
-            if matches!(member.state, State::Open(_)) {
+        let broken = uplink.member_of(half);
+        for (number, member) in uplink.members.iter_mut().enumerate() {
+            // The other members of an aggregate go on.
+            if broken.is_none_or(|broken| broken == number) && matches!(member.state, State::Open(_)) {
                 close(member, port, fabric, &mut self.closing);
                 member.state = State::Closed { retry: Some(now + Duration::from_millis(200)) };
             }

@@ -24,7 +24,7 @@ pub fn measure(machine: &Machine) -> Result<Vec<(String, String)>> {
     let backing = format!("null:{SIZE}");
     let adapter = (0..128).fold(Adapter::new("g", "avio_stor"), |adapter, i| adapter.disk(i, &backing, ""));
     let head = format!("[workers]\ncores = [{TARGET_CORE}]\n");
-    let mut daemon = Daemon::start_in(scratch::fresh_path("idle"), Storage::one(adapter).head(&head))?;
+    let mut daemon = Daemon::start_in(scratch::folder().join("idle"), Storage::one(adapter).head(&head))?;
     let endpoint = Endpoint::connect(daemon.stor_socket("g")?);
     let guest = Guest::connect(endpoint, &StorageOptions::new(Kind::Scsi))?;
     std::thread::sleep(Duration::from_millis(500));

@@ -17,12 +17,17 @@ use crate::beside::TARGET_CORE;
 /// Size of null and memory disks, bytes.
 pub const SIZE: u64 = 1 << 30;
 
-/// Starts qemu-storage-daemon on `path` (`None`: null-co); returns it and its socket. It runs on the daemon's core.
+/// Starts qemu-storage-daemon, known as `name`, on `path` (`None`: null-co); returns it and its socket. It runs on the daemon's core.
 ///
 /// # Errors
 /// When it does not start.
-pub fn start_qsd(backing: Backing, path: Option<&Path>, queues: u16) -> Result<(Console, PathBuf)> {
-    let socket = scratch::fresh_path("qsd.sock");
+pub fn start_qsd(
+    name: &str,
+    backing: Backing,
+    path: Option<&Path>,
+    queues: u16,
+) -> Result<(Console, PathBuf)> {
+    let socket = scratch::folder().join(format!("{name}.sock"));
     let node = match path {
         None => format!("driver=null-co,node-name=d0,size={SIZE},read-zeroes=off"),
         // tmpfs takes no O_DIRECT under io_uring that would change anything: the page cache is the disk.
@@ -44,7 +49,7 @@ pub fn start_qsd(backing: Backing, path: Option<&Path>, queues: u16) -> Result<(
         "type=vhost-user-blk,id=e0,node-name=d0,addr.type=unix,addr.path={},writable=on,num-queues={queues},iothread=t0",
         socket.display()
     ));
-    let mut console = Console::spawn(&format!("qsd-{}", socket.display()).replace('/', "_"), &mut command)?;
+    let mut console = Console::spawn(name, &mut command)?;
     let deadline = Instant::now() + Duration::from_secs(5);
     while !socket.exists() {
         ensure(console.is_running() && Instant::now() < deadline, || {

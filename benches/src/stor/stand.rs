@@ -90,7 +90,8 @@ impl Stand {
                         Backing::Null => None,
                         backing => Some(disks.make(options, backing)?),
                     };
-                    let (console, socket) = peers::start_qsd(row.backing, path.as_deref(), row.queues)?;
+                    let (console, socket) =
+                        peers::start_qsd(&format!("{target:?}"), row.backing, path.as_deref(), row.queues)?;
                     (Process::Qsd(console), Rings::default(), socket)
                 }
                 _ => start_avio(options, row, target, &mut disks)?,
@@ -201,7 +202,7 @@ fn start_avio(
         (Target::BlkOther, Some(folder)) => Some(folder.join("avio-stord")),
         _ => None,
     };
-    let folder = scratch::fresh_path("stord");
+    let folder = scratch::folder().join(format!("stord-{target:?}"));
     let daemon = Daemon::start_as(binary, folder, Storage::one(adapter).head(&head))?;
     let socket = daemon.stor_socket("g")?;
     let device = if scsi { DeviceKind::Scsi } else { DeviceKind::Blk };

@@ -45,6 +45,8 @@ pub struct Device {
     pub queues: Vec<RequestQueue>,
     /// Ring number of the first request queue.
     pub first: usize,
+    /// Slots of each request queue.
+    pub depth: u16,
     /// Its disks.
     pub disks: Vec<DiskInfo>,
 }
@@ -103,13 +105,13 @@ impl Device {
                 if block > most {
                     return Err(fail(&format!("--bs: the disk takes {most} bytes at most")));
                 }
-                Ok(Self { guest, queues, first, disks: vec![info] })
+                Ok(Self { guest, queues, first, depth, disks: vec![info] })
             }
             Kind::Scsi => {
                 let mut adapter = Adapter::connect(endpoint, &options).map_err(|e| fail(&e))?;
                 let disks = scan(&mut adapter, &rings.targets).map_err(|e| fail(&e))?;
                 let (guest, queues) = adapter.into_parts();
-                Ok(Self { guest, queues, first, disks })
+                Ok(Self { guest, queues, first, depth, disks })
             }
         }
     }

@@ -555,6 +555,14 @@ mod tests {
         assert_eq!(loads[1].places[0].blocks, 128);
     }
 
+    /// A queue hands out all of its slots in turn, however few requests the job has in flight.
+    #[test]
+    fn every_slot_of_the_queue_has_a_place() {
+        let spec = JobSpec { iodepth: 32, ..JobSpec::default() };
+        let load = Load::new(&spec, &[disk(1 << 20)], 0, 128).unwrap();
+        assert_eq!((load.depth, load.flights.len()), (32, 128));
+    }
+
     #[test]
     fn what_the_disk_does_not_have_is_refused() {
         let spec = JobSpec { size: Some(2 << 20), ..JobSpec::default() };

@@ -165,13 +165,8 @@ impl Bench {
         for place in &places {
             let (spec, device) = (&self.jobs[place.job], &self.devices[place.device]);
             let disks: &[DiskInfo] = &device.disks;
-            let slots = self
-                .jobs
-                .iter()
-                .filter(|job| job.sockets.iter().any(|s| s == device.guest.path()))
-                .map(|job| job.iodepth)
-                .max();
-            let load = Load::new(spec, disks, place.number, slots.unwrap_or(spec.iodepth));
+            // The queue's own slots: a job may have been changed to a smaller depth since.
+            let load = Load::new(spec, disks, place.number, device.depth);
             loads.push(load.map_err(|e| format!("{}: {}: {e}", spec.name, device.guest.path().display()))?);
         }
         let asking = || Live { asking: AtomicBool::new(true), ..Live::default() };

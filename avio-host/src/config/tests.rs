@@ -113,6 +113,7 @@ vswitches.toml
   workers        on daemon restart
   vswitch        live
   aggregate      live
+  uplink         live
 vswitches.toml [workers]
   cores          on daemon restart
   poll           on daemon restart

@@ -1,6 +1,6 @@
 //! Uplinks as control has them: which devices each vswitch's wire is made of, opened, lost and found again.
 //!
-//! Owns the devices, the ports' entries for the next table, and the watch over the host's interfaces. [`Uplinks::turn`] is called once per turn of the
+//! Owns the devices, the ports' entries for the next table, and the watch over the host's interfaces. `Uplinks::turn` is called once per turn of the
 //! control loop and says whether the table has to be published anew. Devices are opened by helper threads. What a *distribution* is made of when a device has
 //! more than one member is for the aggregate to say (`Uplink::distribution`).
 

@@ -306,7 +306,7 @@ fn events() -> Result {
     ensure(next_event(&mut one)? == (scsi::T_TRANSPORT_RESET, 8, scsi::RESET_RESCAN), || "the last".into())?;
     daemon.config = Storage::one(first.clone().disk(8, "memory:1M", "").disk(9, "memory:1M", ""));
     daemon.reload()?;
-    daemon.lun_when("g1", 9, 5, |_| true)?;
+    daemon.console()?.wait_for("target 9: memory:1M added", 5)?;
     sleep(Duration::from_millis(300));
     one.adapter().post_events();
     let event = next_event(&mut one)?;

@@ -351,13 +351,12 @@ impl Switch {
             let (port, index, base) = match released {
                 Released::Rx { port, pair, base } => (port, 2 * pair, Some(base)),
                 Released::Tx(stopped) => (stopped.port, 2 * stopped.pair + 1, stopped.base),
-                // Dropping them closes their sockets.
                 Released::Intake(stopped) => {
                     self.uplinks.on_stopped(stopped);
                     continue;
                 }
                 Released::Lane(lane) => {
-                    tracing::debug!("{lane:?} is closed");
+                    self.uplinks.on_lane(lane);
                     continue;
                 }
             };

@@ -21,6 +21,9 @@ use crate::port::xdp::{
 
 /// Slowest device that is an uplink without being asked for, in Mbit/s (SEMANTICS 3.4: no 100 Mbit/s cards).
 const SPEED_MIN: u32 = 1000;
+/// How often, and after how long, a busy queue is tried again.
+const BUSY_TRIES: u32 = 10;
+const BUSY_WAIT: std::time::Duration = std::time::Duration::from_millis(10);
 /// Ethernet header and one tag, in bytes.
 const HEADER_MAX: usize = 18;
 /// Drivers whose devices cannot be an uplink, and what to do instead.
@@ -190,6 +193,18 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
     })
 }
 
+/// As [`open_xsk`]; a queue whose last socket was closed just now is free a moment later, for the kernel lets go of it in its own time.
+fn open_patiently(index: u32, queue: u32, wanted: Wanted) -> Result<crate::port::xdp::OpenXsk, XskError> {
+    let is_busy = |error: &XskError| matches!(error, XskError::Io(error) if error.kind() == io::ErrorKind::ResourceBusy);
+    for _ in 0..BUSY_TRIES {
+        match open_xsk(index, queue, wanted) {
+            Err(error) if is_busy(&error) => std::thread::sleep(BUSY_WAIT),
+            outcome => return outcome,
+        }
+    }
+    open_xsk(index, queue, wanted)
+}
+
 type OpenXdp = (Vec<Source>, Vec<Arc<Lane>>, Negotiated, Attached);
 
 /// The program, a socket on each queue, and the packet socket for what goes to many.
@@ -215,7 +230,7 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
     let (mut sources, mut lanes) = (Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
     for queue in 0..queues.min(crate::port::xdp::QUEUES_MAX) {
-        let (intake, outlet, info, socket, _) = match open_xsk(index, queue, wanted) {
+        let (intake, outlet, info, socket, _) = match open_patiently(index, queue, wanted) {
             Ok(open) => open,
             // The device has room for more queues than it uses.
             Err(XskError::NoQueue) if queue > 0 => break,

@@ -6,6 +6,7 @@
 
 mod aggregate;
 mod aggregate_report;
+mod closing;
 mod device;
 pub mod guardian;
 
@@ -21,6 +22,7 @@ use avio_proto::config::{AggregateConfig, Balance, Config, MacAddr, UplinkAccess
 use avio_proto::control::{AggregateReport, UplinkMember, UplinkReport};
 
 use self::aggregate::Bundle;
+use self::closing::Closings;
 use self::device::{Device, Negotiated, Request};
 use self::guardian::Guardian;
 use super::fabric::Fabric;
@@ -34,6 +36,8 @@ use rustix::event::epoll;
 
 /// A device that could not be opened is tried again: another program may have let go of it.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// A device that is opened anew, after workers have let go of it: they do that between two batches.
+const REOPEN_AFTER: Duration = Duration::from_millis(50);
 /// Sources of one member are numbered from its number times this.
 const SOURCES_MAX: u16 = 256;
 
@@ -46,6 +50,14 @@ pub(super) struct Allowed {
 }
 
 /// What a helper sends back.
+pub(super) enum Answer {
+    /// A device was opened, or not.
+    Opened(Opened),
+    /// A device is closed.
+    Closed { name: String, port: PortIndex },
+}
+
+/// See [`Answer::Opened`].
 pub(super) struct Opened {
     port: PortIndex,
     member: usize,
@@ -80,6 +92,8 @@ struct Member {
     attempt: u64,
     /// Found in the namespace now.
     link: Option<Link>,
+    /// Asked for when the link came up; 0: the device does not say.
+    speed_mbps: Option<u32>,
     /// Why it is closed.
     trouble: Option<String>,
     /// Where the ladder begins: lower after the watchdog stepped down.
@@ -93,6 +107,7 @@ impl Member {
             state: State::Closed { retry: None },
             attempt: 0,
             link: None,
+            speed_mbps: None,
             trouble: None,
             access,
         }
@@ -157,14 +172,19 @@ impl Uplink {
     /// Tells the aggregate how its devices are.
     fn tell_aggregate(&mut self, control_frames: &OwnedFd, now: Instant) {
         let Some(bundle) = &mut self.bundle else { return };
-        for member in &self.members {
-            let device = member.link.as_ref().filter(|_| matches!(member.state, State::Open(_)));
-            let device = device.and_then(|link| {
+        for member in &mut self.members {
+            let has_carrier = member.link.as_ref().is_some_and(|link| link.has_carrier);
+            // Asking the driver waits for whoever changes an interface: only when the link comes up, never when it is lost.
+            if !has_carrier {
+                member.speed_mbps = None;
+            } else if member.speed_mbps.is_none() {
+                member.speed_mbps = Some(interface_speed_mbps(&member.name).unwrap_or(0));
+            }
+            let up = has_carrier && matches!(member.state, State::Open(_));
+            let device = member.link.as_ref().filter(|link| link.is_up).and_then(|link| {
                 let mac = link.permanent_mac.or(link.mac)?;
-                // Reading the speed asks the driver; nothing to know while there is no carrier.
-                let speed = if link.has_carrier { interface_speed_mbps(&member.name) } else { None };
-                let now = aggregate::link(link.has_carrier, speed);
-                Some((link.index, mac, now))
+                let link_now = aggregate::link(up, member.speed_mbps);
+                Some((link.index, mac, link_now))
             });
             bundle.set_device(&member.name, device, control_frames, now);
         }
@@ -176,7 +196,7 @@ impl Uplink {
         config: &AggregateConfig,
         allowed: &Allowed,
         fabric: &mut Fabric,
-        closing: &mut Vec<(PortIndex, Vec<u16>, Device)>,
+        closing: &mut Closings,
     ) -> Vec<String> {
         let mut changes = Vec::new();
         for member in &mut self.members {
@@ -248,14 +268,14 @@ impl Uplink {
 pub(super) struct Uplinks {
     links: Links,
     helpers: Helpers,
-    mailbox: Mailbox<Opened>,
+    mailbox: Mailbox<Answer>,
     guardian: Arc<Mutex<Guardian>>,
     allowed: Allowed,
     workers: usize,
     /// By vswitch.
     uplinks: BTreeMap<String, Uplink>,
-    /// Devices that are closed once their sources have come back.
-    closing: Vec<(PortIndex, Vec<u16>, Device)>,
+    /// Devices that are being closed.
+    closing: Closings,
     /// The interfaces may have changed.
     stale: bool,
     /// Readable when some member's control socket is.
@@ -268,7 +288,7 @@ impl Uplinks {
     pub(super) fn new(
         links: Links,
         helpers: Helpers,
-        mailbox: Mailbox<Opened>,
+        mailbox: Mailbox<Answer>,
         allowed: Allowed,
         workers: usize,
     ) -> io::Result<Self> {
@@ -282,7 +302,7 @@ impl Uplinks {
             allowed,
             workers,
             uplinks: BTreeMap::new(),
-            closing: Vec::new(),
+            closing: Closings::default(),
             stale: true,
         })
     }
@@ -454,8 +474,12 @@ impl Uplinks {
     /// Opens what is to be opened, closes what is gone, takes up what helpers have opened. Returns whether the table has changed.
     pub(super) fn turn(&mut self, now: Instant, fabric: &mut Fabric) -> bool {
         let mut changed = false;
-        while let Some(opened) = self.mailbox.take() {
-            self.on_opened(opened, now, fabric);
+        self.closing.turn(&self.helpers, &self.mailbox.reply());
+        while let Some(answer) = self.mailbox.take() {
+            match answer {
+                Answer::Opened(opened) => self.on_opened(opened, now, fabric),
+                Answer::Closed { name, port } => self.closing.closed(&name, port),
+            }
             changed = true;
         }
         let due = self.next_retry().is_some_and(|at| at <= now);
@@ -496,6 +520,11 @@ impl Uplinks {
         for uplink in self.uplinks.values_mut() {
             for (number, member) in uplink.members.iter_mut().enumerate() {
                 let link = self.links.named(&member.name).cloned();
+                let has_carrier = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.has_carrier);
+                // What was handed to the device and did not get out any more would leave it when the link is back: long after what followed it
+                // through another member.
+                let is_overtaken =
+                    uplink.bundle.is_some() && has_carrier(&member.link) && !has_carrier(&link);
                 if member.link != link {
                     changed = true;
                     tell_link(&uplink.name, member, link.as_ref());
@@ -503,19 +532,24 @@ impl Uplinks {
                 member.link = link;
                 let lost = match (&member.state, &member.link) {
                     (State::Open(open), Some(link)) => {
-                        open.link.index != link.index || open.link.mtu != link.mtu
+                        is_overtaken || open.link.index != link.index || open.link.mtu != link.mtu
                     }
                     (State::Open(_), None) => true,
                     _ => false,
                 };
                 if lost {
                     close(member, uplink.index, fabric, &mut self.closing);
+                    member.state = State::Closed { retry: Some(now + REOPEN_AFTER) };
                     changed = true;
                 }
                 let Some(link) = member.link.clone().filter(|link| link.is_up) else { continue };
                 let mut host_macs = uplink.config.host_macs.clone();
                 host_macs.extend(macs.iter().filter(|(on, _)| *on == link.index).map(|(_, mac)| *mac));
                 match &member.state {
+                    State::Closed { .. } if self.closing.has(&member.name) => {
+                        // Its queues and its program are still taken, by us.
+                        member.state = State::Closed { retry: Some(now + REOPEN_AFTER) };
+                    }
                     State::Closed { retry } if retry.is_none_or(|at| at <= now) => {
                         member.attempt += 1;
                         member.state = State::Opening;
@@ -530,7 +564,7 @@ impl Uplinks {
                         let (reply, guardian) = (self.mailbox.reply(), Arc::clone(&self.guardian));
                         self.helpers.run(move || {
                             let device = answered(|| device::open(&request, &guardian));
-                            reply.send(Opened { port, member: number, attempt, device });
+                            reply.send(Answer::Opened(Opened { port, member: number, attempt, device }));
                         });
                     }
                     State::Open(open) => {
@@ -596,16 +630,14 @@ impl Uplinks {
         self.stale = true;
     }
 
-    /// A source has come back; its socket closes here. The device follows its last one.
+    /// A source has come back from its worker.
     pub(super) fn on_stopped(&mut self, stopped: IntakeStopped) {
-        let IntakeStopped { port, lane, source } = stopped;
-        drop(source);
-        for (of, waiting, _) in &mut self.closing {
-            if *of == port {
-                waiting.retain(|waiting| *waiting != lane);
-            }
-        }
-        self.closing.retain(|(_, waiting, _)| !waiting.is_empty());
+        self.closing.source(stopped);
+    }
+
+    /// A lane has come back from the workers.
+    pub(super) fn on_lane(&mut self, lane: Arc<Lane>) {
+        self.closing.lane(lane);
     }
 
     /// A worker cannot go on with a source, or through a lane: the device is opened anew. Returns its line for the log.
@@ -720,24 +752,18 @@ fn tell_link(uplink: &str, member: &Member, now: Option<&Link>) {
 }
 
 /// Takes a member's device away from the workers; it closes when they have let go.
-fn close(
-    member: &mut Member,
-    port: PortIndex,
-    fabric: &mut Fabric,
-    closing: &mut Vec<(PortIndex, Vec<u16>, Device)>,
-) {
+fn close(member: &mut Member, port: PortIndex, fabric: &mut Fabric, closing: &mut Closings) {
     // What a helper brings later is nobody's.
     member.attempt += 1;
     let State::Open(open) = std::mem::replace(&mut member.state, State::Closed { retry: None }) else {
         return;
     };
     let OpenMember { lanes, sources, device, .. } = *open;
+    closing.add(&member.name, port, sources.iter().map(|&(_, number)| number).collect(), &lanes, device);
     for lane in lanes {
         fabric.retire_lane(lane);
     }
-    let numbers = sources.iter().map(|&(_, number)| number).collect();
     for (worker, number) in sources {
         fabric.stop_intake(worker, port, number);
     }
-    closing.push((port, numbers, device));
 }

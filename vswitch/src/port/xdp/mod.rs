@@ -14,7 +14,7 @@ mod sys;
 pub use control_socket::ControlSocket;
 pub use packet::{Capture, Promiscuous, open_packet};
 pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
-pub use socket::{Wanted, XskError, XskInfo, XskProbe, open_xsk};
+pub use socket::{OpenXsk, Wanted, XskError, XskInfo, XskProbe, open_xsk};
 pub use sys::{
     DriverInfo, LinkFeatures, driver_info, features, interface_speed_mbps, set_features, xdp_available,
 };

@@ -353,7 +353,8 @@ fn replaced_store_stays_replaced() -> Result {
     ensure(read(&mut driver)?.0 == 0, || "the old store is not read".to_owned())?;
     daemon.config = with(&new);
     daemon.reload_by_command()?;
-    for how in ["running", "killed", "stopped"] {
+    // Killed in the moment of the answer: what was answered is on disk.
+    for how in ["killed", "running", "stopped"] {
         match how {
             "killed" => daemon.kill(),
             "stopped" => daemon.stop()?,

@@ -88,6 +88,7 @@ impl Storage {
     pub fn reconcile(&mut self, config: Config) -> Result<(), Vec<String>> {
         let wanted = wanted(&config)?;
         let missing = self.missing(&wanted);
+        self.unsaved = Some(Vec::new());
         self.pending = Some(Pending { config });
         let (state_dir, boot) = (self.state_dir.clone(), self.boot.clone());
         let reply = self.mailbox.reply();

@@ -33,6 +33,8 @@ use crate::serve::{Action, Command, Event, Notice, QueueSpec, Relay, Role, Scope
 pub(super) enum Done {
     /// LUNs that a new configuration wants.
     Opened(Vec<Result<Opened, String>>),
+    /// All that a reconciliation has changed is on disk, or what was asked for before could not be put there.
+    Durable(Result<Vec<String>, Vec<String>>),
     /// A medium for a drive, and whether an operator waits for it.
     Inserted(Box<Result<Opened, String>>, bool),
     /// A logical unit's state is durable, or could not be made so.
@@ -79,6 +81,9 @@ pub(super) struct Storage {
     pub draining: Vec<(Ticket, Drained)>,
     /// Configuration that waits for its LUNs to be opened.
     pub pending: Option<super::reconcile::Pending>,
+    /// During a reconciliation: states that could not be made durable, so that the change holds only while this process
+    /// lives.
+    pub unsaved: Option<Vec<String>>,
     /// Lines about what changed, for who asked.
     pub changes: VecDeque<String>,
     next_adapter: u32,
@@ -124,6 +129,7 @@ impl Storage {
             journals: BTreeMap::new(),
             draining: Vec::new(),
             pending: None,
+            unsaved: None,
             changes: VecDeque::new(),
             next_adapter: 0,
             next_lun: 0,
@@ -191,6 +197,14 @@ impl Storage {
             let result = journal::write(&path, &state).map_err(|e| format!("{}: {e}", path.display()));
             reply.send(Done::Written { lun, version, worker, result });
         });
+    }
+
+    /// Ends a reconciliation once what it had written down is durable: whoever is told that a backing is replaced may rely
+    /// on it, even if the daemon dies in the next moment.
+    fn after_journal(&self, outcome: Result<Vec<String>, Vec<String>>) {
+        let reply = self.mailbox.reply();
+        // The journal's one thread works in order, so everything before this has been written.
+        self.journal.run(move || reply.send(Done::Durable(outcome)));
     }
 
     /// Forgets a logical unit that no adapter has any more, and what was written down of it.
@@ -379,7 +393,14 @@ impl Storage {
         let mut ended = None;
         while let Some(done) = self.mailbox.take() {
             match done {
-                Done::Opened(opened) => ended = Some(self.take_over(opened)),
+                Done::Opened(opened) => {
+                    let outcome = self.take_over(opened);
+                    self.after_journal(outcome);
+                }
+                Done::Durable(outcome) => {
+                    let unsaved = self.unsaved.take().unwrap_or_default();
+                    ended = Some(if unsaved.is_empty() { outcome } else { Err(unsaved) });
+                }
                 Done::Inserted(result, asked) => {
                     let outcome = self.inserted(*result);
                     if let Err(error) = &outcome {
@@ -393,6 +414,9 @@ impl Storage {
                     if let Err(error) = result {
                         // Unanswered, the guest waits rather than believe in what may be lost.
                         tracing::error!("state of a LUN is not saved: {error}");
+                        if let Some(unsaved) = &mut self.unsaved {
+                            unsaved.push(format!("state of a LUN is not saved: {error}"));
+                        }
                     } else if let Some(worker) = worker {
                         let _ = self.workers[worker].send(Command::Journalled { lun, version });
                     }

@@ -383,6 +383,10 @@ impl Storage {
                 let Some(adapter) = self.adapters.get(&adapter) else { return };
                 let chosen = adapter.luns.iter().filter(|(number, _)| *all || **number == target);
                 chosen.for_each(|(_, entry)| entry.clear());
+                // A virtio-blk disk has the rings to itself.
+                if *all || adapter.is_blk() {
+                    adapter.queues.iter().for_each(|ring| ring.clear());
+                }
             }
             Effect::Approved => {}
         }

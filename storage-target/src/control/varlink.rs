@@ -127,6 +127,7 @@ impl Daemon {
         for adapter in self.storage.adapters.values() {
             if wanted.guest.as_ref().is_none_or(|guest| *guest == adapter.nexus.guest) {
                 adapter.luns.values().for_each(|entry| entry.clear());
+                adapter.queues.iter().for_each(|ring| ring.clear());
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The numbers of a LUN and of a ring: written by workers, one cell per worker, summed by whoever asks.
 
+use std::sync::{Mutex, PoisonError};
+
 use avio_host::stats::{CacheLine, Cell64};
 use avio_proto::scsi::vendor;
 use hdrhistogram::Histogram;
@@ -283,6 +285,8 @@ pub struct QueueStats {
     kicks: Cell64,
     notified: Cell64,
     suppressed: Cell64,
+    /// What they were when they were last cleared. Locked for the length of a copy, never on the way of a read or write.
+    cleared: Mutex<vendor::RingStatistics>,
 }
 
 impl QueueStats {
@@ -301,9 +305,27 @@ impl QueueStats {
         self.suppressed.add(1);
     }
 
-    /// As the guest reads them.
+    /// They start over. Any thread.
+    pub fn clear(&self) {
+        *self.cleared.lock().unwrap_or_else(PoisonError::into_inner) = self.counted();
+    }
+
+    /// As the guest reads them: since they were cleared.
     #[must_use]
     pub fn statistics(&self) -> vendor::RingStatistics {
+        // The baseline first: one that is set in between would be ahead of the counts.
+        let before = *self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.counted();
+        vendor::RingStatistics {
+            kicks: now.kicks.wrapping_sub(before.kicks),
+            notifications_sent: now.notifications_sent.wrapping_sub(before.notifications_sent),
+            notifications_suppressed: now
+                .notifications_suppressed
+                .wrapping_sub(before.notifications_suppressed),
+        }
+    }
+
+    fn counted(&self) -> vendor::RingStatistics {
         vendor::RingStatistics {
             kicks: self.kicks.get(),
             notifications_sent: self.notified.get(),
@@ -315,6 +337,19 @@ impl QueueStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ring_counts_from_when_it_was_cleared() {
+        let ring = QueueStats::default();
+        ring.kicked();
+        ring.notified();
+        ring.suppressed();
+        ring.clear();
+        assert_eq!(ring.statistics(), vendor::RingStatistics::default());
+        ring.kicked();
+        let now = ring.statistics();
+        assert_eq!((now.kicks, now.notifications_sent, now.notifications_suppressed), (1, 0, 0));
+    }
 
     #[test]
     fn buckets_follow_each_other_and_hold_what_they_say() {

@@ -153,13 +153,19 @@ impl LinuxGuest {
         ensure(status == 0, || format!("no answer from {address} in {seconds} s: {text}"))
     }
 
-    /// Starts an iperf3 server in the background.
+    /// Starts an iperf3 server in the background; it listens when this returns.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When it does not listen within ten seconds.
     pub fn serve_iperf(&mut self) -> Result {
         self.run("iperf3 -s -D")?;
-        Ok(())
+        // Port 5201, state LISTEN.
+        let listening = "grep -q ':1451 .* 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null";
+        let (status, text) = self.run_for(
+            15,
+            &format!("for i in $(seq 50); do {listening} && break; sleep 0.2; done; {listening}"),
+        )?;
+        ensure(status == 0, || format!("iperf3 does not listen: {text}"))
     }
 
     /// Runs iperf3 against `address` for `seconds` with `options` (`-R` for the other direction).
@@ -167,8 +173,16 @@ impl LinuxGuest {
     /// # Errors
     /// When iperf3 fails.
     pub fn iperf(&mut self, address: &str, seconds: u64, options: &str) -> Result<Throughput> {
+        // A server that is still ending the test before refuses the next, and iperf3 says so in its JSON, with status 0.
         let command = format!("iperf3 -c {address} -t {seconds} -J {options}");
-        let (status, text) = self.run_for(seconds + COMMAND_S, &command)?;
+        let (mut status, mut text) = self.run_for(seconds + COMMAND_S, &command)?;
+        for _ in 0..3 {
+            if !text.contains("unable to ") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            (status, text) = self.run_for(seconds + COMMAND_S, &command)?;
+        }
         ensure(status == 0, || format!("{command} ended with {status}: {text}"))?;
         let json: Value =
             serde_json::from_str(&text).map_err(|e| Failure::new(format!("iperf3: {e} in {text}")))?;

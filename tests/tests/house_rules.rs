@@ -41,7 +41,7 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
     ("vswitch/src/port/tap/", "TAPs: ioctl, and memory that the kernel reads and writes"),
     ("storage-target/src/uring/", "memory that the kernel reads and writes"),
     ("avio-guest/src/", "mappings of the guest in a process"),
-    ("tools/gvsdmgr/src/sg.rs", "ioctls of the guest's SCSI layer (docs/decisions/0007)"),
+    ("tools/gvsdmgr/src/sg.rs", "ioctls of the guest's SCSI layer (docs/decisions/0009)"),
 ];
 
 /// Folder and file names that tell nothing about what is inside.

@@ -1,5 +1,5 @@
 //! SCSI commands, resets and cache flushes through the guest kernel's ioctls: the only place of this program with `unsafe`
-//! (docs/decisions/0007). Owns the layout of `sg_io_hdr`; knows no command.
+//! (docs/decisions/0009). Owns the layout of `sg_io_hdr`; knows no command.
 
 #![expect(unsafe_code, reason = "SG_IO takes pointers, and no ioctl of the SCSI layer has a safe wrapper")]
 

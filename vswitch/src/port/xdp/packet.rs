@@ -1,7 +1,7 @@
 //! Packet sockets (packet(7)): the way to the wire where XDP cannot attach, and the switch's copy of broadcast and multicast where it can.
 //!
 //! One system call per batch each way (recvmmsg, sendmmsg), each frame behind a virtio-net header (PACKET_VNET_HDR): so the kernel's merged frames
-//! come whole and ours leave whole, and who can segment does. Why not a TPACKET ring: decision 0008.
+//! come whole and ours leave whole, and who can segment does. Why not a TPACKET ring: decision 0010.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

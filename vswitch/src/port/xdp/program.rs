@@ -2,7 +2,7 @@
 //!
 //! Unicast that is not for the host goes to the AF_XDP socket of its receive queue; unicast to the addresses of a map (the device's own, those
 //! that the operator lists), broadcast and multicast go on to the kernel. The switch's copy of broadcast and multicast comes from a packet socket
-//! (`packet`, decision 0008). Nothing is pinned: program, maps and link go with their descriptors.
+//! (`packet`, decision 0010). Nothing is pinned: program, maps and link go with their descriptors.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -15,7 +15,7 @@ use avio_proto::virtio::blk;
 use avio_tests::case::{self, Case};
 use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
-use avio_tests::initiator::{Initiator, RESERVATION_CONFLICT, cdb10, compare_and_write, reserve_out};
+use avio_tests::initiator::{Initiator, RESERVATION_CONFLICT, Reply, cdb10, compare_and_write, reserve_out};
 use avio_tests::storage::{Adapter, Storage};
 use avio_tests::{Failure, Result, scratch};
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         Case::new("compare_and_write_is_not_compared_again", 60, compare_again),
         Case::new("persistent_reserve_out_is_not_done_twice", 60, reserve_twice),
         Case::new("reservations_modes_trays_and_replacements_outlive_the_process", 60, state),
+        Case::new("a_shared_store_that_was_replaced_stays_fenced", 60, shared_replacement),
+        Case::new("who_shares_a_store_and_keeps_it_notices_no_replacement", 60, one_parts),
     ])
 }
 
@@ -317,5 +319,98 @@ fn state() -> Result {
     one.reconnect()?;
     let empty = one.command(1, &cdb10(0x28, 0, 1), &[], 2048)?;
     empty.check((2, 0x3a, 0), "medium not present")?;
+    daemon.ensure_healthy()
+}
+
+fn sharing(stores: &[(&str, &str)]) -> Storage {
+    stores.iter().fold(Storage::default(), |all, (guest, store)| {
+        all.adapter(Adapter::new(guest, "avio_stor").disk(0, store, "share = true"))
+    })
+}
+
+/// A READ (10), after the unit attentions of what has happened.
+fn read_after_attentions(guest: &mut Initiator) -> Result<Reply> {
+    for _ in 0..8 {
+        let reply = guest.command(0, &cdb10(0x28, 0, 1), &[], 512)?;
+        if reply.sense.0 != 6 {
+            return Ok(reply);
+        }
+    }
+    Err(Failure::new("unit attentions without end"))
+}
+
+/// Two guests share a store, writes to it are under way, and the host replaces it: a daemon killed meanwhile has not let
+/// anybody have the new one.
+fn shared_replacement() -> Result {
+    let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
+    let slow = format!("fault:write_delay_ms=4000:file:{}", old.display());
+    let fresh = format!("file:{}", new.display());
+    let mut daemon = Daemon::start(sharing(&[("g1", &slow), ("g2", &slow)]))?;
+    let options = tracked(Kind::Scsi, false);
+    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0])?;
+    let mut two = Initiator::connect(&daemon.stor_socket("g2")?, &options, &[0])?;
+    one.begin(0, 0, 1, &cdb10(0x2a, 0, 1), &[1; 512])?;
+    sleep(Duration::from_millis(200));
+    daemon.config = sharing(&[("g1", &fresh), ("g2", &fresh)]);
+    daemon.reload_by_command()?;
+    ensure(one.ended(0)?.is_empty(), || "the write was over before the kill".into())?;
+    daemon.kill();
+    daemon.restart_with(&[], 10)?;
+    one.reconnect()?;
+    two.reconnect()?;
+    // What was in flight comes again, and does not reach the new store.
+    let ended = one.await_ended(0, 1, 10)?;
+    ensure(!ended[0].reply.is_good(), || "the write was answered with GOOD".into())?;
+    for (name, guest) in [("g1", &mut one), ("g2", &mut two)] {
+        read_after_attentions(guest)?.check((2, 4, 3), name)?;
+        let lun = daemon.lun(name, 0)?;
+        ensure(lun["state"] == "Replaced", || format!("{name}: {lun:#}"))?;
+    }
+    ensure(std::fs::read(&new)?.iter().all(|byte| *byte == 0), || "the new store was written".into())?;
+    let output = daemon.avio(&["stor", "replace", "--force-host", "g1", "0", "4", "0"])?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
+    for guest in [&mut one, &mut two] {
+        read_after_attentions(guest)?.good("approved")?;
+    }
+    daemon.ensure_healthy()
+}
+
+/// One of two guests that share a store gets another: it is fenced, and writes of its to the old store are over before it has
+/// the new one. The other goes on.
+fn one_parts() -> Result {
+    let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
+    let slow = format!("fault:write_delay_ms=1500:file:{}", old.display());
+    let fresh = format!("file:{}", new.display());
+    let mut daemon = Daemon::start(sharing(&[("g1", &slow), ("g2", &slow)]))?;
+    let options = tracked(Kind::Scsi, false);
+    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0])?;
+    let mut two = Initiator::connect(&daemon.stor_socket("g2")?, &options, &[0])?;
+    one.begin(0, 0, 1, &cdb10(0x2a, 0, 1), &[1; 512])?;
+    sleep(Duration::from_millis(200));
+    daemon.config = sharing(&[("g1", &fresh), ("g2", &slow)]);
+    daemon.reload_by_command()?;
+    read_after_attentions(&mut one)?.check((2, 4, 3), "who got another store")?;
+    two.read(0, 8, 1)?;
+    ensure(daemon.lun("g2", 0)?["state"] == "Online", || "who kept its store".into())?;
+    one.await_ended(0, 1, 5)?[0].reply.clone().good("the write to the old store")?;
+    for round in 0..2 {
+        if round == 1 {
+            daemon.kill();
+            daemon.restart_with(&[], 10)?;
+            one.reconnect()?;
+            two.reconnect()?;
+        }
+        read_after_attentions(&mut one)?.check((2, 4, 3), "who got another store")?;
+        ensure(two.read(0, 0, 1)? == [1; 512], || format!("round {round}: the old store"))?;
+    }
+    let output = daemon.avio(&["stor", "replace", "--force-host", "g1", "0", "4", "0"])?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
+    ensure(read_after_attentions(&mut one)?.good("approved")?.data == [0; 512], || "the new store".into())?;
+    let last = one.command(0, &cdb10(0x25, 0, 0), &[], 8)?.good("READ CAPACITY")?;
+    ensure(last.data[..4] == 4095u32.to_be_bytes(), || format!("{:02x?}", last.data))?;
+    // It cannot go back into what the other has: that could not be fenced for one alone.
+    daemon.config = sharing(&[("g1", &slow), ("g2", &slow)]);
+    let refused = daemon.reload_by_command();
+    ensure(refused.is_err_and(|e| e.to_string().contains("define it again")), || "joined".into())?;
     daemon.ensure_healthy()
 }

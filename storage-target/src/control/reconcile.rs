@@ -16,7 +16,7 @@ use super::journal;
 use super::lun::{self, EMPTY_DRIVE, LunKey, Opened, Wanted};
 use super::storage::{Done, Drained, Journal, Storage};
 use crate::adapter::AdapterId;
-use crate::lun::{Lun, LunStats, Qos};
+use crate::lun::{Lun, LunId, LunStats, Qos};
 use crate::scsi::{Media, NexusName, Replacement, SavedState};
 use crate::serve::{Command, Notice, Ticket};
 
@@ -87,6 +87,10 @@ impl Storage {
     /// Begins to follow a changed configuration; [`Storage::on_helper`] ends it.
     pub fn reconcile(&mut self, config: Config) -> Result<(), Vec<String>> {
         let wanted = wanted(&config)?;
+        let errors = self.joins(&wanted);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
         let missing = self.missing(&wanted);
         self.unsaved = Some(Vec::new());
         self.pending = Some(Pending { config });
@@ -117,6 +121,22 @@ impl Storage {
         missing
     }
 
+    /// LUNs that are to go over to a store that another guest has: that one's must not be fenced, and this one's must be.
+    fn joins(&self, wanted: &BTreeMap<LunKey, Wanted>) -> Vec<String> {
+        let joins = |w: &&Wanted| {
+            let other = self.current(&w.key).is_some_and(|entry| entry.defined != w.config.backing);
+            other && w.config.share && self.shared(&w.config.backing).is_some()
+        };
+        let line = |w: &Wanted| {
+            format!(
+                "{}: {} is shared with a guest that has it already; remove this LUN, reload, and define it again",
+                w.key.name(),
+                w.config.backing
+            )
+        };
+        wanted.values().filter(joins).map(line).collect()
+    }
+
     fn current(&self, key: &LunKey) -> Option<&AdapterLun> {
         self.adapters.values().find(|adapter| adapter.nexus == key.nexus)?.luns.get(&key.target)
     }
@@ -136,8 +156,8 @@ impl Storage {
         for (guest, storage) in config.adapters() {
             self.adapter_defined(guest, storage, &mut changes)?;
         }
-        for (key, wanted) in &wanted {
-            self.lun_defined(key, wanted, &mut opened, &mut changes);
+        for key in wanted.keys() {
+            self.lun_defined(key, &wanted, &mut opened, &mut changes);
         }
         self.config = config;
         let ids: Vec<AdapterId> = self.adapters.keys().copied().collect();
@@ -226,10 +246,11 @@ impl Storage {
     fn lun_defined(
         &mut self,
         key: &LunKey,
-        wanted: &Wanted,
+        all: &BTreeMap<LunKey, Wanted>,
         opened: &mut BTreeMap<LunKey, Opened>,
         changes: &mut Vec<String>,
     ) {
+        let Some(wanted) = all.get(key) else { return };
         let Some(id) = self.adapter_of(&key.nexus).map(|adapter| adapter.id) else { return };
         let found = opened.remove(key);
         if let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&key.target))
@@ -247,7 +268,7 @@ impl Storage {
                 if config.device == LunDevice::Dvd {
                     self.swap_medium(id, key.target, found);
                 } else {
-                    self.replace(id, key.target, found);
+                    self.replace(id, key.target, found, all);
                 }
             }
             return;
@@ -315,24 +336,114 @@ impl Storage {
 
     /// The host has replaced a LUN's backing (SEMANTICS 2.4): nothing more reaches the old one, and the new one waits for
     /// the guest's approval, unless no guest is there.
-    fn replace(&mut self, id: AdapterId, target: u8, opened: Opened) {
+    fn replace(&mut self, id: AdapterId, target: u8, opened: Opened, wanted: &BTreeMap<LunKey, Wanted>) {
         let Some(adapter) = self.adapters.get(&id) else { return };
         let Some(entry) = adapter.luns.get(&target) else { return };
         let lun = Arc::clone(&entry.lun);
-        let has = |adapter: &Adapter| adapter.luns.values().any(|entry| entry.lun.id == lun.id);
-        if self.adapters.values().any(|adapter| adapter.connected && has(adapter)) {
-            let key = LunKey { nexus: adapter.nexus.clone(), target };
-            let generation = lun.unit.generation() + 1;
-            let size = opened.backing.as_ref().map_or(0, |backing| backing.size_bytes());
-            lun.unit.set_replaced(Replacement {
-                nonce: nonce(),
-                old: (entry.serial.clone(), entry.config.backing.clone(), lun.unit.capacity_bytes()),
-                new: (lun::serial(&key, &opened.config, generation), opened.config.backing.clone(), size),
-            });
+        let (with, without) = self.who_moves(&lun, &opened.defined, wanted);
+        let is_known = with.iter().any(|(id, _)| self.adapters.get(id).is_some_and(|a| a.connected))
+            || lun.unit.replacement().is_some();
+        let key = LunKey { nexus: adapter.nexus.clone(), target };
+        let generation = lun.unit.generation() + 1;
+        let size = opened.backing.as_ref().map_or(0, |backing| backing.size_bytes());
+        let replacement = is_known.then(|| Replacement {
+            nonce: nonce(),
+            old: (entry.serial.clone(), entry.config.backing.clone(), lun.unit.capacity_bytes()),
+            new: (lun::serial(&key, &opened.config, generation), opened.config.backing.clone(), size),
+        });
+        if without {
+            return self.part(&lun, &with, opened, replacement);
+        }
+        if let Some(replacement) = replacement {
+            lun.unit.set_replaced(replacement);
             // Should the daemon die now, its successor opens the new store, and must not let the guest have it either.
             self.save(lun.id, lun.unit.version(), lun.unit.save(), None);
+            if self.journals.get(&lun.id).is_none_or(|journal| journal.path != opened.journal) {
+                // A store that is shared has its state under its own name: that is what the successor reads.
+                let state = SavedState { backing: opened.defined.clone(), ..lun.unit.save() };
+                self.save_at(opened.journal.clone(), lun.id, lun.unit.version(), state, None);
+            }
         }
         self.drain(lun.id, None, Drained::Replaced { adapter: id, target, opened: Box::new(opened) });
+    }
+
+    /// Of those that have a logical unit: who is to have the backing `defined` in its place, and whether anybody is to have
+    /// another one.
+    fn who_moves(
+        &self,
+        lun: &Lun,
+        defined: &str,
+        wanted: &BTreeMap<LunKey, Wanted>,
+    ) -> (Vec<(AdapterId, u8)>, bool) {
+        let (mut with, mut without) = (Vec::new(), false);
+        for adapter in self.adapters.values() {
+            for (&target, _) in adapter.luns.iter().filter(|(_, entry)| entry.lun.id == lun.id) {
+                match wanted.get(&LunKey { nexus: adapter.nexus.clone(), target }) {
+                    Some(wanted) if wanted.config.backing == defined => with.push((adapter.id, target)),
+                    _ => without = true,
+                }
+            }
+        }
+        (with, without)
+    }
+
+    /// Some of those that share a store get another: they part from its logical unit at once and have a new one, without
+    /// its backing until they have no request left at the old one. The others notice nothing.
+    fn part(
+        &mut self,
+        old: &Arc<Lun>,
+        movers: &[(AdapterId, u8)],
+        opened: Opened,
+        replacement: Option<Replacement>,
+    ) {
+        let Some(&(first, target)) = movers.first() else { return };
+        let Some(nexus) = self.adapters.get(&first).map(|adapter| adapter.nexus.clone()) else { return };
+        let mut saved = SavedState { generation: old.unit.generation() + 1, ..SavedState::default() };
+        if replacement.is_some() {
+            // DEVICE IDENTIFIER CHANGED.
+            let nexuses = movers.iter().filter_map(|(id, _)| self.adapters.get(id)).map(|a| a.nexus.clone());
+            saved.attentions = nexuses.map(|nexus| (nexus, vec![(0x3f, 0x05)])).collect();
+        }
+        saved.replacement = replacement;
+        let config = opened.config.clone();
+        let (lun, backing) = self.make(&LunKey { nexus, target }, Opened { saved: Ok(saved), ..opened });
+        self.save(lun.id, lun.unit.version(), lun.unit.save(), None);
+        for &(id, target) in movers {
+            let Some(adapter) = self.adapters.get_mut(&id) else { continue };
+            let nexus = adapter.nexus.clone();
+            let Some(entry) = adapter.luns.get_mut(&target) else { continue };
+            entry.lun = Arc::clone(&lun);
+            entry.backing = None;
+            entry.serial = lun.unit.profile().serial.clone();
+            entry.config.backing.clone_from(&config.backing);
+            self.publish(id);
+            old.unit.detach(&nexus);
+            let lun = lun.id;
+            self.drain(
+                old.id,
+                Some(id),
+                Drained::Parted { adapter: id, target, lun, backing: backing.clone() },
+            );
+        }
+        // Without what those that part had reserved.
+        self.save(old.id, old.unit.version(), old.unit.save(), None);
+    }
+
+    /// Who parted from a shared store has no request left there.
+    fn parted(
+        &mut self,
+        id: AdapterId,
+        target: u8,
+        lun: LunId,
+        backing: Option<Arc<crate::backing::Backing>>,
+    ) {
+        let entry = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target));
+        // It may have been replaced again, or removed.
+        let Some(entry) = entry.filter(|entry| entry.lun.id == lun) else { return };
+        entry.backing = backing;
+        self.publish(id);
+        self.notify(id, Notice::Changed(target, 0x2a, 0x09));
+        self.tell_capacity(id, target);
     }
 
     /// All workers have let go of what was asked for.
@@ -341,6 +452,7 @@ impl Storage {
         match self.draining.swap_remove(at).1 {
             Drained::Removed { adapter, target } => self.notify(adapter, Notice::Removed(target)),
             Drained::Replaced { adapter, target, opened } => self.replaced(adapter, target, *opened),
+            Drained::Parted { adapter, target, lun, backing } => self.parted(adapter, target, lun, backing),
             Drained::Ejected => {}
         }
         self.broadcast(|| Command::ReleaseFiles);

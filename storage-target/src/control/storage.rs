@@ -49,6 +49,8 @@ pub(super) enum Drained {
     Removed { adapter: AdapterId, target: u8 },
     /// A LUN's backing is to be replaced by what was opened.
     Replaced { adapter: AdapterId, target: u8, opened: Box<Opened> },
+    /// A LUN that parted from a shared store may have its new backing.
+    Parted { adapter: AdapterId, target: u8, lun: LunId, backing: Option<Arc<Backing>> },
     /// A drive's medium is out.
     Ejected,
 }
@@ -189,10 +191,22 @@ impl Storage {
     }
 
     /// Writes a logical unit's state on a helper thread.
-    pub fn save(&self, lun: LunId, version: u64, mut state: SavedState, worker: Option<usize>) {
-        state.boot.clone_from(&self.boot);
+    pub fn save(&self, lun: LunId, version: u64, state: SavedState, worker: Option<usize>) {
         let Some(journal) = self.journals.get(&lun) else { return };
-        let (path, reply) = (journal.path.clone(), self.mailbox.reply());
+        self.save_at(journal.path.clone(), lun, version, state, worker);
+    }
+
+    /// As [`Storage::save`], to where the state will be looked for.
+    pub fn save_at(
+        &self,
+        path: PathBuf,
+        lun: LunId,
+        version: u64,
+        mut state: SavedState,
+        worker: Option<usize>,
+    ) {
+        state.boot.clone_from(&self.boot);
+        let reply = self.mailbox.reply();
         self.journal.run(move || {
             let result = journal::write(&path, &state).map_err(|e| format!("{}: {e}", path.display()));
             reply.send(Done::Written { lun, version, worker, result });

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use avio_proto::control::{self, Call, MESSAGE_LEN_MAX, NoSuchVswitchParams, RefusedParams, Reply};
+use avio_proto::control::{
+    self, Call, MESSAGE_LEN_MAX, NoSuchVswitchParams, PlaceParams, RefusedParams, Reply,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -161,6 +163,15 @@ impl Client {
                 if let Some(name) = parameters.get("aggregate").and_then(|name| name.as_str()) {
                     let line =
                         format!("aggregate {name} is no vswitch's uplink; `avio apa` lists those that are");
+                    return ClientError::Refused(vec![line]);
+                }
+            }
+            Some(control::NO_SUCH_LUN) => {
+                if let Ok(PlaceParams { place }) = serde_json::from_value(parameters.clone()) {
+                    let control::Place { guest, bus, device, target } = place;
+                    let line = format!(
+                        "{guest} {bus}/{device} target {target}: there is no such LUN; `avio stor` lists those that are"
+                    );
                     return ClientError::Refused(vec![line]);
                 }
             }

@@ -368,6 +368,14 @@ pub struct LunConfig {
     pub timeout_s: Option<u32>,
 }
 
+impl LunConfig {
+    /// Most data a second, in bytes; 0: no limit.
+    #[must_use]
+    pub fn bytes_per_s(&self) -> u64 {
+        self.mib_per_s.saturating_mul(1 << 20)
+    }
+}
+
 /// Kind of a LUN.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -16,9 +16,9 @@ pub use envelope::{
     SERVICE_INTERFACE_DESCRIPTION, ServiceInfo,
 };
 pub use stord::{
-    AdapterReport, EjectParams, InsertParams, LatencyReport, LimitsParams, LunReport, LunStatistics, Place,
-    PlaceParams, STORD_INTERFACE, STORD_INTERFACE_DESCRIPTION, STORD_SOCKET_FILE_NAME, ShowStorageParams,
-    StorageReply, stord_method,
+    AdapterReport, EjectParams, InsertParams, LatencyReport, LimitsParams, LunReport, LunStatistics,
+    NO_SUCH_LUN, Place, PlaceParams, STORD_INTERFACE, STORD_INTERFACE_DESCRIPTION, STORD_SOCKET_FILE_NAME,
+    ShowStorageParams, StorageReply, stord_method,
 };
 pub use vswitchd::{
     ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, INTERFACE,

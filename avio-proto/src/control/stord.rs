@@ -29,6 +29,9 @@ pub mod stord_method {
     pub const APPROVE: &str = "ApproveReplacement";
 }
 
+/// Error of every method that names a LUN, without the interface: [`PlaceParams`].
+pub const NO_SUCH_LUN: &str = "NoSuchLun";
+
 /// What `avio stor --json` prints.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StorageReply {

@@ -256,8 +256,10 @@ impl Storage {
         if let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&key.target))
         {
             let config = &wanted.config;
-            if entry.config.iops != config.iops || entry.config.mib_per_s != config.mib_per_s {
-                entry.qos.set(config.iops, config.mib_per_s << 20);
+            // The files are the truth, whatever the operator has set meanwhile.
+            let limits = (config.iops, config.bytes_per_s());
+            if entry.qos.limits() != limits {
+                entry.qos.set(limits.0, limits.1);
                 changes.push(format!("{}: limits changed", key.name()));
             }
             entry.config.readonly = config.readonly;
@@ -287,7 +289,7 @@ impl Storage {
             serial: lun.unit.profile().serial.clone(),
             stats: Arc::new(LunStats::new(self.workers.len())),
             cleared: Arc::default(),
-            qos: Arc::new(Qos::new(config.iops, config.mib_per_s << 20)),
+            qos: Arc::new(Qos::new(config.iops, config.bytes_per_s())),
             config,
             defined,
             lun,

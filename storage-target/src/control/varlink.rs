@@ -7,8 +7,9 @@ use avio_host::control::{Interface, Peer, VarlinkError, parameters};
 use avio_host::service::Service;
 use avio_proto::config::{BackingSpec, Config, LunDevice};
 use avio_proto::control::{
-    EjectParams, InsertParams, LimitsParams, Place, PlaceParams, RefusedParams, ReloadReply, STORD_INTERFACE,
-    STORD_INTERFACE_DESCRIPTION, ShowStorageParams, StorageReply, error, stord_method as method,
+    EjectParams, InsertParams, LimitsParams, NO_SUCH_LUN, Place, PlaceParams, RefusedParams, ReloadReply,
+    STORD_INTERFACE, STORD_INTERFACE_DESCRIPTION, ShowStorageParams, StorageReply, error,
+    stord_method as method,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -137,7 +138,7 @@ impl Daemon {
         let key = LunKey { nexus, target: place.target };
         match self.storage.find(&key) {
             Some(id) => Ok((id, key)),
-            None => Err(VarlinkError::own("NoSuchLun", &PlaceParams { place: place.clone() })),
+            None => Err(VarlinkError::own(NO_SUCH_LUN, &PlaceParams { place: place.clone() })),
         }
     }
 
@@ -149,6 +150,9 @@ impl Daemon {
         };
         if entry.config.device != LunDevice::Dvd {
             return Err(refuse(format!("{}: it is a disk; only a dvd has a medium", key.name())));
+        }
+        if entry.lun.unit.media() == Media::Empty {
+            return Err(refuse(format!("{}: the drive is empty; there is nothing to eject", key.name())));
         }
         if entry.lun.unit.is_locked_in() && !wanted.force {
             return Err(refuse(format!(

@@ -419,10 +419,14 @@ impl LogicalUnit {
         self.lock().nexuses.iter().filter(|nexus| nexus.name() != by).for_each(|nexus| nexus.owe(asc, ascq));
     }
 
-    /// The medium has another size now: everybody is told (CAPACITY DATA HAS CHANGED).
+    /// The medium has another size now: everybody is told (CAPACITY DATA HAS CHANGED). Of a drive that is being filled
+    /// nobody is: the change of the medium says it all (MMC-6 4.2.1).
     pub fn set_blocks(&self, blocks: u64) {
         self.blocks.store(blocks, Ordering::Relaxed);
-        self.lock().nexuses.iter().for_each(|nexus| nexus.owe(0x2a, 0x09));
+        let state = self.lock();
+        if state.media != Media::Empty {
+            state.nexuses.iter().for_each(|nexus| nexus.owe(0x2a, 0x09));
+        }
     }
 
     /// What can be done with the medium from now on. `Ready` after something else is told as a change of the medium.

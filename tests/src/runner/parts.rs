@@ -99,6 +99,7 @@ const SYSTEM: &[&str] = &[
     "uplinks",
     "migration",
     "aggregates",
+    "storage_operator",
     "storage_target",
     "storage_kill",
     "storage_model",

@@ -41,7 +41,9 @@ pub fn run(global: &Global, args: &StorArgs) -> Result<(), Failure> {
             client.call(method::INSERT, &InsertParams { place: place.place(), path })?
         }
         Action::Qos { place, iops, mib_per_s } => {
-            let params = LimitsParams { place: place.place(), iops: *iops, bytes_per_s: *mib_per_s << 20 };
+            let (iops_now, bytes_now) = limits(&mut client, place)?;
+            let bytes_per_s = mib_per_s.map_or(bytes_now, |mib| mib << 20);
+            let params = LimitsParams { place: place.place(), iops: iops.unwrap_or(iops_now), bytes_per_s };
             client.call(method::SET_LIMITS, &params)?
         }
         Action::Replace { place, force_host } => {
@@ -56,6 +58,16 @@ pub fn run(global: &Global, args: &StorArgs) -> Result<(), Failure> {
         }
     };
     Ok(())
+}
+
+/// A LUN's limits as they are: requests and bytes a second. Of one that is not there none: the daemon refuses what follows.
+fn limits(client: &mut Client, place: &options::PlaceArgs) -> Result<(u64, u64), Failure> {
+    let params = ShowStorageParams { guest: Some(place.guest.clone()) };
+    let reply: StorageReply = client.call(method::SHOW, &params)?;
+    let of_adapter = reply.adapters.iter().filter(|a| (a.bus, a.device) == (place.bus, place.device));
+    let mut luns = of_adapter.flat_map(|adapter| &adapter.luns);
+    let lun = luns.find(|lun| lun.target == place.target);
+    Ok(lun.map_or((0, 0), |lun| (lun.iops, lun.bytes_per_s)))
 }
 
 fn reload(client: &mut Client) -> Result<(), Failure> {

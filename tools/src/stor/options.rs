@@ -18,7 +18,8 @@ pub struct StorArgs {
     #[arg(short = 'Z', long)]
     pub clear: bool,
     /// Show again every so many seconds.
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "clear",
+        value_parser = clap::value_parser!(u32).range(1..))]
     pub watch: Option<u32>,
     /// Tell the daemon to read the files again.
     #[arg(long)]
@@ -67,16 +68,17 @@ pub enum Action {
         /// The file.
         iso: PathBuf,
     },
-    /// Set a LUN's limits until the next reload.
+    /// Set a LUN's limits until the next reload. A limit that is not named stays as it is.
+    #[command(group = clap::ArgGroup::new("limits").required(true).multiple(true).args(["iops", "mib_per_s"]))]
     Qos {
         #[command(flatten)]
         place: PlaceArgs,
         /// Requests a second; 0: no limit.
-        #[arg(long, default_value_t = 0)]
-        iops: u64,
+        #[arg(long)]
+        iops: Option<u64>,
         /// MiB a second; 0: no limit.
-        #[arg(long, default_value_t = 0)]
-        mib_per_s: u64,
+        #[arg(long, value_parser = clap::value_parser!(u64).range(..1 << 32))]
+        mib_per_s: Option<u64>,
     },
     /// Approve a replaced backing in the guest's place.
     Replace {

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             .data_path(),
         Case::new("preempt_and_abort_fences_what_was_under_way", 60, preempt_and_abort),
         Case::new("events_are_told_and_missed_ones_said_to_be", 60, events),
+        Case::new("reloads_in_a_row_are_all_followed", 30, reloads_in_a_row),
         Case::new("a_broken_ring_stops_alone", 60, hostile_rings).data_path(),
         Case::new("a_disk_does_all_that_virtio_blk_has", 60, disk).data_path(),
         Case::new("two_hundred_and_fifty_six_targets_and_none_between", 60, targets),
@@ -312,6 +313,24 @@ fn events() -> Result {
     let event = next_event(&mut one)?;
     ensure(event == (scsi::T_NO_EVENT | scsi::EVENTS_MISSED, 0, 0), || format!("missed: {event:x?}"))?;
     one.settle(9)?;
+    daemon.ensure_healthy()
+}
+
+/// Files change while a daemon still follows the change before: what it follows in the end is what stands there.
+fn reloads_in_a_row() -> Result {
+    let first = || Adapter::new("g1", "avio_stor").disk(0, "memory:1M", "");
+    let mut daemon = Daemon::start(Storage::one(first()))?;
+    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options(), &[0])?;
+    for target in 1..24u8 {
+        // What had been added is removed, which waits for the disk.
+        daemon.config = Storage::one(first());
+        daemon.reload()?;
+        sleep(Duration::from_micros(200) * u32::from(target));
+        daemon.config = Storage::one(first().disk(target.into(), "memory:1M", ""));
+        daemon.reload()?;
+        daemon.console()?.wait_for(&format!("target {target}: memory:1M added"), 5)?;
+    }
+    one.settle(23)?;
     daemon.ensure_healthy()
 }
 

@@ -46,6 +46,7 @@ impl<S: Read + Write> Connection<S> {
         if !std::mem::take(&mut self.holds) {
             return Fate::Waits;
         }
+        self.peer.again = true;
         self.drive(interface)
     }
 
@@ -60,6 +61,7 @@ impl<S: Read + Write> Connection<S> {
             }
             if let Some(end) = self.input.iter().position(|&byte| byte == 0) {
                 let reply = answer(&self.input[..end], interface, &self.peer);
+                self.peer.again = false;
                 self.holds = reply == Answer::Hold;
                 if self.holds {
                     return Fate::Waits;

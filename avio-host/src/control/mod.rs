@@ -6,9 +6,11 @@
 
 mod connection;
 mod dispatch;
+mod reload;
 mod server;
 
 pub use dispatch::{Interface, VarlinkError, parameters};
+pub use reload::{Called, ReloadOutcome, Reloads};
 pub use server::{Access, BindError, CONNECTIONS_MAX, Peer, Server, TOKENS};
 
 #[cfg(test)]

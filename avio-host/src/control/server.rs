@@ -46,6 +46,8 @@ pub struct Peer {
     pub uid: u32,
     /// Its process.
     pub pid: i32,
+    /// Whether its call is made again after [`VarlinkError::NotYet`](super::VarlinkError::NotYet).
+    pub again: bool,
 }
 
 /// Why a control socket cannot be opened.
@@ -162,9 +164,11 @@ impl Server {
                 }
             };
             let peer = match rustix::net::sockopt::socket_peercred(&stream) {
-                Ok(credentials) => {
-                    Peer { uid: credentials.uid.as_raw(), pid: credentials.pid.as_raw_nonzero().get() }
-                }
+                Ok(credentials) => Peer {
+                    uid: credentials.uid.as_raw(),
+                    pid: credentials.pid.as_raw_nonzero().get(),
+                    again: false,
+                },
                 Err(_) => continue,
             };
             if !self.access.admits(peer.uid) {

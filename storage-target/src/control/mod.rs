@@ -196,7 +196,7 @@ impl Loop {
                     self.daemon.reloaded(outcome);
                 }
                 self.server.resume(self.poll.registry(), &mut self.daemon);
-                self.daemon.forget();
+                self.daemon.reloads.forget();
             }
             token => self.server.ready(token, self.poll.registry(), &mut self.daemon),
         }

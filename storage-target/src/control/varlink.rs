@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use avio_host::config::{Capabilities, load, surroundings};
-use avio_host::control::{Interface, Peer, VarlinkError, parameters};
+use avio_host::control::{Called, Interface, Peer, Reloads, VarlinkError, parameters};
 use avio_host::service::Service;
 use avio_proto::config::{BackingSpec, Config, LunDevice};
 use avio_proto::control::{
@@ -23,39 +23,34 @@ use crate::scsi::{Media, NexusName};
 /// What this release can do; the switch's part of the files is only checked for its form.
 pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: true, tap_ports: true };
 
-/// What became of the last request to reload.
-enum Reloading {
-    No,
-    /// LUNs are being opened; who asked gets the answer.
-    Yes,
-    Done(Result<Vec<String>, Vec<String>>),
-}
-
 /// The storage with what only the control socket and signals need.
 pub(super) struct Daemon {
     pub storage: Storage,
     pub service: Service,
     config_dir: PathBuf,
-    reloading: Reloading,
+    pub reloads: Reloads,
     inserting: bool,
 }
 
 impl Daemon {
     pub fn new(storage: Storage, service: Service, config_dir: PathBuf) -> Self {
-        Self { storage, service, config_dir, reloading: Reloading::No, inserting: false }
+        Self { storage, service, config_dir, reloads: Reloads::default(), inserting: false }
+    }
+
+    /// SIGHUP, or another reading is due: reads the files again, now or when the change that is under way has come to its end.
+    pub fn start_reload(&mut self) {
+        if self.reloads.ask() {
+            self.begin_reload();
+        }
     }
 
     /// Reads the files again and begins to follow them.
-    pub fn start_reload(&mut self) {
-        if matches!(self.reloading, Reloading::Yes) {
-            return;
-        }
+    fn begin_reload(&mut self) {
         self.service.reloading();
         // A few small files on a local disk; they were read in the same way at the start.
         let begun = load(&self.config_dir, &surroundings(CAPABILITIES))
             .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())
             .and_then(|config| self.storage.reconcile(config));
-        self.reloading = Reloading::Yes;
         if let Err(reasons) = begun {
             self.reloaded(Err(reasons));
         }
@@ -68,23 +63,21 @@ impl Daemon {
             Err(reasons) => reasons.iter().for_each(|line| tracing::error!("configuration refused: {line}")),
         }
         self.service.ready(&summary(&self.storage.config));
-        self.reloading = Reloading::Done(outcome);
+        let warnings = self.warnings();
+        if self.reloads.done(outcome.map(|changes| ReloadReply { changes, warnings })) {
+            self.start_reload();
+        }
     }
 
-    fn reload(&mut self) -> Result<Value, VarlinkError> {
-        match std::mem::replace(&mut self.reloading, Reloading::No) {
-            Reloading::Done(Ok(changes)) => reply(&ReloadReply { changes, warnings: self.warnings() }),
-            Reloading::Done(Err(reasons)) => Err(refused(reasons)),
-            Reloading::Yes => {
-                self.reloading = Reloading::Yes;
-                Err(VarlinkError::NotYet)
-            }
-            Reloading::No => {
-                self.start_reload();
-                match &self.reloading {
-                    Reloading::Done(_) => self.reload(),
-                    _ => Err(VarlinkError::NotYet),
-                }
+    fn reload(&mut self, again: bool) -> Result<Value, VarlinkError> {
+        match self.reloads.call(again) {
+            Called::Answer(Ok(done)) => reply(&done),
+            Called::Answer(Err(reasons)) => Err(refused(reasons)),
+            Called::Wait => Err(VarlinkError::NotYet),
+            Called::Begin => {
+                self.begin_reload();
+                // Files that are wrong are refused at once.
+                self.reload(true)
             }
         }
     }
@@ -93,13 +86,6 @@ impl Daemon {
         let changed = self.storage.config.storage.workers != self.storage.started_with;
         let line = "[workers] has changed: takes effect when the daemon starts the next time";
         changed.then(|| line.to_owned()).into_iter().collect()
-    }
-
-    /// Nobody waited for the outcome.
-    pub fn forget(&mut self) {
-        if matches!(self.reloading, Reloading::Done(_)) {
-            self.reloading = Reloading::No;
-        }
     }
 
     fn show(&self, wanted: &ShowStorageParams) -> StorageReply {
@@ -235,14 +221,14 @@ impl Interface for Daemon {
         ("avio-stord", env!("CARGO_PKG_VERSION"))
     }
 
-    fn call(&mut self, method: &str, params: Value, _peer: &Peer) -> Result<Value, VarlinkError> {
+    fn call(&mut self, method: &str, params: Value, peer: &Peer) -> Result<Value, VarlinkError> {
         match method {
             method::SHOW => reply(&self.show(&parameters(params)?)),
             method::CLEAR_STATISTICS => {
                 self.clear(&parameters(params)?);
                 Ok(json!({}))
             }
-            method::RELOAD => self.reload(),
+            method::RELOAD => self.reload(peer.again),
             method::EJECT => self.eject(&parameters(params)?),
             method::INSERT => self.insert(&parameters(params)?),
             method::SET_LIMITS => self.set_limits(&parameters(params)?),

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use avio_host::blocking::{DEFAULT_THREADS, Helpers, Mailbox};
 use avio_host::config::{check, load, surroundings};
-use avio_host::control::{Access, Server, TOKENS};
+use avio_host::control::{Access, Reloads, Server, TOKENS};
 use avio_host::facility::Facilities;
 use avio_host::links::Links;
 use avio_host::options::DaemonOptions;
@@ -41,7 +41,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::forward;
 use crate::port::xdp::xdp_available;
 use fabric::Fabric;
-use reload::Reload;
+use reload::Reader;
 use switch::{Switch, Watch};
 use taps::Taps;
 use uplink::{Allowed, Uplinks};
@@ -146,7 +146,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     let daemon = Daemon {
         switch,
         service: Service::new("avio-vswitchd"),
-        reload: Reload::new(options.config.clone(), helpers, Mailbox::new(helper_waker)),
+        reader: Reader::new(options.config.clone(), helpers, Mailbox::new(helper_waker)),
+        reloads: Reloads::default(),
         facilities: facilities.states().to_vec(),
         started: Instant::now(),
     };
@@ -233,7 +234,7 @@ impl Loop {
             TOKEN_HELPERS => {
                 while self.daemon.finish_reload() {
                     self.server.resume(self.poll.registry(), &mut self.daemon);
-                    self.daemon.reload.forget();
+                    self.daemon.reloads.forget();
                 }
             }
             token if self.server.owns(token) => {

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use avio_host::config::Capabilities;
-use avio_host::control::{Interface, Peer, VarlinkError, parameters};
+use avio_host::control::{Called, Interface, Peer, ReloadOutcome, Reloads, VarlinkError, parameters};
 use avio_host::service::Service;
 use avio_proto::config::Config;
 use avio_proto::control::{
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::aggregate::Aggregate;
 
-use super::reload::{Found, Outcome, Reload};
+use super::reload::{Found, Reader};
 use super::show;
 use super::switch::Switch;
 
@@ -29,22 +29,28 @@ pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: true, tap_
 pub(super) struct Daemon {
     pub(super) switch: Switch,
     pub(super) service: Service,
-    pub(super) reload: Reload,
+    pub(super) reader: Reader,
+    pub(super) reloads: Reloads,
     pub(super) facilities: Vec<FacilityState>,
     pub(super) started: Instant,
 }
 
 impl Daemon {
-    /// Starts to read the files again.
+    /// SIGHUP, or another reading is due: reads the files again, now or behind the reading that is under way.
     pub(super) fn start_reload(&mut self) {
-        if self.reload.start() {
-            self.service.reloading();
+        if self.reloads.ask() {
+            self.begin_reload();
         }
+    }
+
+    fn begin_reload(&self) {
+        self.service.reloading();
+        self.reader.start();
     }
 
     /// A helper may have read the files: brings the switch in line with them. Returns whether clients may be waiting for it.
     pub(super) fn finish_reload(&mut self) -> bool {
-        let Some(found) = self.reload.found() else { return false };
+        let Some(found) = self.reader.found() else { return false };
         let outcome = self.take_over(found);
         match &outcome {
             Ok(reply) => {
@@ -54,13 +60,13 @@ impl Daemon {
             Err(reasons) => reasons.iter().for_each(|line| tracing::error!("configuration refused: {line}")),
         }
         self.service.ready(&summary(&self.switch.config));
-        if self.reload.finish(outcome) {
+        if self.reloads.done(outcome) {
             self.start_reload();
         }
         true
     }
 
-    fn take_over(&mut self, (_, config): Found) -> Outcome {
+    fn take_over(&mut self, (_, config): Found) -> ReloadOutcome {
         let config = config.map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
         if config.workers != self.switch.started_with {
@@ -72,14 +78,15 @@ impl Daemon {
         Ok(ReloadReply { changes, warnings })
     }
 
-    fn reload(&mut self) -> Result<Value, VarlinkError> {
-        match self.reload.outcome() {
-            Some(Ok(done)) => reply(&done),
-            Some(Err(reasons)) => Err(VarlinkError::own(error::REFUSED, &RefusedParams { reasons })),
-            None => {
-                if !self.reload.is_reading() {
-                    self.start_reload();
-                }
+    fn reload(&mut self, peer: &Peer) -> Result<Value, VarlinkError> {
+        match self.reloads.call(peer.again) {
+            Called::Answer(Ok(done)) => reply(&done),
+            Called::Answer(Err(reasons)) => {
+                Err(VarlinkError::own(error::REFUSED, &RefusedParams { reasons }))
+            }
+            Called::Wait => Err(VarlinkError::NotYet),
+            Called::Begin => {
+                self.begin_reload();
                 Err(VarlinkError::NotYet)
             }
         }
@@ -182,12 +189,12 @@ impl Interface for Daemon {
         ("avio-vswitchd", env!("CARGO_PKG_VERSION"))
     }
 
-    fn call(&mut self, method: &str, params: Value, _peer: &Peer) -> Result<Value, VarlinkError> {
+    fn call(&mut self, method: &str, params: Value, peer: &Peer) -> Result<Value, VarlinkError> {
         match method {
             method::INFO => reply(&self.info()),
             method::SHOW => self.show(&parameters(params)?),
             method::CLEAR_STATISTICS => self.clear(parameters(params)?),
-            method::RELOAD => self.reload(),
+            method::RELOAD => self.reload(peer),
             method::RESTART => self.restart(parameters(params)?),
             method::WORKERS => reply(&self.workers()),
             method::AGGREGATES => reply(&AggregatesReply { aggregates: self.switch.uplinks.aggregates() }),

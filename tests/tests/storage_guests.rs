@@ -10,6 +10,7 @@ use avio_tests::case::{self, Case};
 use avio_tests::daemon::Daemon;
 use avio_tests::disk_guest::{self, Kind};
 use avio_tests::failure::ensure;
+use avio_tests::guest_image;
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::storage::{Adapter, Storage, image};
 use avio_tests::{Failure, Result, scratch};
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Case::new("qemu_hot_changes", QEMU_S, qemu_hot_changes),
         Case::new("qemu_dvd", QEMU_S, qemu_dvd),
         Case::new("qemu_disk", QEMU_S, qemu_disk).data_path(),
+        Case::new("qemu_fio_verifies_disk_and_adapter", QEMU_S, qemu_fio),
         Case::new("qemu_disk_survives_kill", QEMU_S, qemu_disk_survives_kill),
     ])
 }
@@ -212,23 +214,25 @@ fn qemu_hot_changes() -> Result {
     daemon.ensure_healthy()
 }
 
+/// A disc with these files at these places.
+fn iso(name: &str, files: &[(PathBuf, String)]) -> Result<PathBuf> {
+    let path = scratch::folder().join(name);
+    let mut xorriso = std::process::Command::new("xorriso");
+    xorriso.args(["-as", "mkisofs", "-quiet", "-R", "-f", "-graft-points", "-o"]).arg(&path);
+    xorriso.args(files.iter().map(|(file, place)| format!("{place}={}", file.display())));
+    let status = xorriso.status()?;
+    ensure(status.success(), || "xorriso failed".to_owned())?;
+    Ok(path)
+}
+
 fn qemu_dvd() -> Result {
-    let folder = scratch::folder().join("iso");
-    fs::create_dir_all(&folder)?;
-    fs::write(folder.join("hello.txt"), "hello from the first disc\n")?;
-    let make = |name: &str| -> Result<PathBuf> {
-        let path = scratch::folder().join(name);
-        let status = std::process::Command::new("xorriso")
-            .args(["-as", "mkisofs", "-quiet", "-o"])
-            .arg(&path)
-            .arg(&folder)
-            .status()?;
-        ensure(status.success(), || "xorriso failed".to_owned())?;
-        Ok(path)
+    let hello = scratch::folder().join("hello.txt");
+    let make = |name: &str, text: &str| {
+        fs::write(&hello, text)?;
+        iso(name, &[(hello.clone(), "hello.txt".to_owned())])
     };
-    let one = make("one.iso")?;
-    fs::write(folder.join("hello.txt"), "hello from the second disc\n")?;
-    let two = make("two.iso")?;
+    let one = make("one.iso", "hello from the first disc\n")?;
+    let two = make("two.iso", "hello from the second disc\n")?;
     let adapter = Adapter::new("g1", "avio_stor").lun(3, "dvd", &file_backing(&one), "");
     let mut daemon = Daemon::start(Storage::one(adapter))?;
     let mut guest = disk_guest::qemu("qemu", &daemon.stor_socket("g1")?, Kind::Scsi, 1, "")?.wait()?;
@@ -278,6 +282,64 @@ fn qemu_disk() -> Result {
     let grown = "for i in $(seq 100); do [ $(cat /sys/block/vda/size) = 98304 ] && break; usleep 100000; done; cat /sys/block/vda/size";
     let (_, text) = guest.run_for(60, grown)?;
     ensure(text.trim() == "98304", || format!("after growing, vda has {text} sectors"))?;
+    daemon.ensure_healthy()
+}
+
+/// fio writes at random places of a disk and of an adapter's LUN at once, each block with its checksum, and finds all of them
+/// again, as does a second run that only reads. It comes on a disc, since it brings seventy libraries.
+fn qemu_fio() -> Result {
+    let fio = PathBuf::from("/usr/bin/fio");
+    let mut files = vec![(fio.clone(), "fio".to_owned())];
+    for library in guest_image::libraries_of(&fio)? {
+        let library = PathBuf::from(library);
+        let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.push((library, format!("lib/{name}")));
+    }
+    let disc = iso("fio.iso", &files)?;
+    let (lun, disk) = (image("lun.img", 16 * MIB)?, image("disk.img", 16 * MIB)?);
+    let adapter = Adapter::new("g1", "avio_stor").lines("queues = 2");
+    let adapter = adapter.disk(0, &file_backing(&lun), "").lun(1, "dvd", &file_backing(&disc), "");
+    let blk = Adapter::new("g2", "avio_blk").lines("queues = 2");
+    let blk = blk.disk(0, &file_backing(&disk), "cache = \"writeback\"");
+    let mut daemon = Daemon::start(Storage::one(adapter).adapter(blk))?;
+    let (stor, blk) = (daemon.stor_socket("g1")?, daemon.stor_socket("g2")?);
+    let devices = [(&stor, Kind::Scsi), (&blk, Kind::Blk)].map(|(socket, kind)| disk_guest::Device {
+        socket,
+        kind,
+        queues: 2,
+        extra: "",
+    });
+    let mut guest = disk_guest::qemu_with("qemu", &devices)?.wait()?;
+    guest.wait_disks("sd*", 1, 20)?;
+    guest.wait_disks("sr*", 1, 20)?;
+    guest.wait_disks("vd*", 1, 20)?;
+    guest.run("mkdir -p /mnt && mount -t iso9660 -o ro /dev/sr0 /mnt")?;
+    for (round, kind, writes) in [(1, "randwrite", 3072), (2, "randread", 0)] {
+        let command = format!(
+            "/mnt/lib/ld-linux-x86-64.so.2 --library-path /mnt/lib /mnt/fio --eta=never --output=/tmp/fio --output-format=json \
+             --direct=1 --ioengine=libaio --rw={kind} --verify=crc32c --verify_fatal=1 \
+             --name=lun --filename=/dev/sda --bs=4k --size=8m --iodepth=32 \
+             --name=disk --filename=/dev/vda --bs=512 --size=512k --offset=1m --iodepth=16; \
+             status=$?; cat /tmp/fio; (exit $status)"
+        );
+        let (status, said) = guest.run_for(120, &command)?;
+        ensure(status == 0, || format!("fio, round {round}, ended with {status}: {said}"))?;
+        let json: serde_json::Value = serde_json::from_str(&said)
+            .map_err(|e| Failure::new(format!("fio, round {round}: {e} in {said}")))?;
+        let jobs = json["jobs"].as_array().cloned().unwrap_or_default();
+        let count = |kind: &str| jobs.iter().filter_map(|job| job[kind]["total_ios"].as_u64()).sum::<u64>();
+        let clean = jobs.len() == 2 && jobs.iter().all(|job| job["error"] == 0);
+        ensure(clean && count("write") == writes && count("read") == 3072, || {
+            format!("round {round}: {} writes and {} reads, or errors: {said}", count("write"), count("read"))
+        })?;
+    }
+    for guest in ["g1", "g2"] {
+        let lun = daemon.lun(guest, 0)?;
+        ensure(lun["stats"]["errors"] == 0 && lun["stats"]["in_flight"] == 0, || lun.to_string())?;
+    }
+    // fio's blocks begin with their magic number; the disk's first MiB was not asked for.
+    ensure(fs::read(&lun)?[..2] == 0xacca_u16.to_le_bytes(), || "no block of fio's".to_owned())?;
+    ensure(fs::read(&disk)?[..1 << 20].iter().all(|b| *b == 0), || "written where nobody asked".to_owned())?;
     daemon.ensure_healthy()
 }
 

@@ -42,6 +42,10 @@ pub struct AggregateReport {
     pub key: Option<u16>,
     /// Buckets are on their way from one member to another.
     pub is_moving: bool,
+    /// Frames that waited while their buckets were on their way.
+    pub frames_held: u64,
+    /// Frames that were lost because too many waited already.
+    pub frames_not_held: u64,
     /// Its members, by slot.
     pub members: Vec<MemberReport>,
 }
@@ -65,6 +69,16 @@ pub struct MemberReport {
     pub is_connected: bool,
     /// LACP's machines: receive, mux, and the state octets of actor and partner.
     pub lacp: Option<LacpReport>,
+    /// Frames that came in, whatever became of them.
+    pub frames_in: u64,
+    /// Their octets, without FCS.
+    pub octets_in: u64,
+    /// Frames that went out.
+    pub frames_out: u64,
+    /// Their octets, without FCS.
+    pub octets_out: u64,
+    /// Frames that did not go out because the transmit ring was full.
+    pub no_buffer_out: u64,
     /// LACPDUs received.
     pub lacpdus_in: u64,
     /// LACPDUs sent.

@@ -131,18 +131,20 @@ fn the_description_has_the_fields_of_the_types() {
             facilities: Vec::new(),
         })
     );
+    let lacp = json!({
+        "receive": "Current", "mux": "Distributing", "actor": "", "partner": "", "partner_system": "",
+        "partner_port": 1
+    });
+    let member = json!({
+        "name": "eth1", "state": "Active", "mac": "02:00:00:00:00:01", "speed_mbps": 0, "priority": 0,
+        "buckets": 256, "is_connected": false, "frames_in": 0, "octets_in": 0, "frames_out": 0, "octets_out": 0,
+        "no_buffer_out": 0, "lacpdus_in": 0, "lacpdus_out": 0, "markers_in": 0, "markers_out": 0,
+        "marker_responses_in": 0, "polls_in": 0, "polls_out": 0, "unreadable": 0, "link_losses": 0, "lacp": lacp
+    });
     let aggregate: AggregateReport = serde_json::from_value(json!({
         "name": "lan900", "vswitch": "v", "state": "Up", "mode": "LACP_AUTO", "balance": "LB_MAC",
         "mac": "02:00:00:00:00:01", "partner": null, "partner_key": null, "key": 900, "is_moving": false,
-        "members": [{
-            "name": "eth1", "state": "Active", "mac": "02:00:00:00:00:01", "speed_mbps": 0, "priority": 0,
-            "buckets": 256, "is_connected": false, "lacpdus_in": 0, "lacpdus_out": 0, "markers_in": 0,
-            "markers_out": 0, "marker_responses_in": 0, "polls_in": 0, "polls_out": 0, "unreadable": 0,
-            "link_losses": 0, "lacp": {
-                "receive": "Current", "mux": "Distributing", "actor": "", "partner": "", "partner_system": "",
-                "partner_port": 1
-            }
-        }]
+        "frames_held": 0, "frames_not_held": 0, "members": [member]
     }))
     .unwrap();
     assert_eq!(described("type LacpReport"), fields(aggregate.members[0].lacp.clone()));

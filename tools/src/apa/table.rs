@@ -83,6 +83,10 @@ pub(super) fn verbose(reply: &AggregatesReply) -> String {
         if aggregate.is_moving {
             line("Flows", "on their way from one member to another");
         }
+        if aggregate.frames_held + aggregate.frames_not_held > 0 {
+            let (held, lost) = (aggregate.frames_held, aggregate.frames_not_held);
+            line("Frames held while flows moved", &format!("{held}, {lost} more found no room"));
+        }
         for member in &aggregate.members {
             text.push_str(&of_member(member));
         }
@@ -97,6 +101,11 @@ fn of_member(member: &MemberReport) -> String {
         text,
         "  {:<15} {:<9} {}  {speed}  priority {}  {} of 256 buckets, link lost {} times",
         member.name, member.state, member.mac, member.priority, member.buckets, member.link_losses
+    );
+    let _ = writeln!(
+        text,
+        "  {:<15} frames {} in {} out, octets {} in {} out, {} found the transmit ring full",
+        "", member.frames_in, member.frames_out, member.octets_in, member.octets_out, member.no_buffer_out
     );
     if let Some(lacp) = &member.lacp {
         let _ = writeln!(
@@ -140,6 +149,15 @@ pub(super) fn script(reply: &AggregatesReply) -> String {
         }
         for member in &aggregate.members {
             line(&format!("{}_state", member.name), &member.state);
+            let numbers = [
+                ("frames_in", member.frames_in),
+                ("octets_in", member.octets_in),
+                ("frames_out", member.frames_out),
+                ("octets_out", member.octets_out),
+            ];
+            for (what, count) in numbers {
+                line(&format!("{}_{what}", member.name), &count.to_string());
+            }
         }
     }
     text
@@ -159,6 +177,11 @@ mod tests {
             buckets: 256,
             is_connected: state == "Ready",
             lacp: None,
+            frames_in: 3,
+            octets_in: 300,
+            frames_out: 5,
+            octets_out: 500,
+            no_buffer_out: 1,
             lacpdus_in: 0,
             lacpdus_out: 0,
             markers_in: 0,
@@ -184,6 +207,8 @@ mod tests {
                 partner_key: None,
                 key: None,
                 is_moving: false,
+                frames_held: 12,
+                frames_not_held: 0,
                 members: vec![member("lan4", "Active"), member("lan5", "Down"), member("lan6", "Ready")],
             }],
         }
@@ -202,11 +227,14 @@ mod tests {
             "Port(s) ready                   : lan6",
             "Port(s) not ready               : lan5",
             "Port(s) connected to active port: lan6",
+            "Frames held while flows moved   : 12, 0 more found no room",
+            "                  frames 3 in 5 out, octets 300 in 500 out, 1 found the transmit ring full",
         ] {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");
         }
         let text = script(&reply());
         assert!(text.starts_with("apa!lan900#apa_state#current#Up\n"), "{text}");
         assert!(text.contains("apa!lan900#lan5_state#current#Down\n"), "{text}");
+        assert!(text.contains("apa!lan900#lan4_octets_out#current#500\n"), "{text}");
     }
 }

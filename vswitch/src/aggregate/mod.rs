@@ -233,18 +233,6 @@ impl Aggregate {
         self.run(now);
     }
 
-    /// The member that may now have the frames that were held for it; say [`Self::released`] when it has them.
-    #[must_use]
-    pub fn releasing(&self) -> Option<Slot> {
-        self.spread.releasing()
-    }
-
-    /// Nothing is held any more.
-    pub fn released(&mut self, now: Instant) {
-        self.spread.released();
-        self.run(now);
-    }
-
     /// Runs whatever is due at `now`.
     pub fn run(&mut self, now: Instant) {
         let active = match self.config.mode {

@@ -2,8 +2,9 @@
 //!
 //! Pure: the members that may carry traffic go in, a place for each bucket comes out, for control to publish. Buckets of a member
 //! that is gone move at once: whatever it still had is lost or long delivered. Buckets of one that still works move in small
-//! groups: the group is held back from all workers, the old members get a Marker behind the last frame (802.1AX-2014 §6.5.1), and
-//! when the partner has answered, or a time has passed, the group goes on through its new member. Buckets that need not move do not.
+//! groups: the frames of a group are held (`port::uplink::hold`), the old members get a Marker behind the last frame (802.1AX-2014 §6.5.1), and
+//! when the partner has answered, or a time has passed, what was held and what comes after it goes through the new member. The next group waits
+//! until no worker holds anything of this one. Buckets that need not move do not.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ enum Phase {
     Draining(Instant),
     /// Waits for the responses of these, until then.
     Marked(BTreeSet<Slot>, Instant),
-    /// What was held goes out.
+    /// The group has its new places; some worker may still hold frames of it.
     Releasing,
 }
 
@@ -127,19 +128,20 @@ impl Spread {
                 waiting.retain(|slot| !gone(slot));
             }
             if out(&moving.to) {
-                // What is held goes to whoever is there now, together as it is.
                 match self.active.first() {
-                    Some(&to) => moving.to = to,
-                    None => self.moving = None,
+                    // What is held goes to whoever is there now, together as it is.
+                    Some(&to) if moving.phase != Phase::Releasing => {
+                        moving.to = to;
+                        moving.buckets.iter().for_each(|&bucket| self.places[bucket] = Place::Held(to));
+                    }
+                    // To nobody, or wherever each bucket goes now.
+                    _ => moving.phase = Phase::Releasing,
                 }
             }
         }
-        let held: Vec<usize> = self.moving.iter().flat_map(|moving| moving.buckets.iter().copied()).collect();
-        if let Some(moving) = &self.moving {
-            for &bucket in &moving.buckets {
-                self.places[bucket] = Place::Held(moving.to);
-            }
-        }
+        let is_held = |moving: &&Moving| moving.phase != Phase::Releasing;
+        let held: Vec<usize> =
+            self.moving.iter().filter(is_held).flat_map(|moving| moving.buckets.iter().copied()).collect();
         for bucket in (0..BUCKETS).filter(|bucket| !held.contains(bucket)) {
             let place = match (self.places[bucket], self.target[bucket]) {
                 (_, None) => Place::Nobody,
@@ -153,11 +155,12 @@ impl Spread {
 
     /// All workers use the places that were there when [`Self::take_changed`] last said so.
     pub fn published(&mut self, now: Instant) {
-        if let Some(moving) = &mut self.moving
-            && moving.phase == Phase::Publishing
-            && !self.changed
-        {
-            moving.phase = Phase::Draining(now + DRAIN);
+        let Some(moving) = self.moving.as_mut().filter(|_| !self.changed) else { return };
+        match moving.phase {
+            Phase::Publishing => moving.phase = Phase::Draining(now + DRAIN),
+            // Each worker has sent what it held.
+            Phase::Releasing => self.moving = None,
+            Phase::Draining(_) | Phase::Marked(..) => {}
         }
     }
 
@@ -185,12 +188,8 @@ impl Spread {
                 moving.phase = Phase::Marked(moving.from.clone(), now + MARKER_WAIT);
             }
             Phase::Draining(until) if *until <= now => {
-                let until = *until + QUIET;
-                moving.phase = if until <= now {
-                    Phase::Releasing
-                } else {
-                    Phase::Marked([Slot(u8::MAX)].into(), until)
-                };
+                // Nobody answers.
+                moving.phase = Phase::Marked([Slot(u8::MAX)].into(), *until + QUIET);
             }
             _ => {}
         }
@@ -198,6 +197,8 @@ impl Spread {
             && (waiting.is_empty() || *until <= now)
         {
             moving.phase = Phase::Releasing;
+            moving.buckets.iter().for_each(|&bucket| self.places[bucket] = Place::Member(moving.to));
+            self.changed = true;
         }
     }
 
@@ -222,22 +223,6 @@ impl Spread {
         }
         self.moving = Some(Moving { to, from, buckets, phase: Phase::Publishing, transaction: 0 });
         self.changed = true;
-    }
-
-    /// The member that may now have what was held for it. Tell [`Self::released`] when it has.
-    #[must_use]
-    pub fn releasing(&self) -> Option<Slot> {
-        self.moving.as_ref().filter(|moving| moving.phase == Phase::Releasing).map(|moving| moving.to)
-    }
-
-    /// Nothing is held any more: the group is the new member's.
-    pub fn released(&mut self) {
-        if let Some(moving) = self.moving.take() {
-            for bucket in moving.buckets {
-                self.places[bucket] = Place::Member(moving.to);
-            }
-            self.changed = true;
-        }
     }
 
     /// The Markers to send since the last call, with their transactions.
@@ -337,9 +322,6 @@ mod tests {
                     spread.marker_response(slot, transaction);
                 }
             }
-            if spread.releasing().is_some() {
-                spread.released();
-            }
             if spread.take_changed() {
                 changes += 1;
                 spread.published(now);
@@ -386,6 +368,38 @@ mod tests {
         assert!(spread.places().iter().all(|place| *place == Place::Nobody));
     }
 
+    fn held_count(spread: &Spread) -> usize {
+        spread.places().iter().filter(|place| matches!(place, Place::Held(_))).count()
+    }
+
+    #[test]
+    fn frames_of_one_group_are_held_at_a_time_whatever_members_do() {
+        let now = Instant::now();
+        let mut spread = Spread::default();
+        spread.set_active(&slots(1), &[]);
+        spread.take_changed();
+        spread.set_active(&slots(2), &[]);
+        spread.run(Manner::Marked, now);
+        assert!(spread.take_changed());
+        spread.published(now);
+        // All members go: what is held goes to nobody. They come back before each worker has heard of it.
+        spread.set_active(&[], &[]);
+        assert!(spread.take_changed() && held_count(&spread) == 0);
+        spread.set_active(&slots(1), &[]);
+        spread.set_active(&slots(2), &[]);
+        spread.run(Manner::Marked, now);
+        assert_eq!(held_count(&spread), 0);
+        assert!(spread.take_changed());
+        spread.published(now);
+        spread.run(Manner::Marked, now);
+        assert_eq!(held_count(&spread), HELD_MAX);
+        // The one they are held for goes: they are held for another.
+        spread.set_active(&slots(1), &[]);
+        assert_eq!(spread.places().iter().filter(|place| **place == Place::Held(Slot(0))).count(), HELD_MAX);
+        run_to_end(&mut spread, Manner::Marked, false, now);
+        assert_eq!(spread.count(Slot(0)), 256);
+    }
+
     #[test]
     fn a_group_is_held_from_publication_to_the_response() {
         let now = Instant::now();
@@ -395,22 +409,24 @@ mod tests {
         spread.set_active(&slots(2), &[]);
         spread.run(Manner::Marked, now);
         assert!(spread.take_changed());
-        let held = spread.places().iter().filter(|place| **place == Place::Held(Slot(1))).count();
-        assert_eq!(held, HELD_MAX);
+        assert_eq!(held_count(&spread), HELD_MAX);
         spread.run(Manner::Marked, now + Duration::from_secs(9));
         assert!(spread.take_markers().is_empty(), "a worker may still send: no Marker yet");
         spread.published(now);
         spread.run(Manner::Marked, now + DRAIN);
         assert_eq!(spread.take_markers(), [(Slot(0), 1)]);
-        assert_eq!(spread.releasing(), None);
         spread.marker_response(Slot(0), 7);
         spread.run(Manner::Marked, now + DRAIN);
-        assert_eq!(spread.releasing(), None, "an answer to another Marker");
+        assert!(!spread.take_changed(), "an answer to another Marker");
         spread.marker_response(Slot(0), 1);
         spread.run(Manner::Marked, now + DRAIN);
-        assert_eq!(spread.releasing(), Some(Slot(1)));
-        spread.released();
         assert_eq!(spread.count(Slot(1)), HELD_MAX);
+        spread.run(Manner::Marked, now + Duration::from_secs(9));
+        assert_eq!(held_count(&spread), 0, "a worker may still hold frames of this group: no other yet");
+        assert!(spread.take_changed());
+        spread.published(now);
+        spread.run(Manner::Marked, now);
+        assert_eq!(held_count(&spread), HELD_MAX);
         run_to_end(&mut spread, Manner::Marked, true, now);
         assert_eq!(spread.count(Slot(1)), 128);
     }

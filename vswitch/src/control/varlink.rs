@@ -199,7 +199,11 @@ impl Interface for Daemon {
             method::WORKERS => reply(&self.workers()),
             method::AGGREGATES => reply(&AggregatesReply { aggregates: self.switch.uplinks.aggregates() }),
             method::REBALANCE => self.on_aggregate(parameters(params)?, Aggregate::rebalance),
-            method::RESET_AGGREGATE => self.on_aggregate(parameters(params)?, Aggregate::reset),
+            method::RESET_AGGREGATE => {
+                let wanted: AggregateParams = parameters(params)?;
+                self.switch.uplinks.clear_traffic(&wanted.aggregate);
+                self.on_aggregate(wanted, Aggregate::reset)
+            }
             method::DISCARDS => {
                 let reasons = show::discards(&self.switch.interfaces, &self.switch.taps);
                 reply(&DiscardsReply { reasons })

@@ -17,6 +17,7 @@ use avio_proto::ring::{Batch, ChainArena, RingError};
 
 use super::deliver::Courier;
 use super::guard::{GROUP_BIT, Passed, inspect, is_common, is_link_local};
+use super::release::release;
 use super::scratch::{
     BATCH_MAX, Egress, FRAME_AT, Frame, Front, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch,
 };
@@ -53,6 +54,8 @@ pub struct Forwarder {
 /// The sender's side of the batch, counted locally and added up once.
 struct Tally {
     octets: u64,
+    /// Of all frames that came from the wire, whatever became of them.
+    octets_in: u64,
     unicast: u64,
     /// Those of them that went to the uplink.
     unicast_wire: u64,
@@ -68,6 +71,7 @@ impl Tally {
     fn new() -> Self {
         Self {
             octets: 0,
+            octets_in: 0,
             unicast: 0,
             unicast_wire: 0,
             group_addressed: 0,
@@ -136,10 +140,11 @@ impl Forwarder {
         self.stats = stats;
     }
 
-    /// Uses `table` from now on. Allocates for it, so that no batch has to.
+    /// Uses `table` from now on. Allocates for it, so that no batch has to. What had to wait until then goes out first.
     pub fn publish(&mut self, table: Arc<Table>) {
         self.scratch.fit(table.rx_slots);
         self.table = table;
+        release(&self.table, self.worker, &self.events);
     }
 
     /// Where events go.

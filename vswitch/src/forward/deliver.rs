@@ -145,6 +145,16 @@ impl Courier<'_> {
             if out.unicast + out.group_addressed > 0 {
                 inject::point("forward::commit");
                 failed = state.outlet.commit().err();
+                lane.counters.frames.add(out.unicast + out.group_addressed);
+                lane.counters.octets.add(out.octets);
+            }
+            if out.no_buffer > 0 {
+                lane.counters.no_buffer.add(out.no_buffer);
+            }
+            if lane.holds {
+                // Whoever lets them go counts them.
+                (out.offered, out.octets) = (out.no_buffer + out.receiver_mtu, 0);
+                (out.unicast, out.group_addressed) = (0, 0);
             }
         }
         state.broken |= failed.is_some();
@@ -364,7 +374,7 @@ fn lock_ring<'r>(rx: &'r RxQueue, stats: &WorkerStats) -> Option<MutexGuard<'r, 
 }
 
 /// The lock, unless another worker keeps it, and whether a panic had left it behind.
-fn lock<'r, T>(mutex: &'r Mutex<T>, stats: &WorkerStats) -> Option<(MutexGuard<'r, T>, bool)> {
+pub(super) fn lock<'r, T>(mutex: &'r Mutex<T>, stats: &WorkerStats) -> Option<(MutexGuard<'r, T>, bool)> {
     let mut spins = 0;
     loop {
         match mutex.try_lock() {

@@ -9,6 +9,7 @@ mod engine;
 mod event;
 mod guard;
 mod put;
+mod release;
 mod scratch;
 #[cfg(test)]
 mod tests;

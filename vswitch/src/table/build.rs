@@ -60,6 +60,7 @@ pub struct TableBuilder {
     protected: BTreeSet<u64>,
     rx_slots: u32,
     uplinks: Vec<(u32, PortIndex)>,
+    holding: Vec<PortIndex>,
     /// By vswitch: VLAN of untagged frames on its wire.
     natives: HashMap<u32, u16>,
 }
@@ -79,6 +80,7 @@ impl TableBuilder {
             protected: BTreeSet::new(),
             rx_slots: 0,
             uplinks: Vec::new(),
+            holding: Vec::new(),
             natives: HashMap::new(),
         }
     }
@@ -187,6 +189,7 @@ impl TableBuilder {
         let domain = self.domain(vswitch, 0);
         self.protected.insert(spec.mac.to_u64());
         self.uplinks.push((vswitch, index));
+        self.holding.extend(uplink.hold.as_ref().map(|_| index));
         let enabled = self.number_rings(uplink.by_bucket.iter().copied().filter(|&lane| lane != NO_LANE));
         let place = |lane: u16| enabled.iter().position(|e| e.pair == lane).map_or(NO_LANE, |at| at as u16);
         let buckets = uplink.by_bucket.iter().map(|&lane| place(lane)).collect::<Vec<_>>();
@@ -311,6 +314,7 @@ impl TableBuilder {
             epoch: self.epoch,
             has_pairs,
             has_uplinks,
+            holding: self.holding.into_boxed_slice(),
         }
     }
 

@@ -154,6 +154,8 @@ pub struct Table {
     pub(crate) has_pairs: bool,
     /// Some port is an uplink.
     pub(crate) has_uplinks: bool,
+    /// Uplinks where frames can wait.
+    pub(crate) holding: Box<[PortIndex]>,
 }
 
 impl Table {

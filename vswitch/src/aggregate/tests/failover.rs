@@ -41,11 +41,7 @@ impl Lan {
         for step in 0.. {
             let actions = self.aggregate.take_actions();
             assert!(step < 1_000, "no end of actions: {actions:?}");
-            let releasing = self.aggregate.releasing().is_some();
-            if releasing {
-                self.aggregate.released(self.now);
-            }
-            if actions.is_empty() && !releasing {
+            if actions.is_empty() {
                 return;
             }
             for action in actions {

@@ -92,10 +92,6 @@ impl Net {
                         Action::Note(line) => self.notes.push(format!("{end}: {line}")),
                     }
                 }
-                if self.ends[end].releasing().is_some() {
-                    idle = false;
-                    self.ends[end].released(self.now);
-                }
             }
             if idle {
                 return;

@@ -138,7 +138,7 @@ impl Bundle {
 
     /// Reads what has arrived, runs what is due, sends what is to be sent.
     pub(super) fn turn(&mut self, now: Instant) -> Wishes {
-        if self.barrier.as_ref().is_some_and(Barrier::is_done) {
+        if !self.unpublished && self.barrier.as_ref().is_some_and(Barrier::is_done) {
             self.barrier = None;
             self.aggregate.published(now);
         }
@@ -153,9 +153,6 @@ impl Bundle {
         self.aggregate.run(now);
         let mut wishes = Wishes::default();
         loop {
-            if self.aggregate.releasing().is_some() {
-                self.aggregate.released(now);
-            }
             let actions = self.aggregate.take_actions();
             if actions.is_empty() {
                 break;
@@ -203,10 +200,13 @@ impl Bundle {
     pub(super) fn distribution(&self, member: impl Fn(&str) -> Option<u8>) -> Distribution {
         let mut distribution = Distribution::nobody();
         for (bucket, place) in self.aggregate.spread().places().iter().enumerate() {
-            if let Place::Member(slot) = place
-                && let Some(known) = self.aggregate.members().get(slot)
-            {
-                distribution.set(bucket as u8, member(&known.name));
+            match place {
+                Place::Nobody => {}
+                Place::Member(slot) => {
+                    let known = self.aggregate.members().get(slot);
+                    distribution.set(bucket as u8, known.and_then(|known| member(&known.name)));
+                }
+                Place::Held(_) => distribution.hold(bucket as u8),
             }
         }
         distribution

@@ -4,10 +4,17 @@ use std::time::Instant;
 
 use avio_proto::control::{AggregateReport, LacpReport, MemberReport};
 
+use super::traffic::Sum;
 use crate::aggregate::{Aggregate, Member, Slot};
 
-/// One aggregate, the uplink of `vswitch`.
-pub(super) fn report(vswitch: &str, aggregate: &Aggregate, now: Instant) -> AggregateReport {
+/// One aggregate, the uplink of `vswitch`. `held`: frames that waited; `through`: what came in and went out through a device.
+pub(super) fn report(
+    vswitch: &str,
+    aggregate: &Aggregate,
+    held: Sum,
+    through: impl Fn(&str) -> [Sum; 2],
+    now: Instant,
+) -> AggregateReport {
     let config = aggregate.config();
     let group = aggregate.lacp().and_then(|lacp| lacp.group());
     AggregateReport {
@@ -21,11 +28,23 @@ pub(super) fn report(vswitch: &str, aggregate: &Aggregate, now: Instant) -> Aggr
         partner_key: group.map(|group| group.partner_key),
         key: aggregate.lacp().map(|_| config.lacp_key()),
         is_moving: aggregate.spread().is_moving(),
-        members: aggregate.members().iter().map(|(slot, one)| member(aggregate, *slot, one, now)).collect(),
+        frames_held: held.frames,
+        frames_not_held: held.no_buffer,
+        members: aggregate
+            .members()
+            .iter()
+            .map(|(slot, one)| member(aggregate, *slot, one, through(&one.name), now))
+            .collect(),
     }
 }
 
-fn member(aggregate: &Aggregate, slot: Slot, member: &Member, now: Instant) -> MemberReport {
+fn member(
+    aggregate: &Aggregate,
+    slot: Slot,
+    member: &Member,
+    [inwards, outwards]: [Sum; 2],
+    now: Instant,
+) -> MemberReport {
     let counters = &member.counters;
     let lacp = aggregate.lacp().and_then(|lacp| {
         let (port, actor) = (lacp.port(slot)?, lacp.actor(slot)?);
@@ -47,6 +66,11 @@ fn member(aggregate: &Aggregate, slot: Slot, member: &Member, now: Instant) -> M
         buckets: aggregate.spread().count(slot) as u32,
         is_connected: aggregate.hears_active(slot, now),
         lacp,
+        frames_in: inwards.frames,
+        octets_in: inwards.octets,
+        frames_out: outwards.frames,
+        octets_out: outwards.octets,
+        no_buffer_out: outwards.no_buffer,
         lacpdus_in: counters.lacpdus_in,
         lacpdus_out: counters.lacpdus_out,
         markers_in: counters.markers_in,

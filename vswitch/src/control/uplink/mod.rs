@@ -9,6 +9,7 @@ mod aggregate_report;
 mod closing;
 mod device;
 pub mod guardian;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,10 +26,11 @@ use self::aggregate::Bundle;
 use self::closing::Closings;
 use self::device::{Device, Negotiated, Request};
 use self::guardian::Guardian;
+use self::traffic::{Sum, Traffic};
 use super::fabric::Fabric;
 use crate::aggregate::Aggregate;
 use crate::port::guest::Snapshot;
-use crate::port::uplink::{Distribution, UplinkPort};
+use crate::port::uplink::{Distribution, Hold, UplinkPort};
 use crate::port::wire::{IntakeStopped, Lane, WireSource};
 use crate::port::xdp::interface_speed_mbps;
 use crate::table::{PortIndex, PortSpec, PortState, TableBuilder};
@@ -55,6 +57,8 @@ pub(super) enum Answer {
     Opened(Opened),
     /// A device is closed.
     Closed { name: String, port: PortIndex },
+    /// Memory for what an aggregate holds.
+    Hold { port: PortIndex, hold: io::Result<Hold> },
 }
 
 /// See [`Answer::Opened`].
@@ -98,6 +102,10 @@ struct Member {
     trouble: Option<String>,
     /// Where the ladder begins: lower after the watchdog stepped down.
     access: UplinkAccess,
+    /// What came in through it.
+    inwards: Traffic,
+    /// What went out through it.
+    outwards: Traffic,
 }
 
 impl Member {
@@ -110,6 +118,8 @@ impl Member {
             speed_mbps: None,
             trouble: None,
             access,
+            inwards: Traffic::default(),
+            outwards: Traffic::default(),
         }
     }
 
@@ -132,6 +142,10 @@ pub(super) struct Uplink {
     balance: Balance,
     /// The machines of an aggregate; `None`: a single device.
     bundle: Option<Bundle>,
+    /// Where frames of moving flows wait, in an aggregate; `None`: it is being made.
+    hold: Option<Arc<Lane>>,
+    /// What waited there.
+    held: Traffic,
 }
 
 /// What of a port broke, by its number there.
@@ -232,6 +246,15 @@ impl Uplink {
         changes
     }
 
+    /// What went through the members counts from here.
+    fn clear_traffic(&mut self) {
+        self.held.clear();
+        for member in &mut self.members {
+            member.inwards.clear();
+            member.outwards.clear();
+        }
+    }
+
     fn port(&self) -> UplinkPort {
         let lanes: Vec<Vec<Arc<Lane>>> = self
             .members
@@ -241,7 +264,7 @@ impl Uplink {
                 _ => Vec::new(),
             })
             .collect();
-        UplinkPort::new(&lanes, &self.distribution(), self.balance)
+        UplinkPort::new(&lanes, &self.distribution(), self.balance, self.hold.clone())
     }
 
     /// What the port is in the next table: its address and MTU are those of its first member that is there.
@@ -329,7 +352,12 @@ impl Uplinks {
         let now = Instant::now();
         let of = |uplink: &Uplink| {
             let bundle = uplink.bundle.as_ref()?;
-            Some(aggregate_report::report(&uplink.vswitch, bundle.aggregate(), now))
+            let through = |name: &str| {
+                let member = uplink.members.iter().find(|member| member.name == name);
+                member.map_or([Sum::default(); 2], |member| [member.inwards.sum(), member.outwards.sum()])
+            };
+            let held = uplink.held.sum();
+            Some(aggregate_report::report(&uplink.vswitch, bundle.aggregate(), held, through, now))
         };
         self.uplinks.values().filter_map(of).collect()
     }
@@ -448,7 +476,13 @@ impl Uplinks {
                 config: new,
                 balance: balance.unwrap_or_default(),
                 bundle: aggregate.cloned().map(Bundle::new),
+                hold: None,
+                held: Traffic::default(),
             };
+            if uplink.bundle.is_some() {
+                let (reply, port) = (self.mailbox.reply(), index);
+                self.helpers.run(move || reply.send(Answer::Hold { port, hold: Hold::new() }));
+            }
             uplink.respecify();
             changes.push(format!("{vswitch}: uplink {}", uplink.name));
             self.uplinks.insert(vswitch, uplink);
@@ -479,6 +513,7 @@ impl Uplinks {
             match answer {
                 Answer::Opened(opened) => self.on_opened(opened, now, fabric),
                 Answer::Closed { name, port } => self.closing.closed(&name, port),
+                Answer::Hold { port, hold } => self.on_hold(port, hold),
             }
             changed = true;
         }
@@ -617,9 +652,11 @@ impl Uplinks {
         let sources = device.sources.drain(..).zip(first..).map(|(source, lane)| {
             let (header_len, features) = (source.header_len, source.features);
             let source = WireSource::of_uplink(source.intake, port, lane, header_len, features);
+            member.inwards.add(Arc::clone(source.counters()));
             (fabric.start_intake(source), lane)
         });
         let sources = sources.collect();
+        device.lanes.iter().for_each(|lane| member.outwards.add(Arc::clone(lane.counters())));
         member.trouble = None;
         member.state = State::Open(Box::new(OpenMember {
             lanes: std::mem::take(&mut device.lanes),
@@ -628,6 +665,21 @@ impl Uplinks {
             link,
         }));
         self.stale = true;
+    }
+
+    fn on_hold(&mut self, port: PortIndex, hold: io::Result<Hold>) {
+        let Some(uplink) = self.uplinks.values_mut().find(|uplink| uplink.index == port) else { return };
+        match hold {
+            Ok(hold) => {
+                let lane = Lane::holding(hold);
+                uplink.held.add(Arc::clone(lane.counters()));
+                uplink.hold = Some(lane);
+            }
+            Err(error) => {
+                let name = &uplink.name;
+                tracing::error!("{name}: no memory to hold frames: flows that move lose some: {error}");
+            }
+        }
     }
 
     /// A source has come back from its worker.
@@ -663,10 +715,16 @@ impl Uplinks {
         Some(format!("uplink {}: stopped: {why}", uplink.name))
     }
 
+    /// What went through the members of the aggregate `name` counts from here.
+    pub(super) fn clear_traffic(&mut self, name: &str) {
+        self.uplinks.values_mut().filter(|uplink| uplink.name == name).for_each(Uplink::clear_traffic);
+    }
+
     /// Counts from here.
     pub(super) fn clear_numbers(&mut self, vswitch: Option<&str>) {
         for uplink in self.uplinks.values_mut().filter(|u| vswitch.is_none_or(|name| name == u.vswitch)) {
             uplink.baseline = uplink.state.stats.snapshot();
+            uplink.clear_traffic();
         }
     }
 

@@ -72,6 +72,8 @@ impl Forwarder {
         }
         let copied_len = run.deliver(&batch, &self.stats);
         let Run { last, reports, tally, .. } = run;
+        wire.counters.frames.add(count as u64);
+        wire.counters.octets.add(tally.octets_in);
         (wire.last, wire.reports) = (last, reports);
         let cost_len = (copied_len + count as u64 * FRAME_COST) / count as u64;
         wire.cost_len = (wire.cost_len * 3 + cost_len) / 4;
@@ -97,6 +99,7 @@ impl Run<'_> {
                 continue;
             }
             let len = chain_len - header_len;
+            self.tally.octets_in += len as u64;
             let head_len = len.min(SNAPSHOT_LEN);
             let snap = &mut self.scratch.snaps[i];
             if header_len == 0 {

@@ -15,7 +15,7 @@ use avio_proto::virtio::net::NetHeader;
 
 use super::offload::{SENDER, all_kinds, check};
 use super::rig::{Arrived, Attach, MODERN, Rig, frame, tagged};
-use crate::port::uplink::{Distribution, UplinkPort};
+use crate::port::uplink::{Distribution, Hold, UplinkPort};
 use crate::port::wire::{Intake, Lane, OutFrame, Outlet, WireSource};
 use crate::table::tests::{mac, spec};
 use crate::table::{PortIndex, PortSpec, PortState, TableBuilder};
@@ -110,6 +110,7 @@ struct Wired {
     source: WireSource,
     lanes: Vec<Vec<Arc<Lane>>>,
     sent: Vec<Arc<Mutex<Vec<Vec<u8>>>>>,
+    hold: Option<Arc<Lane>>,
     state: Arc<PortState>,
     spec: PortSpec,
 }
@@ -135,6 +136,7 @@ impl Wired {
             source: WireSource::of_uplink(Box::new(intake), UPLINK, 0, 0, 0),
             lanes,
             sent,
+            hold: None,
             state: Arc::new(PortState::new(2, 1)),
             spec: spec("uplink", mac(900)),
         };
@@ -144,7 +146,7 @@ impl Wired {
 
     fn publish(&mut self, distribution: &Distribution, balance: Balance) {
         let mut builder = TableBuilder::new(self.rig.epoch);
-        let uplink = UplinkPort::new(&self.lanes, distribution, balance);
+        let uplink = UplinkPort::new(&self.lanes, distribution, balance, self.hold.clone());
         builder.uplink(UPLINK, 0, Arc::new(self.spec.clone()), Arc::clone(&self.state), uplink).unwrap();
         self.rig.fill(&mut builder);
         self.rig.forwarder.publish(Arc::new(builder.build()));
@@ -300,6 +302,107 @@ fn a_distribution_chooses_the_member_and_may_hold_a_bucket() {
     assert_eq!(wired.state.stats.snapshot().discards[DiscardReason::ReceiverDown], 2);
     let counters = wired.rig.stats(0).counters;
     assert_eq!((counters.outbound_unicast_wire, counters.outbound_nonunicast), (5, 1));
+    wired.consistent();
+}
+
+#[test]
+fn held_frames_go_out_in_order_before_any_that_came_later() {
+    let mut wired = Wired::new([guest(1), in_vlan(2, 10)], 3);
+    wired.hold = Some(Lane::holding(Hold::new().unwrap()));
+    let to = |n: u16, number: u8| {
+        let mut frame = frame(mac(n), mac(1), 0x0800, 100);
+        frame[99] = number;
+        frame
+    };
+    // Buckets 5 and 6 wait; the others do not.
+    let mut distribution = Distribution::all_to(0);
+    distribution.hold(5);
+    distribution.hold(6);
+    wired.publish(&distribution, Balance::LbMac);
+    for number in 0..100 {
+        wired.rig.send(0, &to(5 + u16::from(number) % 3, number));
+    }
+    wired.rig.send(1, &frame(mac(5), mac(2), 0x0800, 100));
+    assert_eq!(wired.sent(0).len(), 33);
+    assert_eq!((wired.sent(1).len(), wired.sent(2).len()), (0, 0));
+    wired.consistent();
+    let before = wired.state.stats.snapshot().counters;
+    assert_eq!((before.inbound_unicast_local, before.inbound_octets), (33, 3300));
+    // Another table that lets nothing go.
+    wired.publish(&distribution, Balance::LbMac);
+    assert_eq!(wired.sent(1).len(), 0);
+    distribution.set(5, Some(1));
+    distribution.set(6, Some(2));
+    wired.publish(&distribution, Balance::LbMac);
+    let (five, six) = (wired.sent(1), wired.sent(2));
+    let numbers = |sent: &[Vec<u8>]| sent.iter().map(|frame| frame[99]).collect::<Vec<_>>();
+    assert_eq!(numbers(&five[..34]), (0..100).step_by(3).collect::<Vec<_>>());
+    assert_eq!(five[34..], [tagged(mac(5), mac(2), 10, 0x0800, 100)]);
+    assert_eq!(numbers(&six), (1..100).step_by(3).collect::<Vec<_>>());
+    wired.rig.send(0, &to(5, 200));
+    assert_eq!(numbers(&wired.sent(1)), [200]);
+    let after = wired.state.stats.snapshot().counters;
+    assert_eq!((after.inbound_unicast_local, after.inbound_octets), (102, 10_204));
+    // What waits for nobody any more is counted, too.
+    distribution.hold(5);
+    wired.publish(&distribution, Balance::LbMac);
+    wired.rig.send(0, &to(5, 1));
+    wired.publish(&Distribution::nobody(), Balance::LbMac);
+    assert_eq!(wired.state.stats.snapshot().discards[DiscardReason::ReceiverDown], 1);
+    wired.consistent();
+}
+
+#[test]
+fn held_frames_are_complete_whatever_the_guest_left_to_do() {
+    let mut attach = guest(0);
+    attach.features = MODERN | SENDER;
+    attach.spec.mtu = 9000;
+    let mut wired = Wired::new([attach], 1);
+    wired.hold = Some(Lane::holding(Hold::new().unwrap()));
+    let mut held = Distribution::nobody();
+    (0..=255).for_each(|bucket| held.hold(bucket));
+    for sent in all_kinds() {
+        wired.publish(&held, Balance::LbFlow);
+        wired.rig.guests[0].tx[0].put(&sent.header, &sent.frame, &[]).unwrap();
+        wired.rig.guests[0].tx[0].driver.publish();
+        wired.rig.run();
+        assert!(wired.sent(0).is_empty());
+        wired.publish(&Distribution::all_to(0), Balance::LbFlow);
+        let frames = wired.sent(0).into_iter();
+        let payload =
+            frames.flat_map(|frame| check(&Arrived { header: NetHeader::default(), frame }, sent.name));
+        assert!(payload.collect::<Vec<u8>>() == sent.payload, "{}", sent.name);
+    }
+    wired.consistent();
+}
+
+#[test]
+fn held_frames_for_which_there_is_no_room_are_counted() {
+    let mut wired = Wired::new([guest(1)], 1);
+    wired.hold = Some(Lane::holding(Hold::new().unwrap()));
+    let mut held = Distribution::nobody();
+    (0..=255).for_each(|bucket| held.hold(bucket));
+    wired.publish(&held, Balance::LbMac);
+    // A queue that is full is no worse than a ring that is.
+    let most = 32 * 1024;
+    for _ in 0..most / 64 + 1 {
+        (0..64).for_each(|_| wired.rig.guests[0].tx[0].send(&frame(mac(77), mac(1), 0x0800, 60)));
+        wired.rig.run();
+    }
+    assert_eq!(wired.state.stats.snapshot().discards[DiscardReason::NoBuffer], 64);
+    let counters = wired.hold.as_ref().unwrap().counters();
+    assert_eq!((counters.frames.get(), counters.no_buffer.get()), (most, 64));
+    wired.consistent();
+    wired.publish(&Distribution::all_to(0), Balance::LbMac);
+    assert_eq!(wired.sent(0).len() as u64, most);
+    // A ring that never has room: waited for, but not for ever.
+    let outlet =
+        MemoryOutlet { memory: memory(), reserved: Vec::new(), sent: Arc::clone(&wired.sent[0]), room: 0 };
+    wired.lanes[0] = vec![Lane::new(Box::new(outlet), 0, 0)];
+    wired.publish(&held, Balance::LbMac);
+    wired.rig.send(0, &frame(mac(77), mac(1), 0x0800, 60));
+    wired.publish(&Distribution::all_to(0), Balance::LbMac);
+    assert_eq!(wired.state.stats.snapshot().discards[DiscardReason::NoBuffer], 65);
     wired.consistent();
 }
 

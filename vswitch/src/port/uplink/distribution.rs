@@ -12,6 +12,7 @@ use crate::packet::{Ethernet, Ip};
 pub const BUCKETS: usize = 256;
 
 const NOBODY: u8 = u8::MAX;
+const HELD: u8 = u8::MAX - 1;
 
 /// Bucket to member number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,13 +31,24 @@ impl Distribution {
         Self(Box::new([member; BUCKETS]))
     }
 
-    /// The member of `bucket`; `None`: its frames are discarded (nobody can carry them, or they are held).
+    /// The member of `bucket`; `None`: nobody can carry its frames, or they are held.
     #[must_use]
     pub fn member(&self, bucket: u8) -> Option<u8> {
-        Some(self.0[usize::from(bucket)]).filter(|&member| member != NOBODY)
+        Some(self.0[usize::from(bucket)]).filter(|&member| member < HELD)
     }
 
-    /// Gives `bucket` to `member` (below 255), or to nobody.
+    /// Whether the frames of `bucket` wait.
+    #[must_use]
+    pub fn is_held(&self, bucket: u8) -> bool {
+        self.0[usize::from(bucket)] == HELD
+    }
+
+    /// The frames of `bucket` wait until a later distribution gives it to a member.
+    pub fn hold(&mut self, bucket: u8) {
+        self.0[usize::from(bucket)] = HELD;
+    }
+
+    /// Gives `bucket` to `member` (below 254), or to nobody.
     pub fn set(&mut self, bucket: u8, member: Option<u8>) {
         self.0[usize::from(bucket)] = member.unwrap_or(NOBODY);
     }

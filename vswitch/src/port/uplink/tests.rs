@@ -28,7 +28,7 @@ fn buckets_are_dealt_to_the_lanes_of_their_member() {
     distribution.set(0, Some(0));
     distribution.set(1, None);
     distribution.set(2, Some(7));
-    let port = UplinkPort::new(&[lanes(1), lanes(2)], &distribution, Balance::LbMac);
+    let port = UplinkPort::new(&[lanes(1), lanes(2)], &distribution, Balance::LbMac, None);
     assert_eq!(port.lanes.len(), 3);
     assert_eq!(port.by_bucket[..3], [0, NO_LANE, NO_LANE]);
     let count = |lane| port.by_bucket.iter().filter(|&&of| of == lane).count();
@@ -37,7 +37,7 @@ fn buckets_are_dealt_to_the_lanes_of_their_member() {
     // Also where a member has every second bucket; and a bucket's lane is the same then.
     let mut half = Distribution::nobody();
     (3..=255).step_by(2).for_each(|bucket| half.set(bucket, Some(1)));
-    let halved = UplinkPort::new(&[lanes(1), lanes(2)], &half, Balance::LbMac);
+    let halved = UplinkPort::new(&[lanes(1), lanes(2)], &half, Balance::LbMac, None);
     let first = halved.by_bucket.iter().filter(|&&lane| lane == 1).count();
     assert!((50..=77).contains(&first), "{first}");
     assert!(halved.by_bucket.iter().zip(port.by_bucket.iter()).all(|(a, b)| *a == NO_LANE || a == b));
@@ -45,7 +45,7 @@ fn buckets_are_dealt_to_the_lanes_of_their_member() {
 
 #[test]
 fn a_member_without_lanes_carries_nothing() {
-    let port = UplinkPort::new(&[lanes(0), lanes(1)], &Distribution::all_to(0), Balance::LbMac);
+    let port = UplinkPort::new(&[lanes(0), lanes(1)], &Distribution::all_to(0), Balance::LbMac, None);
     assert!(port.by_bucket.iter().all(|&lane| lane == NO_LANE));
 }
 

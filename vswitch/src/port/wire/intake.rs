@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use avio_proto::ring::{Batch, ChainArena};
 
+use super::Counters;
 use crate::port::guest::{LastDestination, Reports};
 use crate::table::PortIndex;
 
@@ -60,6 +62,7 @@ pub struct WireSource {
     pub(crate) last: LastDestination,
     pub(crate) cost_len: u64,
     pub(crate) reports: Reports,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl WireSource {
@@ -101,7 +104,14 @@ impl WireSource {
             last: LastDestination::NOTHING,
             cost_len: 0,
             reports: Reports::default(),
+            counters: Arc::default(),
         }
+    }
+
+    /// What came in through it.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 }
 

@@ -4,8 +4,11 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use avio_host::stats::Cell64;
 use avio_proto::mem::GuestSlice;
 use avio_proto::ring::Undelivered;
+
+use crate::port::uplink::Hold;
 
 /// Most pieces of one outgoing frame: a jumbo frame of 9,216 bytes in chunks of 4 KiB takes three.
 pub const OUT_PIECES_MAX: usize = 4;
@@ -31,6 +34,22 @@ pub trait Outlet: Send {
 
     /// Takes back what was reserved since the last commit.
     fn rollback(&mut self);
+
+    /// The queue, if frames only wait here.
+    fn hold(&mut self) -> Option<&mut Hold> {
+        None
+    }
+}
+
+/// What went through a lane or a source. Written under the lane's lock, or by the source's worker; read anywhere.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Frames.
+    pub frames: Cell64,
+    /// Their octets, without virtio-net headers.
+    pub octets: Cell64,
+    /// Frames for which there was no room; a source has none.
+    pub no_buffer: Cell64,
 }
 
 /// What the lock of a lane protects.
@@ -45,6 +64,9 @@ pub struct Lane {
     pub(crate) state: Mutex<LaneState>,
     pub(crate) features: u64,
     pub(crate) header_len: usize,
+    /// Frames only wait here: what becomes of them is counted when they leave.
+    pub(crate) holds: bool,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl Lane {
@@ -52,7 +74,24 @@ impl Lane {
     /// `header_len`: length in bytes of the virtio-net header that it wants in front of each frame: 0, 10 or 12.
     #[must_use]
     pub fn new(outlet: Box<dyn Outlet>, header_len: usize, features: u64) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(LaneState { outlet, broken: false }), features, header_len })
+        Self::with(outlet, header_len, features, false)
+    }
+
+    /// A lane that leads nowhere: frames wait in `hold` until a worker takes up a table by which they need not.
+    #[must_use]
+    pub fn holding(hold: Hold) -> Arc<Self> {
+        Self::with(Box::new(hold), 0, 0, true)
+    }
+
+    fn with(outlet: Box<dyn Outlet>, header_len: usize, features: u64, holds: bool) -> Arc<Self> {
+        let state = Mutex::new(LaneState { outlet, broken: false });
+        Arc::new(Self { state, features, header_len, holds, counters: Arc::default() })
+    }
+
+    /// What went into it.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 }
 

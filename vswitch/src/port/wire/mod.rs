@@ -9,4 +9,5 @@ mod lane;
 
 pub(crate) use intake::Origin;
 pub use intake::{Intake, IntakeStopped, WireSource};
-pub use lane::{Lane, OUT_PIECES_MAX, OutFrame, Outlet};
+pub(crate) use lane::LaneState;
+pub use lane::{Counters, Lane, OUT_PIECES_MAX, OutFrame, Outlet};

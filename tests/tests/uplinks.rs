@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Case::new("wire_traffic", GUEST_S, wire_traffic).data_path(),
         Case::new("wire_generic", GUEST_S, || access("generic")),
         Case::new("wire_packet", GUEST_S, || access("packet")),
+        Case::new("wire_gro", GUEST_S, wire_gro).data_path(),
         Case::new("wire_jumbo", GUEST_S, wire_jumbo).data_path(),
         Case::new("wire_vlans", GUEST_S, wire_vlans).data_path(),
         Case::new("wire_beside_the_host", GUEST_S, wire_beside_the_host),
@@ -148,6 +149,32 @@ fn access(access: &str) -> Result {
     wired.ensure_reach("")?;
     wired.ensure_throughput()?;
     wired.ensure_clean()
+}
+
+/// Frames of a TCP flow from the wire reach the guest as few long ones, and with `gro = false` as they came; the guest's own stack takes
+/// both, for the transfer goes on. A packet socket gets them merged by the kernel where it can, so that way nothing is promised.
+fn wire_gro() -> Result {
+    for gro in [true, false] {
+        let mut wired = Wired::new(Wire::new(&format!("{FAR}/24"))?, &format!("gro = {gro}"), "")?;
+        wired.guest.ping_until_answered(FAR, 15)?;
+        let mut server = wired.wire.start("iperf-server", &["iperf3", "-s", "--forceflush"])?;
+        server.wait_for("listening", 10)?;
+        let octets = |wired: &Wired| {
+            let counters = wired.daemon.vswitch("vs")?.port(1)?.counters;
+            Ok::<_, Failure>((counters.inbound_octets, counters.inbound_unicast_wire))
+        };
+        let before = octets(&wired)?;
+        let measured = wired.guest.iperf(FAR, IPERF_S, "-R")?;
+        let after = octets(&wired)?;
+        let mean = (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
+        println!("gro = {gro}: {:.0} Mbit/s in frames of {mean:.0} bytes", measured.bits_per_second / 1e6);
+        ensure(measured.bits_per_second > SLOWEST_BPS, || format!("gro = {gro}: {measured:?}"))?;
+        if best() != "packet" {
+            ensure((mean > 3000.0) == gro, || format!("gro = {gro}: frames of {mean:.0} bytes"))?;
+        }
+        wired.ensure_clean()?;
+    }
+    Ok(())
 }
 
 fn wire_jumbo() -> Result {

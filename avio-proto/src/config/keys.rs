@@ -94,6 +94,7 @@ pub const VSWITCHES_SECTIONS: &[Section] = &[
             key("allow_slow", Live),
             noted("access", Live, "the device is opened anew"),
             key("host_macs", Live),
+            key("gro", Live),
         ],
     },
     Section {

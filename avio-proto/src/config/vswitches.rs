@@ -153,6 +153,9 @@ pub struct UplinkConfig {
     /// Further addresses whose unicast frames stay with the host (those of its own interfaces on the device do anyway).
     #[serde(default)]
     pub host_macs: Vec<MacAddr>,
+    /// Frames of one TCP flow from the wire reach guests that can take them so as one frame (GRO).
+    #[serde(default = "super::on")]
+    pub gro: bool,
 }
 
 impl UplinkConfig {
@@ -165,6 +168,7 @@ impl UplinkConfig {
             allow_slow: false,
             access: UplinkAccess::default(),
             host_macs: Vec::new(),
+            gro: true,
         }
     }
 }

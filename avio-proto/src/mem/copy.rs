@@ -114,6 +114,35 @@ pub(crate) unsafe fn copy_summed(from: *const u8, to: *mut u8, len: usize) -> u1
     fold(add_carry(add_carry(sums[0], sums[1]), add_carry(sums[2], sums[3])))
 }
 
+/// As [`copy_summed`] without the copy.
+///
+/// # Safety
+/// `from` must be readable for `len` bytes.
+#[inline]
+pub(crate) unsafe fn summed(from: *const u8, len: usize) -> u16 {
+    let mut sums = [0u64; 4];
+    let mut at = 0;
+    // SAFETY: `at + 32 <= len`, `at + 8 <= len`, `at < len` respectively; the packed type assumes no alignment.
+    unsafe {
+        while at + 32 <= len {
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                *sum = add_carry(*sum, from.add(at + lane * 8).cast::<Unaligned64>().read_volatile().0);
+            }
+            at += 32;
+        }
+        while at + 8 <= len {
+            sums[0] = add_carry(sums[0], from.add(at).cast::<Unaligned64>().read_volatile().0);
+            at += 8;
+        }
+        let mut rest = [0u8; 8];
+        for (i, byte) in rest.iter_mut().enumerate().take(len - at) {
+            *byte = from.add(at + i).read_volatile();
+        }
+        sums[1] = add_carry(sums[1], u64::from_ne_bytes(rest));
+    }
+    fold(add_carry(add_carry(sums[0], sums[1]), add_carry(sums[2], sums[3])))
+}
+
 #[inline(always)]
 unsafe fn move_word(from: *const u8, to: *mut u8) -> u64 {
     // SAFETY: the caller vouches for eight bytes on both sides; the packed type assumes no alignment. Volatile, so that the
@@ -184,6 +213,8 @@ mod tests {
                 let sum = unsafe { copy_summed(from.as_ptr(), to.as_mut_ptr(), from.len()) };
                 assert_eq!(to, from);
                 assert_eq!(u16::from_be(sum), reference(from), "start {start} len {len}");
+                // SAFETY: `from` is a slice.
+                assert_eq!(unsafe { summed(from.as_ptr(), from.len()) }, sum);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! remembers. The numbers of the sending port are added once at the end, so a batch that panics counts for nothing there.
 
 mod announce;
+mod merge;
 mod wire;
 
 use std::sync::Arc;
@@ -264,6 +265,7 @@ impl Run<'_> {
                     head_len: head_len as u16,
                     start: FRAME_AT as u8,
                     next: NONE,
+                    joined: NONE,
                     plain: true,
                     group_addressed: false,
                     domain: port.domain,
@@ -309,6 +311,7 @@ impl Run<'_> {
             head_len: head_len as u16,
             start: FRAME_AT as u8,
             next: NONE,
+            joined: NONE,
             plain: passed.offload.is_plain(),
             group_addressed: false,
             domain: passed.domain,

@@ -16,7 +16,7 @@ use avio_proto::virtio::net::HEADER_LEN;
 use super::put::{LanePut, Put};
 use super::scratch::{Frame, Job, NONE, Snap};
 use super::{Event, Events};
-use crate::offload::{HEAD_CAPACITY, Mode, Segmenter, Validated};
+use crate::offload::{HEAD_CAPACITY, Mode, PIECES_MAX, Segmenter, Validated};
 use crate::packet::{TAG_LEN, vlan};
 use crate::port::PortKind;
 use crate::port::guest::{PortCell, RxQueue, RxRing};
@@ -276,6 +276,62 @@ impl Courier<'_> {
         out: &mut Outcome,
     ) -> Result<(), RingError> {
         let frame = self.frames[i];
+        if frame.joined != NONE {
+            return self.push_merged(delivery, port, features, i, out);
+        }
+        let len = frame.len as usize - usize::from(frame.head_len);
+        let slices = if len == 0 { &[][..] } else { self.batch.chain(i).readable };
+        let tail = Tail { slices, skip: usize::from(frame.skip), len };
+        self.push_offloaded(delivery, port, features, i, tail, out)
+    }
+
+    /// A frame that was put together from several: its tail is in the memory of all of them.
+    #[inline(never)]
+    fn push_merged(
+        &mut self,
+        delivery: &mut impl Put,
+        port: &Port,
+        features: u64,
+        i: usize,
+        out: &mut Outcome,
+    ) -> Result<(), RingError> {
+        let Some(first) = self.batch.chain(i).readable.first() else { return Ok(()) };
+        let mut pieces = [first.sub(0, 0); PIECES_MAX];
+        let mut count = 0;
+        let header_len = self.offloads[i].header_len();
+        let mut at = i as u8;
+        while at != NONE {
+            let frame = &self.frames[usize::from(at)];
+            // Of the first frame the snapshot's payload goes with the head; of the others only the headers are known already.
+            let known = usize::from(frame.skip);
+            let mut skip =
+                if usize::from(at) == i { known } else { known - usize::from(frame.head_len) + header_len };
+            for slice in self.batch.chain(usize::from(at)).readable {
+                let piece = slice.sub(skip, usize::MAX);
+                skip = skip.saturating_sub(slice.len());
+                if let Some(to) = pieces.get_mut(count).filter(|_| !piece.is_empty()) {
+                    *to = piece;
+                    count += 1;
+                }
+            }
+            at = frame.joined;
+        }
+        let len = self.frames[i].len as usize - usize::from(self.frames[i].head_len);
+        let tail = Tail { slices: &pieces[..count], skip: 0, len };
+        self.push_offloaded(delivery, port, features, i, tail, out)
+    }
+
+    /// Frame `i` as this receiver gets it.
+    fn push_offloaded(
+        &mut self,
+        delivery: &mut impl Put,
+        port: &Port,
+        features: u64,
+        i: usize,
+        tail: Tail<'_>,
+        out: &mut Outcome,
+    ) -> Result<(), RingError> {
+        let frame = self.frames[i];
         let mut offload = if frame.plain { Validated::PLAIN } else { self.offloads[i] };
         if offload.wire_len(frame.len as usize) > port.frame_len_max {
             out.offered += 1;
@@ -297,34 +353,38 @@ impl Courier<'_> {
                 offload = offload.tag_inserted();
             }
         }
-        let tail_len = frame.len as usize - usize::from(frame.head_len);
-        let slices = if tail_len == 0 { &[][..] } else { self.batch.chain(i).readable };
-        let tail = Tail { slices, skip: usize::from(frame.skip), len: tail_len };
         let head = &mut self.edit[start..start + head_len];
-        let mode = offload.mode_for(features);
+        let mut mode = offload.mode_for(features);
         let header = offload.header_for(mode).to_bytes();
         let grouped = frame.group_addressed;
         match mode {
-            Mode::PassThrough => out.count(delivery.push(&header, head, tail), len, grouped),
+            Mode::PassThrough => {
+                let pushed = delivery.push(&header, head, tail);
+                let is_refused = matches!(pushed, Err(Undelivered::NoBuffer | Undelivered::TooLong));
+                if !is_refused || frame.joined == NONE {
+                    return out.count(pushed, len, grouped);
+                }
+                // The guest has buffers for some of what was put together: it gets those one by one.
+                mode = Mode::SegmentPartial;
+            }
             Mode::CompleteChecksum => {
                 let completion = offload.completion(head);
-                out.count(delivery.push_summed(&header, head, tail, completion), len, grouped)
+                return out.count(delivery.push_summed(&header, head, tail, completion), len, grouped);
             }
-            Mode::SegmentPartial | Mode::SegmentComplete => {
-                let mut segments = Segmenter::new(&offload, head, len as usize, mode);
-                while let Some(segment) = segments.next_into(self.segment) {
-                    let head = &mut self.segment[..segment.head_len];
-                    let tail = tail.sub(segment.tail_offset, segment.tail_len);
-                    let header = segment.header.to_bytes();
-                    let pushed = match segment.completion {
-                        Some(completion) => delivery.push_summed(&header, head, tail, completion),
-                        None => delivery.push(&header, head, tail),
-                    };
-                    out.count(pushed, (segment.head_len + segment.tail_len) as u32, grouped)?;
-                }
-                Ok(())
-            }
+            Mode::SegmentPartial | Mode::SegmentComplete => {}
         }
+        let mut segments = Segmenter::new(&offload, head, len as usize, mode);
+        while let Some(segment) = segments.next_into(self.segment) {
+            let head = &mut self.segment[..segment.head_len];
+            let tail = tail.sub(segment.tail_offset, segment.tail_len);
+            let header = segment.header.to_bytes();
+            let pushed = match segment.completion {
+                Some(completion) => delivery.push_summed(&header, head, tail, completion),
+                None => delivery.push(&header, head, tail),
+            };
+            out.count(pushed, (segment.head_len + segment.tail_len) as u32, grouped)?;
+        }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@
 use avio_proto::ring::{Batch, Chain};
 use avio_proto::virtio::net::{HEADER_LEN, LEGACY_HEADER_LEN, NetHeader};
 
-use crate::offload::{HEAD_CAPACITY, Validated};
+use crate::offload::{Coalescer, HEAD_CAPACITY, Validated};
 use crate::packet::TAG_LEN;
 use crate::table::{DomainIndex, MacNumber, PortIndex};
 
@@ -148,6 +148,8 @@ pub(super) struct Frame {
     pub start: u8,
     /// Next frame of the same group.
     pub next: u8,
+    /// Next of the frames whose payload follows that of this one: they were put together, and are in no group.
+    pub joined: u8,
     /// Nothing is left to do for any receiver: `offloads` is not looked at.
     pub plain: bool,
     /// Broadcast or multicast.
@@ -169,6 +171,7 @@ const NO_FRAME: Frame = Frame {
     head_len: 0,
     start: FRAME_AT as u8,
     next: NONE,
+    joined: NONE,
     plain: true,
     group_addressed: false,
     domain: DomainIndex(0),
@@ -211,6 +214,8 @@ pub(super) struct Scratch {
     pub offloads: [Validated; BATCH_MAX],
     /// Bucket of each frame, where an uplink with several lanes needs one.
     pub buckets: [u8; BATCH_MAX],
+    /// Puts frames from the wire together.
+    pub coalescer: Coalescer,
     groups: [Group; BATCH_MAX],
     groups_count: usize,
     /// Per receive ring: number of the batch in which it got a group (upper bits), and the group.
@@ -230,6 +235,7 @@ impl Scratch {
             frames: [NO_FRAME; BATCH_MAX],
             offloads: [Validated::PLAIN; BATCH_MAX],
             buckets: [0; BATCH_MAX],
+            coalescer: Coalescer::new(),
             groups: [Group { egress: Egress::Members(DomainIndex(0)), first: NONE, last: NONE }; BATCH_MAX],
             groups_count: 0,
             marks: Vec::new(),
@@ -259,6 +265,20 @@ impl Scratch {
     #[inline]
     pub(super) fn groups(&self) -> &[Group] {
         &self.groups[..self.groups_count]
+    }
+
+    /// Takes frame `i`, which stands behind `before` (`None`: first) in a group, out of it and joins it to frame `behind`.
+    pub(super) fn join(&mut self, group: usize, before: Option<u8>, i: u8, behind: u8) {
+        let next = std::mem::replace(&mut self.frames[usize::from(i)].next, NONE);
+        let group = &mut self.groups[group];
+        match before {
+            Some(before) => self.frames[usize::from(before)].next = next,
+            None => group.first = next,
+        }
+        if group.last == i {
+            group.last = before.unwrap_or(NONE);
+        }
+        self.frames[usize::from(behind)].joined = i;
     }
 
     /// The group of receive ring `slot`, made if there is none yet.

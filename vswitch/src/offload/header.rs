@@ -153,6 +153,13 @@ impl Validated {
         matches!(self.kind, Kind::Tcp | Kind::Udp)
     }
 
+    /// Length in bytes of all headers of a segmentation frame; 0 for any other.
+    #[inline]
+    #[must_use]
+    pub fn header_len(&self) -> usize {
+        usize::from(self.header_len)
+    }
+
     /// Into how many frames segmentation would cut a frame of `frame_len` bytes, 1..=[`MAX_SEGMENTS`]; workers count these against
     /// their budget.
     #[inline]

@@ -2,7 +2,7 @@
 //! receiver gets it.
 //!
 //! Owns the judgement of the sender's header ([`validate`]), the header that a receiver sees ([`Validated::header_for`]), the one's
-//! complement sums ([`checksum`]) and software segmentation ([`Segmenter`]). Workers call it through the forwarding engine with
+//! complement sums ([`checksum`]), software segmentation ([`Segmenter`]) and its inverse ([`Coalescer`]). Workers call it through the forwarding engine with
 //! the snapshot of a frame; header bytes come from the snapshot only, so a guest that rewrites its buffers meanwhile changes nothing.
 //! It allocates nothing, does no I/O, holds no state between frames and never panics on any bytes.
 //!
@@ -20,6 +20,7 @@
 //! ```
 
 pub mod checksum;
+mod coalesce;
 mod delivery;
 mod header;
 mod segment;
@@ -27,6 +28,7 @@ mod segment;
 mod tests;
 
 pub use checksum::Completion;
+pub use coalesce::{Candidate, Coalescer, Frames, Merged, PIECES_MAX, takes_merged};
 pub use delivery::Mode;
 pub use header::{BadHeader, MAX_SEGMENTS, MIN_TCP_SEGMENT_SIZE, Validated, validate};
 pub use segment::{HEAD_CAPACITY, Segment, Segmenter};

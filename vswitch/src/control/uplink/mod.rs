@@ -265,6 +265,7 @@ impl Uplink {
             })
             .collect();
         UplinkPort::new(&lanes, &self.distribution(), self.balance, self.hold.clone())
+            .with_gro(self.config.gro)
     }
 
     /// What the port is in the next table: its address and MTU are those of its first member that is there.

@@ -66,7 +66,8 @@ impl Forwarder {
         };
         run.scratch.begin();
         if from_wire {
-            run.sort_wire(&batch)
+            run.sort_wire(&batch);
+            run.merge(&batch);
         } else {
             run.sort(&batch)
         }

@@ -4,6 +4,7 @@ mod announce;
 mod counters;
 mod guard;
 mod learning;
+mod merge;
 mod offload;
 mod pairs;
 mod panics;

@@ -26,7 +26,7 @@ const CHUNKS: u64 = 128;
 
 /// What came from the wire: frames, with the tag that the kernel took out.
 #[derive(Default)]
-struct Arrivals(VecDeque<(Vec<u8>, Option<u16>)>);
+pub(super) struct Arrivals(VecDeque<(Vec<u8>, Option<u16>)>);
 
 struct MemoryIntake {
     memory: GuestMemory,
@@ -103,8 +103,8 @@ fn memory() -> GuestMemory {
 }
 
 /// A rig with an uplink of some members.
-struct Wired {
-    rig: Rig,
+pub(super) struct Wired {
+    pub rig: Rig,
     arrivals: Arc<Mutex<Arrivals>>,
     done: Arc<Mutex<usize>>,
     source: WireSource,
@@ -113,10 +113,11 @@ struct Wired {
     hold: Option<Arc<Lane>>,
     state: Arc<PortState>,
     spec: PortSpec,
+    pub gro: bool,
 }
 
 impl Wired {
-    fn new(guests: impl IntoIterator<Item = Attach>, members: usize) -> Self {
+    pub(super) fn new(guests: impl IntoIterator<Item = Attach>, members: usize) -> Self {
         let arrivals = Arc::<Mutex<Arrivals>>::default();
         let done = Arc::<Mutex<usize>>::default();
         let intake =
@@ -139,21 +140,28 @@ impl Wired {
             hold: None,
             state: Arc::new(PortState::new(2, 1)),
             spec: spec("uplink", mac(900)),
+            gro: true,
         };
         wired.publish(&Distribution::all_to(0), Balance::LbMac);
         wired
     }
 
-    fn publish(&mut self, distribution: &Distribution, balance: Balance) {
+    pub(super) fn publish(&mut self, distribution: &Distribution, balance: Balance) {
         let mut builder = TableBuilder::new(self.rig.epoch);
-        let uplink = UplinkPort::new(&self.lanes, distribution, balance, self.hold.clone());
+        let uplink =
+            UplinkPort::new(&self.lanes, distribution, balance, self.hold.clone()).with_gro(self.gro);
         builder.uplink(UPLINK, 0, Arc::new(self.spec.clone()), Arc::clone(&self.state), uplink).unwrap();
         self.rig.fill(&mut builder);
         self.rig.forwarder.publish(Arc::new(builder.build()));
     }
 
     fn arrive(&mut self, bytes: &[u8], tag: Option<u16>) {
-        self.arrivals.lock().unwrap().0.push_back((bytes.to_vec(), tag));
+        self.arrive_all([(bytes.to_vec(), tag)]);
+    }
+
+    /// Up to 64 frames, in one batch.
+    pub(super) fn arrive_all(&mut self, frames: impl IntoIterator<Item = (Vec<u8>, Option<u16>)>) {
+        self.arrivals.lock().unwrap().0.extend(frames);
         while self.rig.forwarder.forward_intake(&mut self.source, 64).unwrap().0 > 0 {}
     }
 
@@ -161,7 +169,7 @@ impl Wired {
         std::mem::take(&mut *self.sent[member].lock().unwrap())
     }
 
-    fn consistent(&self) {
+    pub(super) fn consistent(&self) {
         assert!(self.state.stats.snapshot().is_consistent(), "{:?}", self.state.stats.snapshot());
         for guest in 0..self.rig.guests.len() {
             assert!(self.rig.stats(guest).is_consistent(), "{:?}", self.rig.stats(guest));
@@ -169,7 +177,7 @@ impl Wired {
     }
 }
 
-fn guest(n: u16) -> Attach {
+pub(super) fn guest(n: u16) -> Attach {
     Attach::new(&format!("g{n}"), mac(n))
 }
 

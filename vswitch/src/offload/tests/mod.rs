@@ -1,6 +1,7 @@
 //! Frames for the offload tests, built and verified by `etherparse`, which shares no code with what is tested.
 
 mod checksum;
+mod coalesce;
 mod header;
 mod segment;
 

@@ -30,6 +30,8 @@ pub struct UplinkPort {
     /// Lane by bucket.
     pub(crate) by_bucket: Box<[u16; BUCKETS]>,
     pub(crate) balance: Balance,
+    /// Frames of one TCP flow from the wire are put together for guests that take them so.
+    pub(crate) gro: bool,
 }
 
 impl UplinkPort {
@@ -41,6 +43,7 @@ impl UplinkPort {
             hold: None,
             by_bucket: Box::new([NO_LANE; BUCKETS]),
             balance: Balance::default(),
+            gro: true,
         }
     }
 
@@ -74,7 +77,13 @@ impl UplinkPort {
             let Some(count) = members.get(member).map(Vec::len).filter(|&count| count > 0) else { continue };
             *lane = (firsts[member] + lane_of(bucket, count)) as u16;
         }
-        Self { lanes, hold, by_bucket, balance }
+        Self { lanes, hold, by_bucket, balance, gro: true }
+    }
+
+    /// The same with `gro` as configured.
+    #[must_use]
+    pub fn with_gro(self, gro: bool) -> Self {
+        Self { gro, ..self }
     }
 
     /// Whether frames of some bucket have to wait.

@@ -15,6 +15,7 @@ use super::idle::{self, Figure};
 use super::options::Options;
 use super::record::{self, Record, Taken};
 use super::rows::{Metric, Row, rows};
+use super::stand::SwitchPolls;
 use super::target::Target;
 use super::window::{Results, Sample};
 use crate::beside::machine::{self, Machine};
@@ -136,7 +137,8 @@ impl Report {
             text,
             "\n## Rows\n\nMedian (smallest to largest; windows). *Crossing*: what a cache line takes between the two cores. *Cycles*: of the\n\
              switch's core per frame that arrived, waiting included. *Empty*: share of the receiver's polls that found nothing; above 80 %\n\
-             the switch is the bottleneck, near 0 the guest is. *Wrong*: frames corrupt, doubled or out of order. *Thrown away*: windows\n\
+             the switch is the bottleneck, near 0 the guest is. *Switch empty*: share of our worker's polls that found nothing, near 0\n\
+             when it is the bottleneck; *batch*: frames per poll that found some. *Wrong*: frames corrupt, doubled or out of order. *Thrown away*: windows\n\
              in which somebody waited for a processor or the cores moved.\n{rows}\n## Plots\n\n{plots}"
         );
         fs::write(self.folder.join("net.md"), text)?;
@@ -225,6 +227,10 @@ fn of(results: &Results, distance: Option<Distance>) -> impl Iterator<Item = &Sa
     results.samples.iter().filter(move |s| s.distance == distance)
 }
 
+fn dash() -> String {
+    "–".to_owned()
+}
+
 fn table(row: &Row, results: &[Results], mhz: f64) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
@@ -237,6 +243,8 @@ fn table(row: &Row, results: &[Results], mhz: f64) -> String {
         "cycles",
         "crossing ns",
         "empty",
+        "switch empty",
+        "batch",
         "wrong",
         "thrown away",
     ]);
@@ -244,7 +252,7 @@ fn table(row: &Row, results: &[Results], mhz: f64) -> String {
         let load = r.load.map_or_else(String::new, |load| format!(" at {load} %"));
         for (i, &metric) in row.metrics.iter().enumerate() {
             let cell = |distance| match spread(of(r, distance).map(|s| s.value(metric))) {
-                None => "–".to_owned(),
+                None => dash(),
                 Some(s) => format!("{:.2} ({:.2}–{:.2}; {})", s.median, s.min, s.max, s.count),
             };
             let first = i == 0;
@@ -253,9 +261,12 @@ fn table(row: &Row, results: &[Results], mhz: f64) -> String {
             let rate = spread(r.samples.iter().map(|s| s.value(Metric::Mpps)));
             let cycles = match rate {
                 Some(s) if s.median > 0.0 && !metric.is_time() => format!("{:.0}", mhz / s.median),
-                _ => "–".to_owned(),
+                _ => dash(),
             };
             let empty = spread(r.samples.iter().map(|s| s.reading.empty_share));
+            let polls = |of: fn(SwitchPolls) -> f64| {
+                spread(r.samples.iter().filter_map(|s| s.reading.switch).map(of))
+            };
             table.add_row([
                 only_first(format!("{}{load}", r.target.name())),
                 metric.name().to_owned(),
@@ -266,8 +277,12 @@ fn table(row: &Row, results: &[Results], mhz: f64) -> String {
                 only_first(crossing.map_or_else(String::new, |s| format!("{:.0}–{:.0}", s.min, s.max))),
                 only_first(match empty {
                     Some(s) if s.median >= 0.0 => format!("{:.0} %", s.median * 100.0),
-                    _ => "–".to_owned(),
+                    _ => dash(),
                 }),
+                only_first(
+                    polls(|p| p.empty_share).map_or_else(dash, |s| format!("{:.0} %", s.median * 100.0)),
+                ),
+                only_first(polls(|p| p.frames_per_batch).map_or_else(dash, |s| format!("{:.0}", s.median))),
                 only_first(r.samples.iter().map(|s| s.reading.wrong).sum::<u64>().to_string()),
                 only_first(r.discarded.to_string()),
             ]);

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use avio_guest::Endpoint;
+use avio_proto::control::WorkersReply;
 use avio_tests::config::mac_of;
 use avio_tests::console::Console;
 use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
 use avio_tests::{Failure, Result};
+use avio_tools::client::Client;
 use avio_tools::pktgen;
 use avio_tools::pktgen::lane::Port;
 use avio_tools::pktgen::options::{Options as PktgenOptions, Plan};
@@ -18,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::Options;
 use super::ovs::Ovs;
-use super::rows::{Client, Row};
+use super::rows::{self, Row};
 use super::target::{Family, Target};
 use super::testpmd::{Forwarder, Pair};
 use super::{GUEST_CORE, avio};
@@ -76,10 +78,22 @@ pub struct Reading {
     pub latency_us: (f64, f64),
     /// Share of the receivers' polls that found nothing; negative: unknown.
     pub empty_share: f64,
+    /// Share of the polls of our switch's worker that found nothing, and frames per poll that found some; `None`: not ours.
+    #[serde(default)]
+    pub switch: Option<SwitchPolls>,
     /// Largest share of the window that the switch's thread or the guests were ready but did not run.
     pub waited_share: f64,
     /// Frames corrupt, duplicated or reordered.
     pub wrong: u64,
+}
+
+/// What the worker of our switch looked for and found in a window.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct SwitchPolls {
+    /// Share of its polls that found nothing: near 0, the switch is the bottleneck.
+    pub empty_share: f64,
+    /// Frames per poll that found some.
+    pub frames_per_batch: f64,
 }
 
 impl Stand {
@@ -106,7 +120,7 @@ impl Stand {
             self.switches.clear();
             self.shape = shape;
         }
-        if matches!(row.client, Client::Testpmd(..)) {
+        if matches!(row.client, rows::Client::Testpmd(..)) {
             // OVS connects to its guests, later each time that they go; by then testpmd's few frames are lost, and nothing
             // circulates. A new one connects at once.
             self.switches.retain(|s| s.family != Family::Ovs || s.guests.is_none());
@@ -153,6 +167,7 @@ impl Stand {
             ovs.set_mode(target)?;
         }
         let pid = switch.process.console()?.pid();
+        let polls_before = switch.process.polls()?;
         let (before, start) = (process::by_thread(pid)?, Instant::now());
         let reading = match &mut switch.guests {
             Some(Guests::Own { plan, ports }) => own_reading(plan, ports, rate),
@@ -161,8 +176,10 @@ impl Stand {
         };
         let busiest = process::busiest_since(&before, &process::by_thread(pid)?);
         let elapsed_ns = start.elapsed().as_nanos() as f64;
+        let polls = switch.process.polls()?;
         process::stop(switch.process.console()?)?;
         let mut reading = reading?;
+        reading.switch = polls.zip(polls_before).map(|(after, before)| after.since(before));
         reading.waited_share = reading.waited_share.max(busiest.waited_ns as f64 / elapsed_ns);
         Ok(reading)
     }
@@ -180,6 +197,7 @@ fn own_reading(plan: &Plan, ports: &mut [Port], rate: Option<f64>) -> Result<Rea
         empty_share: report.empty_poll_ratio,
         waited_share: report.waited_ms / elapsed_ms,
         wrong: report.corrupt + report.duplicated + report.reordered,
+        switch: None,
     })
 }
 
@@ -191,11 +209,11 @@ fn testpmd_reading(pair: &mut Pair, len: f64, warmup: Duration, window: Duration
     let busiest: Scheduled = process::busiest_since(&before, &process::by_thread(pid)?);
     let elapsed_ns = start.elapsed().as_nanos() as f64;
     process::stop(&pair.console)?;
-    let frames_per_s = frames_per_s?;
+    let (frames_per_s, empty_share) = frames_per_s?;
     Ok(Reading {
         mpps: frames_per_s / 1e6,
         gbit: frames_per_s * len * 8.0 / 1e9,
-        empty_share: -1.0,
+        empty_share,
         waited_share: busiest.waited_ns as f64 / elapsed_ns,
         ..Reading::default()
     })
@@ -224,6 +242,17 @@ impl Process {
         process::resume(self.console()?)
     }
 
+    /// What the workers of a switch of ours have counted so far.
+    fn polls(&self) -> Result<Option<Polls>> {
+        let Process::Avio(daemon) = self else { return Ok(None) };
+        let reply: WorkersReply = Client::vswitchd(&daemon.run_folder())?.call("Workers", &())?;
+        Ok(Some(reply.workers.iter().fold(Polls::default(), |sum, w| Polls {
+            all: sum.all + w.polls,
+            empty: sum.empty + w.empty_polls,
+            frames: sum.frames + w.frames,
+        })))
+    }
+
     fn socket(&self, port: u16) -> PathBuf {
         match self {
             Process::Avio(daemon) => daemon.socket(usize::from(port)),
@@ -235,6 +264,24 @@ impl Process {
     /// Whether guests listen and the switch connects.
     fn connects(&self) -> bool {
         matches!(self, Process::Ovs(_))
+    }
+}
+
+/// Counters of all workers of one switch.
+#[derive(Clone, Copy, Default)]
+struct Polls {
+    all: u64,
+    empty: u64,
+    frames: u64,
+}
+
+impl Polls {
+    fn since(self, before: Self) -> SwitchPolls {
+        let (all, empty) = (self.all - before.all, self.empty - before.empty);
+        SwitchPolls {
+            empty_share: empty as f64 / all.max(1) as f64,
+            frames_per_batch: (self.frames - before.frames) as f64 / (all - empty).max(1) as f64,
+        }
     }
 }
 
@@ -254,7 +301,7 @@ impl Switch {
         let sockets: Vec<PathBuf> = (0..row.port_count).map(|port| self.process.socket(port)).collect();
         let listen = self.process.connects();
         self.guests = Some(match &row.client {
-            Client::Own(options) => {
+            rows::Client::Own(options) => {
                 let mut line = format!(
                     "--quiet --cores {GUEST_CORE} --connect-timeout 20 --duration {} --warmup {} {options}",
                     window.as_secs_f64(),
@@ -275,7 +322,7 @@ impl Switch {
                 let ports = pktgen::run::connect(endpoints, &plan.net)?;
                 Guests::Own { plan: Box::new(plan), ports }
             }
-            Client::Testpmd(rings, len) => {
+            rows::Client::Testpmd(rings, len) => {
                 if let (Process::Ovs(ovs), Some(target)) =
                     (&mut self.process, row.targets.iter().find(|t| t.family() == Family::Ovs))
                 {

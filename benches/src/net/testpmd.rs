@@ -105,6 +105,8 @@ impl Pair {
         let mut console = spawn(name, &arguments)?;
         console.wait_for(PROMPT, ANSWER_S)?;
         let mut pair = Self { console };
+        // The same few cycles per burst whatever the switch is; tells whether the guests or the switch are what is waited for.
+        pair.ask("set record-burst-stats on")?;
         // A back-end that connects by itself does so every second.
         std::thread::sleep(Duration::from_millis(if listen { 2500 } else { 300 }));
         pair.ask(&format!("start tx_first {FIRST_BURSTS}"))?;
@@ -116,17 +118,19 @@ impl Pair {
         self.console.wait_for(PROMPT, ANSWER_S)
     }
 
-    /// Frames that both guests received in `window`, per second.
+    /// Frames that both guests received in `window`, per second, and the share of their looks for frames that found none.
     ///
     /// # Errors
     /// When testpmd does not answer, or the loop has run dry.
-    pub fn frames_per_s(&mut self, warmup: Duration, window: Duration) -> Result<f64> {
+    pub fn frames_per_s(&mut self, warmup: Duration, window: Duration) -> Result<(f64, f64)> {
         std::thread::sleep(warmup);
+        self.ask("clear fwd stats all")?;
         let (before, at) = (self.received()?, Instant::now());
         std::thread::sleep(window);
         let (after, now) = (self.received()?, Instant::now());
+        let empty_share = empty_share(&self.ask("show fwd stats all")?)?;
         ensure(after > before, || "no frame circulates between the testpmd guests".to_owned())?;
-        Ok((after - before) as f64 / (now - at).as_secs_f64())
+        Ok(((after - before) as f64 / (now - at).as_secs_f64(), empty_share))
     }
 
     fn received(&mut self) -> Result<u64> {
@@ -137,6 +141,25 @@ impl Pair {
         }
         Ok(sum)
     }
+}
+
+/// The share of receive bursts of no frames over all ports, out of lines like
+/// `RX-bursts : 1000 [25% of 0 pkts + 75% of 32 pkts]`: whole percents, which is all that testpmd tells.
+///
+/// # Errors
+/// When there is no such line.
+fn empty_share(text: &str) -> Result<f64> {
+    let (mut bursts, mut empty) = (0.0, 0.0);
+    for part in text.split("RX-bursts").skip(1) {
+        let line = part.lines().next().unwrap_or("").trim_start_matches([' ', ':']);
+        let count: f64 = line.split_whitespace().next().unwrap_or("").parse()?;
+        // Without a burst of none its share is left out.
+        let percent = line.split_once("% of 0 pkts").and_then(|(front, _)| front.rsplit('[').next());
+        bursts += count;
+        empty += count * percent.map_or(Ok(0.0), |p| p.trim().parse::<f64>())? / 100.0;
+    }
+    ensure(bursts > 0.0, || format!("testpmd counted no bursts: {text}"))?;
+    Ok(empty / bursts)
 }
 
 /// Options before the devices: the main thread on the guests' core, forwarding on `core`, `memory` MiB.
@@ -169,4 +192,17 @@ fn spawn(name: &str, arguments: &[String]) -> Result<Console> {
     let mut command = command("stdbuf");
     command.arg("-oL").arg(program).args(arguments);
     Console::spawn(name, &mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_bursts_are_weighed_by_port() {
+        let text = "  RX-bursts : 300 [50% of 0 pkts + 50% of 32 pkts]\n  TX-bursts : 7 [0% of 0 pkts + 100% of 32 pkts]\n\
+                      RX-bursts : 100 [0% of 0 pkts + 100% of 32 pkts]\n";
+        assert_eq!(empty_share(text).unwrap(), 150.0 / 400.0);
+        assert!(empty_share("no such line").is_err());
+    }
 }

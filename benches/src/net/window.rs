@@ -112,7 +112,7 @@ fn show(row: &Row, results: &Results, rounds: u32) {
     let figures: Vec<String> =
         row.metrics.iter().map(|&m| format!("{:.2} {}", s.value(m), m.name())).collect();
     eprintln!(
-        "   {}/{rounds} {:<28} {}  crossing {:.0} ns {}  waited {:.1} %{}",
+        "   {}/{rounds} {:<28} {}  crossing {:.0} ns {}  waited {:.1} %{}{}",
         s.round,
         format!("{}{load}", results.target.name()),
         figures.join("  "),
@@ -124,5 +124,10 @@ fn show(row: &Row, results: &Results, rounds: u32) {
         } else {
             format!("  empty polls {:.0} %", s.reading.empty_share * 100.0)
         },
+        s.reading.switch.map_or_else(String::new, |polls| format!(
+            "  of the switch {:.0} %, {:.0} a batch",
+            polls.empty_share * 100.0,
+            polls.frames_per_batch
+        )),
     );
 }

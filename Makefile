@@ -57,6 +57,11 @@ bench-net: bench-deps build ## beside OVS-DPDK and testpmd: benches/results/net.
 bench-stor: bench-deps build ## beside qemu-storage-daemon and fio: benches/results/stor.md; QUICK=1: ratios in under three minutes (root)
 	@$(CARGO) run -q --release --locked -p avio-benches --bin bench-stor -- $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+# One after the other, also under make -j: each wants the machine for itself.
+bench: ## bench-net, bench-stor and bench-wire, one after the other (root); QUICK=1 as for each
+	@for each in bench-net bench-stor $(if $(wildcard benches/src/bin/bench-wire.rs),bench-wire); do \
+	    $(MAKE) --no-print-directory $$each || exit 1; done
+
 bench-micro: ## micro-benchmarks of the data path (criterion)
 	@$(CARGO) bench -q --locked -p avio-benches --bench rings --bench frames
 

@@ -46,7 +46,7 @@ pub struct PingResult {
 }
 
 /// One-way load.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct FloodResult {
     /// Frames received per second, in millions.
     pub mpps: f64,
@@ -56,6 +56,10 @@ pub struct FloodResult {
     pub sent: u64,
     /// Of these, received.
     pub received: u64,
+    /// Whole frames that were sent and did not arrive.
+    pub lost_frames: u64,
+    /// Of these, counted by the switch because the receiver's ring had no buffer: a flood is not slowed down by its receiver.
+    pub no_buffer: u64,
     /// Received twice, or out of order.
     pub disordered: u64,
     /// With wrong bytes.
@@ -148,7 +152,7 @@ pub fn ping(
     Ok(PingResult { one_way_us: one_way.summary(), round_trip_us: round_trip, unanswered })
 }
 
-/// The first guest floods the second, as fast as the switch takes it.
+/// The first guest floods the second, as fast as the switch takes it. What the switch counted is filled in by the caller.
 ///
 /// # Errors
 /// A connection that broke, nothing arrived, or something was corrupt.
@@ -196,11 +200,14 @@ fn one_way(
     if got.frames == 0 || window.rx_frames == 0 {
         return Err("nothing arrived".into());
     }
+    let sent = measured.jobs[0].senders[0].counts();
     let result = FloodResult {
         mpps: window.rx_frames as f64 / window.seconds / 1e6,
         gbit_s: window.rx_octets as f64 * 8.0 / window.seconds / 1e9,
-        sent: measured.jobs[0].senders[0].counts().seqs,
+        sent: sent.seqs,
         received: seqs.unique,
+        lost_frames: sent.frames.saturating_sub(got.frames),
+        no_buffer: 0,
         disordered: seqs.duplicated + seqs.reordered,
         corrupt: got.corrupt + seqs.implausible,
         checked: got.checked,

@@ -157,6 +157,12 @@ impl<'m> GuestSlice<'m> {
         }
     }
 
+    /// Hands the first line over to whoever reads it next on another core.
+    #[inline(always)]
+    pub(crate) fn demote_first(&self) {
+        demote(self.ptr);
+    }
+
     /// The same bytes with the lifetime forgotten.
     ///
     /// # Safety
@@ -188,6 +194,21 @@ pub(crate) fn prefetch_for_write(ptr: *const u8) {
     // SAFETY: a prefetch has no effect on memory and never faults.
     unsafe {
         std::arch::asm!("prefetchw [{}]", in(reg) ptr, options(readonly, nostack, preserves_flags))
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}
+
+/// Asks the processor to move the line at `ptr` from this core's caches to the one that all cores share, where another core
+/// finds it sooner than here; any address will do. Cores that share no cache, and processors that do not know the
+/// instruction, take it as a no-op.
+#[inline(always)]
+pub(crate) fn demote(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint has no effect on memory and never faults; its encoding is one of the reserved no-ops (Intel SDM,
+    // CLDEMOTE).
+    unsafe {
+        std::arch::asm!("cldemote [{}]", in(reg) ptr, options(readonly, nostack, preserves_flags))
     };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = ptr;

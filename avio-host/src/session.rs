@@ -270,6 +270,12 @@ impl Sessions {
         self.endpoints.get(&id).is_some_and(Endpoint::is_connected)
     }
 
+    /// The number of the process at the other end of a connection, if the kernel says.
+    #[must_use]
+    pub fn peer_pid(&self, id: EndpointId) -> Option<i32> {
+        self.endpoints.get(&id)?.peer_pid()
+    }
+
     fn new_id(&mut self) -> EndpointId {
         let id = EndpointId(self.next_id);
         self.next_id += 1;

@@ -13,7 +13,8 @@ use avio_guest::Endpoint;
 use avio_guest::storage::{Disk, Done, Kind, StorageOptions, Transfer};
 use avio_proto::virtio::blk;
 use avio_tests::case::{self, Case};
-use avio_tests::daemon::Daemon;
+use avio_tests::console::{Console, command};
+use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::initiator::{Initiator, RESERVATION_CONFLICT, Reply, cdb10, compare_and_write, reserve_out};
 use avio_tests::storage::{Adapter, Storage};
@@ -30,6 +31,16 @@ fn main() -> ExitCode {
         Case::new("reservations_modes_trays_and_replacements_outlive_the_process", 60, state),
         Case::new("a_shared_store_that_was_replaced_stays_fenced", 60, shared_replacement),
         Case::new("who_shares_a_store_and_keeps_it_notices_no_replacement", 60, one_parts),
+        Case::new(
+            "a_backing_that_is_missing_at_a_start_is_waited_for_by_its_lun_alone",
+            60,
+            missing_at_start,
+        ),
+        Case::new(
+            "a_store_replaced_while_the_daemon_was_down_is_fenced_for_who_was_there",
+            60,
+            replaced_while_down,
+        ),
     ])
 }
 
@@ -163,10 +174,12 @@ impl Lingering {
 fn old_io() -> Result {
     let path = image("disk.img", MIB)?;
     let backing = format!("fault:write_delay_ms=2000:file:{}", path.display());
-    let config = Storage::one(Adapter::new("g1", "avio_blk").disk(0, &backing, ""));
+    let config = Storage::one(Adapter::new("g1", "avio_blk").disk(0, &backing, ""))
+        .adapter(Adapter::new("g2", "avio_stor").disk(0, "memory:1M", ""));
     let mut daemon = Daemon::start(config)?;
     let options = tracked(Kind::Blk, false);
     let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options).map_err(failed)?;
+    let mut other = Initiator::connect(&daemon.stor_socket("g2")?, &tracked(Kind::Scsi, false), &[0])?;
     let queue = &mut disk.queues()[0];
     let slot = queue.take().ok_or_else(|| Failure::new("no slot"))?;
     let head = blk::RequestHeader { kind: blk::T_OUT, sector: 0 };
@@ -186,10 +199,15 @@ fn old_io() -> Result {
     });
     let begin = Instant::now();
     daemon.restart_with(&[], 20)?;
+    // Whoever has nothing to do with it is served meanwhile.
+    other.reconnect()?;
+    other.read(0, 0, 1)?;
     let took = begin.elapsed();
-    ensure(took >= Duration::from_millis(3500), || format!("ready after {took:?}, with old I/O under way"))?;
-    late.join().map_err(|_| Failure::new("the writer panicked"))??;
+    ensure(took < Duration::from_millis(2500), || format!("another guest was served after {took:?}"))?;
     disk.reconnect().map_err(failed)?;
+    let took = begin.elapsed();
+    ensure(took >= Duration::from_millis(3500), || format!("back after {took:?}, with old I/O under way"))?;
+    late.join().map_err(|_| Failure::new("the writer panicked"))??;
     let mut done = [Done::default()];
     let deadline = Instant::now() + Duration::from_secs(10);
     while disk.queues()[0].poll(&mut done).map_err(|e| Failure::new(e.to_string()))? == 0 {
@@ -412,5 +430,126 @@ fn one_parts() -> Result {
     daemon.config = sharing(&[("g1", &slow), ("g2", &slow)]);
     let refused = daemon.reload_by_command();
     ensure(refused.is_err_and(|e| e.to_string().contains("define it again")), || "joined".into())?;
+    daemon.ensure_healthy()
+}
+
+/// Images that were there are gone when the daemon starts: their LUNs are offline, everything else is served, and they come
+/// back by themselves. What never was is a mistake, and refused as ever.
+fn missing_at_start() -> Result {
+    let names = ["keep.img", "gone.img", "disk.img"];
+    let paths = [image(names[0], MIB)?, image(names[1], MIB)?, image(names[2], 2 * MIB)?];
+    let file = |i: usize| format!("file:{}", paths[i].display());
+    let one = Adapter::new("g1", "avio_stor").disk(0, &file(0), "").disk(1, &file(1), "");
+    let config = Storage::one(one.clone()).adapter(Adapter::new("g2", "avio_blk").disk(0, &file(2), ""));
+    let mut daemon = Daemon::start(config.clone())?;
+    let (scsi, blk) = (tracked(Kind::Scsi, false), tracked(Kind::Blk, false));
+    let mut one_guest = Initiator::connect(&daemon.stor_socket("g1")?, &scsi, &[0, 1])?;
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &blk).map_err(failed)?;
+    one_guest.write(1, 0, &[5; 512])?;
+    disk.write(0, 0, &[6; 512]).map_err(failed)?;
+    daemon.stop()?;
+    let away = |path: &Path| path.with_extension("away");
+    for path in &paths[1..] {
+        std::fs::rename(path, away(path))?;
+    }
+    daemon.restart()?;
+    let said = daemon.console()?.output();
+    for place in ["g1 0/4 target 1: file:", "g2 0/4 target 0: file:"] {
+        let lines = said.lines().filter(|line| line.contains(place) && line.contains("no such file"));
+        ensure(lines.count() == 1, || format!("not one line about {place} in {said}"))?;
+    }
+    one_guest.reconnect()?;
+    disk.reconnect().map_err(failed)?;
+    one_guest.read(0, 0, 1)?;
+    one_guest.command(1, &cdb10(0x28, 0, 1), &[], 512)?.check((2, 4, 3), "a disk that is not there")?;
+    ensure(one_guest.command(1, &[0x12, 0, 0, 0, 36, 0], &[], 36)?.is_good(), || "INQUIRY".into())?;
+    ensure(disk.read(0, 0, &mut [0; 512]).is_err(), || "read from nothing".into())?;
+    ensure(disk.config().capacity == 4096, || format!("{:?}", disk.config()))?;
+    let lun = daemon.lun("g1", 1)?;
+    ensure(lun["state"] == "Offline" && lun["size_bytes"] == MIB, || format!("{lun:#}"))?;
+    // A reload of something else does not stumble over it; one that names what never was is refused.
+    daemon.config = config.clone().adapter(one.clone().disk(2, "memory:1M", ""));
+    let told = daemon.reload_by_command()?;
+    ensure(told.contains("target 2: memory:1M added"), || told.clone())?;
+    daemon.config = config.clone().adapter(one.clone().disk(3, "file:/nowhere/disk.img", ""));
+    let refused = daemon.reload_by_command();
+    ensure(refused.is_err_and(|e| e.to_string().contains("target 3: file:/nowhere")), || "taken".into())?;
+    for path in &paths[1..] {
+        std::fs::rename(away(path), path)?;
+    }
+    daemon.lun_when("g1", 1, 5, |lun| lun["state"] == "Online")?;
+    daemon.lun_when("g2", 0, 5, |lun| lun["state"] == "Online")?;
+    let told = one_guest.settle(1)?;
+    ensure(told.contains(&(0x28, 0)), || format!("not ready to ready: {told:02x?}"))?;
+    ensure(one_guest.read(1, 0, 1)? == [5; 512], || "another disk came back".into())?;
+    let mut got = [0; 512];
+    disk.read(0, 0, &mut got).map_err(failed)?;
+    ensure(got == [6; 512], || "another disk came back".into())?;
+    daemon.ensure_healthy()
+}
+
+/// The operator stops the daemon, names another store, and starts it again.
+fn replaced_while_down() -> Result {
+    let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
+    let with = |path: &Path| {
+        let backing = format!("file:{}", path.display());
+        Storage::one(Adapter::new("g1", "avio_stor").disk(0, &backing, "serial = \"S\""))
+    };
+    let serial = |daemon: &Daemon<Storage>| -> Result<String> {
+        Ok(daemon.lun("g1", 0)?["serial"].as_str().unwrap_or_default().to_owned())
+    };
+    let change = |daemon: &mut Daemon<Storage>, path: &Path| -> Result {
+        daemon.config = with(path);
+        avio_tests::daemon::Definitions::write(&daemon.config, &daemon.config_folder())?;
+        daemon.restart()
+    };
+    let mut daemon = Daemon::start(with(&old))?;
+    let mut guest = Initiator::connect(&daemon.stor_socket("g1")?, &tracked(Kind::Scsi, false), &[0])?;
+    guest.write(0, 0, &[1; 512])?;
+    // A guest that stays where it is, through a stop and a kill.
+    daemon.stop()?;
+    change(&mut daemon, &new)?;
+    ensure(daemon.lun("g1", 0)?["state"] == "Replaced", || "a guest was there".into())?;
+    for round in 0..2 {
+        guest.reconnect()?;
+        read_after_attentions(&mut guest)?.check((2, 4, 3), &format!("round {round}"))?;
+        daemon.kill();
+        daemon.restart()?;
+    }
+    ensure(std::fs::read(&new)?.iter().all(|byte| *byte == 0), || "the new store was written".into())?;
+    guest.reconnect()?;
+    let output = daemon.avio(&["stor", "replace", "--force-host", "g1", "0", "4", "0"])?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
+    ensure(read_after_attentions(&mut guest)?.good("approved")?.data == [0; 512], || "the new store".into())?;
+    ensure(serial(&daemon)? == "S-1", || format!("the serial number {:?}", serial(&daemon)))?;
+    // A guest that has gone before.
+    drop(guest);
+    let gone = |daemon: &Daemon<Storage>| -> Result {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while daemon.stor()?["adapters"][0]["state"] != "Disconnected" {
+            ensure(Instant::now() < deadline, || "the guest is still there".into())?;
+            sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    gone(&daemon)?;
+    daemon.stop()?;
+    change(&mut daemon, &old)?;
+    ensure(daemon.lun("g1", 0)?["state"] == "Online", || "nobody was there".into())?;
+    ensure(serial(&daemon)? == "S-2", || format!("the serial number {:?}", serial(&daemon)))?;
+    // A guest that ends while the daemon is down: what comes next has booted with the new store.
+    let socket = daemon.stor_socket("g1")?;
+    let mut line = command(program("avio-iogen")?);
+    line.arg("--socket").arg(&socket).args(["--device", "scsi", "--rw", "randread", "--time-based"]);
+    line.args(["--runtime", "60", "--size", "1M"]);
+    let mut guest = Console::spawn("iogen", &mut line)?;
+    daemon.lun_when("g1", 0, 10, |lun| lun["stats"]["reads"].as_u64().unwrap_or(0) > 0)?;
+    ensure(guest.is_running(), || "avio-iogen has ended".into())?;
+    daemon.kill();
+    drop(guest);
+    change(&mut daemon, &new)?;
+    ensure(daemon.lun("g1", 0)?["state"] == "Online", || "the guest was shut down meanwhile".into())?;
+    let mut guest = Initiator::connect(&daemon.stor_socket("g1")?, &tracked(Kind::Scsi, false), &[0])?;
+    guest.read(0, 0, 1)?;
     daemon.ensure_healthy()
 }

@@ -147,6 +147,10 @@ impl Endpoint {
         self.session.as_ref().is_some_and(|s| s.stream.is_some())
     }
 
+    pub(super) fn peer_pid(&self) -> Option<i32> {
+        self.session.as_ref()?.stream.as_ref()?.peer_pid()
+    }
+
     pub(super) fn on_listener(&mut self, around: &mut Surroundings<'_>) {
         self.acceptable = true;
         self.find_peer(around);

@@ -95,6 +95,12 @@ impl Stream {
         }
     }
 
+    /// The process that connected, or that listens (SO_PEERCRED, unix(7)).
+    pub(super) fn peer_pid(&self) -> Option<i32> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.socket).ok()?;
+        Some(peer.pid.as_raw_nonzero().get())
+    }
+
     #[cfg(test)]
     pub(super) fn socket_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

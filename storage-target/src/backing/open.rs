@@ -8,8 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use avio_proto::config::BackingSpec;
 use rustix::fs::{
@@ -20,8 +18,6 @@ use rustix::io::Errno;
 use super::{Backing, Faults, FileMedium, Limits, Medium, MemoryStore};
 use crate::uring::{ClaimError, claim};
 
-/// Between two tries to claim what a predecessor still has.
-const CLAIM_AGAIN: Duration = Duration::from_millis(50);
 /// Smallest disk, in bytes (SEMANTICS 1.1).
 const DISK_MIN: u64 = 512;
 /// Smallest DVD, in bytes.
@@ -38,17 +34,30 @@ pub struct OpenOptions {
     pub writes_through: Option<bool>,
     /// It is a DVD: 2,048-byte blocks, read only.
     pub dvd: bool,
-    /// How long to wait for a predecessor's requests to end.
-    pub patience: Duration,
 }
 
 /// Why a backing was not opened; a line for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct OpenError(String);
+#[error("{line}")]
+pub struct OpenError {
+    line: String,
+    taken: bool,
+}
+
+impl OpenError {
+    /// Whether another process has it, or requests of one that is gone are under way: that may end by itself.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        self.taken
+    }
+}
 
 fn refuse<T>(spec: &BackingSpec, what: impl std::fmt::Display) -> Result<T, OpenError> {
-    Err(OpenError(format!("{spec}: {what}")))
+    Err(OpenError { line: format!("{spec}: {what}"), taken: false })
+}
+
+fn taken<T>(spec: &BackingSpec, what: impl std::fmt::Display) -> Result<T, OpenError> {
+    Err(OpenError { line: format!("{spec}: {what}"), taken: true })
 }
 
 impl Backing {
@@ -119,7 +128,7 @@ fn open_path(spec: &BackingSpec, path: &Path, flags: OFlags) -> Result<OwnedFd, 
     open(path, flags, Mode::empty()).or_else(|errno| match errno {
         Errno::NOENT => refuse(spec, "there is no such file; create it, or correct the path"),
         Errno::ISDIR => refuse(spec, "it is a folder; name an image file in it"),
-        Errno::BUSY => refuse(spec, "it is mounted or in use; unmount it, or end what uses it"),
+        Errno::BUSY => taken(spec, "it is mounted or in use; unmount it, or end what uses it"),
         Errno::ACCESS | Errno::PERM | Errno::ROFS => {
             refuse(spec, format_args!("{errno}; give the daemon the right to it, or set readonly = true"))
         }
@@ -151,7 +160,7 @@ fn open_file(
             ),
         );
     }
-    take(spec, plain.as_fd(), !(options.readonly || options.dvd), options.patience)?;
+    take(spec, plain.as_fd(), !(options.readonly || options.dvd))?;
     let block_size = if options.dvd { 2048 } else { options.block_size.unwrap_or(512) };
     // What the file system asks of direct I/O; zeroes: it has none.
     let found = statx(&plain, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
@@ -166,7 +175,7 @@ fn open_file(
         // The same file again: the claim belongs to the open file, so it has to be taken on this one.
         let fd = open_path(spec, path, flags(options, writes_through, true, false))?;
         drop(plain);
-        take(spec, fd.as_fd(), !(options.readonly || options.dvd), options.patience)?;
+        take(spec, fd.as_fd(), !(options.readonly || options.dvd))?;
         fd
     } else {
         plain
@@ -199,24 +208,15 @@ fn loop_device_of(identity: (u64, u64)) -> Option<String> {
     })
 }
 
-/// Claims a file, waiting for the requests of a daemon that was killed.
-fn take(spec: &BackingSpec, file: BorrowedFd<'_>, write: bool, patience: Duration) -> Result<(), OpenError> {
-    let end = Instant::now() + patience;
-    let mut said = false;
-    loop {
-        match claim(file, write) {
-            Ok(()) => return Ok(()),
-            Err(ClaimError::Taken) if Instant::now() < end => {
-                if !std::mem::replace(&mut said, true) {
-                    tracing::info!("{spec}: waits for requests of another process to end");
-                }
-                sleep(CLAIM_AGAIN);
-            }
-            Err(error) => {
-                return refuse(spec, format_args!("{error}; end it, or set readonly = true on both sides"));
-            }
+/// Claims a file.
+fn take(spec: &BackingSpec, file: BorrowedFd<'_>, write: bool) -> Result<(), OpenError> {
+    claim(file, write).or_else(|error| {
+        let line = format_args!("{error}; end it, or set readonly = true on both sides");
+        match &error {
+            ClaimError::Taken => taken(spec, line),
+            ClaimError::Io(_) => refuse(spec, line),
         }
-    }
+    })
 }
 
 fn open_device(
@@ -269,7 +269,7 @@ fn open_device(
     if !readonly && fs::read_to_string(format!("{sys}/ro")).is_ok_and(|ro| ro.trim() == "1") {
         return refuse(spec, "the device is read-only; set readonly = true");
     }
-    let fd = claim_device(spec, path, flags(options, writes_through, true, true), options.patience)?;
+    let fd = open_path(spec, path, flags(options, writes_through, true, true))?;
     let logical = ioctl_blksszget(&fd).or_else(|e| refuse(spec, e))?;
     let physical = ioctl_blkpbszget(&fd).unwrap_or(logical);
     let block_size = if options.dvd { 2048 } else { options.block_size.unwrap_or(logical) };
@@ -319,23 +319,4 @@ fn user_of(sys: &str, device: (u32, u32)) -> Option<String> {
         holders.next().map(|entry| format!("by {}", entry.file_name().to_string_lossy()))
     };
     mounted.map(|place| format!("at {place}")).or_else(holder)
-}
-
-fn claim_device(
-    spec: &BackingSpec,
-    path: &Path,
-    flags: OFlags,
-    patience: Duration,
-) -> Result<OwnedFd, OpenError> {
-    let end = Instant::now() + patience;
-    loop {
-        match open_path(spec, path, flags) {
-            Err(_)
-                if Instant::now() < end && matches!(open(path, flags, Mode::empty()), Err(Errno::BUSY)) =>
-            {
-                sleep(CLAIM_AGAIN);
-            }
-            result => return result,
-        }
-    }
 }

@@ -41,13 +41,7 @@ impl Drop for Image {
 }
 
 fn options() -> OpenOptions {
-    OpenOptions {
-        readonly: false,
-        block_size: None,
-        writes_through: None,
-        dvd: false,
-        patience: Duration::ZERO,
-    }
+    OpenOptions { readonly: false, block_size: None, writes_through: None, dvd: false }
 }
 
 fn open(text: &str) -> Result<Arc<Backing>, String> {

@@ -12,9 +12,12 @@ use avio_host::session::EndpointId;
 use avio_proto::config::{DEFAULT_TIMEOUT_S, LunConfig, StorageAdaptor, StorageConfig};
 use avio_proto::virtio::blk::SERIAL_LEN;
 
+use super::absent::Absent;
 use super::device;
+use super::lun::EMPTY_DRIVE;
+use super::served::FrontEnd;
 use crate::adapter::{AdapterId, AdapterKind, AdapterView, TARGETS_MAX, Target};
-use crate::backing::Backing;
+use crate::backing::{Backing, Limits};
 use crate::lun::{Lun, LunStats, Numbers, Qos, QueueStats};
 use crate::scsi::NexusName;
 
@@ -32,9 +35,20 @@ pub(super) struct AdapterLun {
     pub qos: Arc<Qos>,
     /// Serial number that the guest sees.
     pub serial: String,
+    /// The backing is not there and is looked for.
+    pub absent: Option<Absent>,
 }
 
 impl AdapterLun {
+    /// What its backing can do, or is taken for.
+    pub fn limits(&self) -> Limits {
+        match (&self.backing, &self.absent) {
+            (Some(backing), _) => *backing.limits(),
+            (None, Some(absent)) => absent.limits,
+            (None, None) => EMPTY_DRIVE,
+        }
+    }
+
     /// Its numbers start over.
     pub fn clear(&self) {
         *self.cleared.lock().unwrap_or_else(PoisonError::into_inner) = self.stats.numbers();
@@ -60,6 +74,8 @@ pub(super) struct Adapter {
     pub storage: StorageConfig,
     pub endpoint: Option<EndpointId>,
     pub connected: bool,
+    /// The guest's VMM: connected, or it was with the daemon before this one and has not come back.
+    pub front_end: Option<FrontEnd>,
     /// A guest has been here since the daemon started.
     pub seen: bool,
     /// Something that its guest was to be told had no event queue to go to.
@@ -78,6 +94,7 @@ impl Adapter {
             storage,
             endpoint: None,
             connected: false,
+            front_end: None,
             seen: false,
             events_missed: false,
             luns: BTreeMap::new(),
@@ -89,6 +106,16 @@ impl Adapter {
     /// For log lines.
     pub fn name(&self) -> String {
         format!("{} stor-{}-{}", self.nexus.guest, self.nexus.bus, self.nexus.device)
+    }
+
+    /// Whether a guest is there that knows its LUNs, connected or about to come back.
+    pub fn has_guest(&self) -> bool {
+        self.connected || self.front_end.is_some_and(FrontEnd::is_there)
+    }
+
+    /// Whether it waits for a predecessor's requests, its socket closed.
+    pub fn is_waiting(&self) -> bool {
+        self.luns.values().filter_map(|entry| entry.absent.as_ref()).any(|absent| absent.until.is_some())
     }
 
     pub fn is_blk(&self) -> bool {

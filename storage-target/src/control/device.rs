@@ -11,6 +11,8 @@ use crate::backing::Limits;
 use crate::scsi::TRANSFER_LEN_MAX;
 use crate::serve::{BLK_SEGMENTS_MAX, Role};
 
+/// Logical blocks of a disk that does not say, in bytes.
+pub(super) const SECTOR_LEN: u32 = blk::SECTOR_LEN as u32;
 /// Most data segments of a request: a 1 MiB transfer in pages, with a descriptor for each end.
 const SEGMENTS_MAX: u32 = 254;
 /// Commands that a guest may have out for one LUN; a hint.

@@ -17,17 +17,9 @@ pub(super) fn boot_id() -> String {
     fs::read_to_string(BOOT_ID).map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
-/// Notes that a daemon has run since the host started; returns whether one had before. Start-up.
-pub(super) fn follow(state_dir: &Path, boot: &str) -> bool {
-    let path = state_dir.join("stord").join("boot");
-    let follows = !boot.is_empty() && fs::read_to_string(&path).is_ok_and(|text| text == boot);
-    if !follows {
-        let noted = replace(&path, boot.as_bytes());
-        if let Err(error) = noted {
-            tracing::warn!("{}: {error}; guests may be told of a power-on after a restart", path.display());
-        }
-    }
-    follows
+/// At which start of the host a daemon ran of the release that noted only that.
+pub(super) fn noted_boot(state_dir: &Path) -> Option<String> {
+    fs::read_to_string(state_dir.join("stord").join("boot")).ok()
 }
 
 /// Where the state of the logical unit called `name` is kept.
@@ -88,7 +80,11 @@ pub(super) fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Replaces a file in one step; on return it is durable.
+///
+/// # Errors
+/// What the file system said.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let fresh = path.with_extension("new");
@@ -133,7 +129,8 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert_eq!(read(&path, "b1"), Ok(SavedState::default()));
-        assert!(!follow(&folder, "b1") && follow(&folder, "b1") && !follow(&folder, "b2"));
+        replace(&folder.join("stord/boot"), b"b1").unwrap();
+        assert_eq!(noted_boot(&folder).as_deref(), Some("b1"));
         fs::remove_dir_all(folder).unwrap();
     }
 }

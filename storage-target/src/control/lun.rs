@@ -4,12 +4,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use avio_proto::config::{BackingCache, BackingSpec, LunConfig, LunDevice};
 
+use super::absent::Absent;
 use super::journal;
-use crate::backing::{Backing, Limits, OpenOptions};
+use crate::backing::{Backing, Limits, OpenError, OpenOptions};
 use crate::scsi::{DeviceKind, LogicalUnit, NexusName, Profile, SavedState};
 
 /// Whose LUN, and at which target.
@@ -37,6 +37,16 @@ pub(super) struct Opened {
     pub backing: Option<Arc<Backing>>,
     pub saved: Result<SavedState, String>,
     pub journal: PathBuf,
+    /// The backing is not there, and the LUN is to be without it until it is.
+    pub absent: Option<Absent>,
+}
+
+/// Why a LUN could not be opened.
+pub(super) struct Unopened {
+    /// Which guest, which LUN, what would be right.
+    pub line: String,
+    /// Another process has its backing, or requests of one that is gone are under way.
+    pub is_taken: bool,
 }
 
 /// A LUN to be opened.
@@ -61,13 +71,26 @@ pub(super) fn journal_name(key: &LunKey, config: &LunConfig) -> String {
 /// Opens what a LUN names and reads what a predecessor left of it. May block.
 ///
 /// # Errors
-/// One line: which guest, which LUN, what would be right.
-pub(super) fn open(
-    wanted: &Wanted,
-    state_dir: &Path,
-    boot: &str,
-    patience: Duration,
-) -> Result<Opened, String> {
+/// [`Unopened`].
+pub(super) fn open(wanted: &Wanted, state_dir: &Path, boot: &str) -> Result<Opened, Unopened> {
+    let mut opened = prepare(wanted, state_dir, boot);
+    let Opened { config, spec, .. } = &opened;
+    let options = OpenOptions {
+        readonly: config.readonly,
+        block_size: config.block_size,
+        writes_through: config.cache.map(|cache| cache == BackingCache::Writethrough),
+        dvd: config.device == LunDevice::Dvd,
+    };
+    if *spec != BackingSpec::Empty {
+        let refused =
+            |e: OpenError| Unopened { line: format!("{}: {e}", wanted.key.name()), is_taken: e.is_taken() };
+        opened.backing = Some(Backing::open(spec, &options).map_err(refused)?);
+    }
+    Ok(opened)
+}
+
+/// A LUN without its backing, and what a predecessor left of it. Reads files.
+pub(super) fn prepare(wanted: &Wanted, state_dir: &Path, boot: &str) -> Opened {
     let Wanted { key, config, spec, inserted } = wanted;
     let journal = journal::path_of(state_dir, &journal_name(key, config));
     let saved = journal::read(&journal, boot);
@@ -80,18 +103,7 @@ pub(super) fn open(
     {
         (config.backing, spec) = (text.to_owned(), now);
     }
-    let options = OpenOptions {
-        readonly: config.readonly,
-        block_size: config.block_size,
-        writes_through: config.cache.map(|cache| cache == BackingCache::Writethrough),
-        dvd: config.device == LunDevice::Dvd,
-        patience,
-    };
-    let backing = match &spec {
-        BackingSpec::Empty => None,
-        spec => Some(Backing::open(spec, &options).map_err(|e| format!("{}: {e}", key.name()))?),
-    };
-    Ok(Opened { key: key.clone(), config, spec, defined, backing, saved, journal })
+    Opened { key: key.clone(), config, spec, defined, backing: None, saved, journal, absent: None }
 }
 
 /// Serial number of a LUN that does not say: stable over restarts, another after a replacement.

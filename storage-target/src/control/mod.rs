@@ -3,11 +3,13 @@
 //! Owns the mio loop that sessions, the control socket, signals, workers' wake-ups and helpers' answers meet in. It does no
 //! I/O of guests and blocks on nothing while it runs; start-up opens the backings itself.
 
+mod absent;
 mod adapter;
 mod device;
 mod journal;
 mod lun;
 mod reconcile;
+mod served;
 mod show;
 mod storage;
 mod varlink;
@@ -44,10 +46,10 @@ const TOKEN_SESSIONS: Token = Token(2);
 const TOKEN_HELPERS: Token = Token(3);
 const TOKEN_CONTROL: Token = Token(16);
 
-/// How long a start waits for the requests of a daemon that was killed: longer than a disk takes to answer or fail.
-const PREDECESSOR: Duration = Duration::from_secs(20);
 /// Longest time between two turns: sizes of files are looked at then.
 const TURN: Duration = Duration::from_millis(1000);
+/// The same while an adapter waits for requests of a daemon that was killed.
+const WAITING_TURN: Duration = Duration::from_millis(50);
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -115,7 +117,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    storage.start(config, PREDECESSOR).map_err(|reasons| reasons.join("\n"))?;
+    storage.start(config).map_err(|reasons| reasons.join("\n"))?;
     storage.turn(Instant::now());
     let daemon = Daemon::new(storage, Service::new("avio-stord"), options.config.clone());
     daemon.service.ready(&summary(&daemon.storage.config));
@@ -158,7 +160,8 @@ impl Loop {
     fn run(mut self) -> Result<(), String> {
         let mut events = Events::with_capacity(256);
         loop {
-            let period = self.daemon.service.watchdog_period().unwrap_or(TURN).min(TURN);
+            let turn = if self.daemon.storage.is_waiting() { WAITING_TURN } else { TURN };
+            let period = self.daemon.service.watchdog_period().unwrap_or(turn).min(turn);
             match self.poll.poll(&mut events, Some(period)) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

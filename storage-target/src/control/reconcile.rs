@@ -10,9 +10,9 @@ use avio_host::blocking::answered;
 use avio_host::session::{Access, EndpointSpec, Role, gid_of, uid_of};
 use avio_proto::config::{BackingSpec, Config, Guest, LunDevice, SocketRole, StorageConfig};
 
+use super::absent::Absent;
 use super::adapter::{Adapter, AdapterLun};
 use super::device;
-use super::journal;
 use super::lun::{self, EMPTY_DRIVE, LunKey, Opened, Wanted};
 use super::storage::{Done, Drained, Journal, Storage};
 use crate::adapter::AdapterId;
@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A configuration whose LUNs are being opened.
 pub(super) struct Pending {
-    config: Config,
+    pub config: Config,
 }
 
 /// The initiator of an adapter.
@@ -67,23 +67,6 @@ pub(super) fn wanted(config: &Config) -> Result<BTreeMap<LunKey, Wanted>, Vec<St
 }
 
 impl Storage {
-    /// At start-up: opens everything on this thread, waiting for a predecessor's requests.
-    pub fn start(&mut self, config: Config, patience: Duration) -> Result<Vec<String>, Vec<String>> {
-        let wanted = wanted(&config)?;
-        let missing = self.missing(&wanted);
-        let follows = journal::follow(&self.state_dir, &self.boot);
-        let open = |wanted: &Wanted| {
-            let mut opened = lun::open(wanted, &self.state_dir, &self.boot, patience)?;
-            if let Ok(saved) = &mut opened.saved {
-                saved.succeeds = follows;
-            }
-            Ok(opened)
-        };
-        let opened = missing.iter().map(open).collect();
-        self.pending = Some(Pending { config });
-        self.take_over(opened)
-    }
-
     /// Begins to follow a changed configuration; [`Storage::on_helper`] ends it.
     pub fn reconcile(&mut self, config: Config) -> Result<(), Vec<String>> {
         let wanted = wanted(&config)?;
@@ -97,7 +80,7 @@ impl Storage {
         let (state_dir, boot) = (self.state_dir.clone(), self.boot.clone());
         let reply = self.mailbox.reply();
         self.helpers.run(move || {
-            let open = |w| answered(|| lun::open(w, &state_dir, &boot, Duration::ZERO));
+            let open = |w| answered(|| lun::open(w, &state_dir, &boot).map_err(|refused| refused.line));
             let opened = missing.iter().map(open).collect();
             reply.send(Done::Opened(opened));
         });
@@ -105,7 +88,7 @@ impl Storage {
     }
 
     /// LUNs to be opened: new ones, and those with another backing. One open backing serves all that share it.
-    fn missing(&self, wanted: &BTreeMap<LunKey, Wanted>) -> Vec<Wanted> {
+    pub fn missing(&self, wanted: &BTreeMap<LunKey, Wanted>) -> Vec<Wanted> {
         let mut shared = BTreeSet::new();
         for entry in self.adapters.values().flat_map(|adapter| adapter.luns.values()) {
             if entry.config.share {
@@ -280,9 +263,13 @@ impl Storage {
         if let Some(found) = &found {
             config.backing.clone_from(&found.config.backing);
         }
-        let (lun, backing) = match (found, self.shared(&defined)) {
+        let absent = found.as_ref().and_then(|found| found.absent.clone());
+        let (lun, backing, absent) = match (found, self.shared(&defined)) {
             (None, Some(shared)) if config.share => shared,
-            (Some(found), _) => self.make(key, found),
+            (Some(found), _) => {
+                let (lun, backing) = self.make(key, found);
+                (lun, backing, absent)
+            }
             (None, _) => return,
         };
         let entry = AdapterLun {
@@ -294,6 +281,7 @@ impl Storage {
             defined,
             lun,
             backing,
+            absent,
         };
         changes.push(format!("{}: {} added", key.name(), entry.config.backing));
         if let Some(adapter) = self.adapters.get_mut(&id) {
@@ -304,32 +292,41 @@ impl Storage {
     }
 
     /// The logical unit and backing that others share under this name.
-    fn shared(&self, backing: &str) -> Option<(Arc<Lun>, Option<Arc<crate::backing::Backing>>)> {
+    #[expect(clippy::type_complexity, reason = "the three parts of an entry, for one caller")]
+    fn shared(
+        &self,
+        backing: &str,
+    ) -> Option<(Arc<Lun>, Option<Arc<crate::backing::Backing>>, Option<Absent>)> {
         self.adapters
             .values()
             .flat_map(|adapter| adapter.luns.values())
             .find(|entry| entry.config.share && entry.defined == backing)
-            .map(|entry| (Arc::clone(&entry.lun), entry.backing.clone()))
+            .map(|entry| (Arc::clone(&entry.lun), entry.backing.clone(), entry.absent.clone()))
     }
 
-    fn make(&mut self, key: &LunKey, opened: Opened) -> (Arc<Lun>, Option<Arc<crate::backing::Backing>>) {
+    pub fn make(&mut self, key: &LunKey, opened: Opened) -> (Arc<Lun>, Option<Arc<crate::backing::Backing>>) {
         let id = self.new_lun_id();
-        let Opened { config, spec, defined, mut backing, saved, journal, .. } = opened;
+        let Opened { config, spec, defined, mut backing, saved, journal, absent, .. } = opened;
         let (saved, unreadable) = match saved {
             Ok(saved) => (saved, None),
             Err(why) => (SavedState::default(), Some(why)),
         };
         let serial = lun::serial(key, &config, saved.generation);
-        let limits = backing.as_ref().map_or(EMPTY_DRIVE, |backing| *backing.limits());
-        let size = backing.as_ref().map_or(0, |backing| backing.size_bytes());
+        let (limits, size) = match (&backing, &absent) {
+            (Some(backing), _) => (*backing.limits(), backing.size_bytes()),
+            (None, Some(absent)) => (absent.limits, absent.size_bytes),
+            (None, None) => (EMPTY_DRIVE, 0),
+        };
         let unit = lun::unit(&config, &serial, &limits, size, saved);
         unit.set_backing(&defined);
         if let Some(why) = unreadable {
             tracing::error!("{}: {why}", key.name());
             unit.set_media(Media::Offline);
             backing = None;
-        } else if spec == BackingSpec::Empty {
+        } else if spec == BackingSpec::Empty || absent.is_some() && config.device == LunDevice::Dvd {
             unit.set_media(Media::Empty);
+        } else if absent.is_some() {
+            unit.set_media(Media::Offline);
         }
         self.journals.insert(id, Journal { path: journal });
         let lun = Lun { id, name: spec.to_string(), unit, overlap: crate::lun::Overlap::default() };
@@ -343,7 +340,7 @@ impl Storage {
         let Some(entry) = adapter.luns.get(&target) else { return };
         let lun = Arc::clone(&entry.lun);
         let (with, without) = self.who_moves(&lun, &opened.defined, wanted);
-        let is_known = with.iter().any(|(id, _)| self.adapters.get(id).is_some_and(|a| a.connected))
+        let is_known = with.iter().any(|(id, _)| self.adapters.get(id).is_some_and(Adapter::has_guest))
             || lun.unit.replacement().is_some();
         let key = LunKey { nexus: adapter.nexus.clone(), target };
         let generation = lun.unit.generation() + 1;
@@ -415,7 +412,7 @@ impl Storage {
             let nexus = adapter.nexus.clone();
             let Some(entry) = adapter.luns.get_mut(&target) else { continue };
             entry.lun = Arc::clone(&lun);
-            entry.backing = None;
+            (entry.backing, entry.absent) = (None, None);
             entry.serial = lun.unit.profile().serial.clone();
             entry.config.backing.clone_from(&config.backing);
             self.publish(id);
@@ -457,6 +454,7 @@ impl Storage {
             Drained::Parted { adapter, target, lun, backing } => self.parted(adapter, target, lun, backing),
             Drained::Ejected => {}
         }
+        self.note();
         self.broadcast(|| Command::ReleaseFiles);
     }
 
@@ -488,7 +486,7 @@ impl Storage {
             for (number, entry) in &mut adapter.luns {
                 if let Some(entry) = Some(entry).filter(of) {
                     entry.lun = Arc::clone(&lun);
-                    entry.backing = backing.clone();
+                    (entry.backing, entry.absent) = (backing.clone(), None);
                     entry.serial = lun.unit.profile().serial.clone();
                     entry.config.backing = config.backing.clone();
                     changed.push(*number);
@@ -515,7 +513,7 @@ impl Storage {
             return;
         };
         entry.lun.unit.set_media(Media::Empty);
-        entry.backing = None;
+        (entry.backing, entry.absent) = (None, None);
         if !by_guest {
             entry.config.backing = BackingSpec::Empty.to_string();
         }
@@ -571,7 +569,7 @@ impl Storage {
         }
         let size = opened.backing.as_ref().map_or(0, |backing| backing.size_bytes());
         entry.lun.unit.set_blocks(size / u64::from(entry.lun.unit.block_size()));
-        entry.backing = opened.backing;
+        (entry.backing, entry.absent) = (opened.backing, None);
         entry.config.backing = opened.config.backing;
         let lun = Arc::clone(&entry.lun);
         lun.unit.set_backing(&entry.defined);
@@ -637,20 +635,23 @@ impl Storage {
     }
 
     /// A virtio-blk disk has its size in the configuration space.
-    fn tell_capacity(&mut self, id: AdapterId, target: u8) {
+    pub fn tell_capacity(&mut self, id: AdapterId, target: u8) {
         let Some(adapter) = self.adapters.get(&id).filter(|adapter| adapter.is_blk()) else { return };
         let Some(entry) = adapter.luns.get(&target) else { return };
         let (Some(endpoint), Some(backing)) = (adapter.endpoint, &entry.backing) else { return };
         let size = entry.lun.unit.capacity_bytes();
-        let config = device::blk_config(&adapter.storage, size, backing.limits());
-        self.sessions.set_config(endpoint, config.encode().to_vec());
+        let readonly = entry.config.readonly || backing.limits().readonly;
+        let device = device::blk_spec(&adapter.storage, size, backing.limits(), readonly);
+        let config = device.config.clone();
+        // A store that was replaced, or was not there, may be able to do other things; the next session is told.
+        self.sessions.set_device(endpoint, device);
+        self.sessions.set_config(endpoint, config);
     }
 
-    /// Opens an adapter's socket, if it has none.
-    fn open_socket(&mut self, id: AdapterId) -> Result<(), String> {
-        let Some(adapter) = self.adapters.get(&id).filter(|adapter| adapter.endpoint.is_none()) else {
-            return Ok(());
-        };
+    /// Opens an adapter's socket, if it has none and waits for nothing.
+    pub fn open_socket(&mut self, id: AdapterId) -> Result<(), String> {
+        let closed = |adapter: &&Adapter| adapter.endpoint.is_none() && !adapter.is_waiting();
+        let Some(adapter) = self.adapters.get(&id).filter(closed) else { return Ok(()) };
         let storage = &adapter.storage;
         let path: std::path::PathBuf = match &storage.socket {
             Some(path) => path.into(),
@@ -672,7 +673,7 @@ impl Storage {
         };
         let device = match adapter.luns.values().next().filter(|_| adapter.is_blk()) {
             Some(entry) => {
-                let limits = entry.backing.as_ref().map_or(EMPTY_DRIVE, |backing| *backing.limits());
+                let limits = entry.limits();
                 let readonly = entry.config.readonly || limits.readonly;
                 device::blk_spec(storage, entry.lun.unit.capacity_bytes(), &limits, readonly)
             }
@@ -688,7 +689,7 @@ impl Storage {
 }
 
 /// A number that an approval cannot guess or repeat.
-fn nonce() -> u64 {
+pub(super) fn nonce() -> u64 {
     // Keys of hash maps are made to be unpredictable.
     RandomState::new().hash_one(Instant::now()) | 1
 }

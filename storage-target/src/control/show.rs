@@ -29,6 +29,8 @@ pub(super) fn adapter(adapter: &Adapter, socket: String) -> AdapterReport {
 fn lun(target: u8, entry: &AdapterLun) -> LunReport {
     let state = match entry.lun.unit.media() {
         Media::Ready | Media::Stopped if entry.backing.as_ref().is_some_and(|b| b.is_stuck()) => "Offline",
+        // Not there, or a guest's requests at another one are not over.
+        Media::Ready | Media::Stopped if entry.backing.is_none() => "Offline",
         Media::Ready | Media::Stopped => "Online",
         Media::Empty => "NoMedia",
         Media::Replaced => "Replaced",

@@ -17,17 +17,21 @@ use avio_proto::config::{Config, WorkersConfig};
 use avio_proto::ring::{DeviceRing, Inflight};
 use avio_proto::virtio::blk::F_FLUSH;
 use avio_proto::virtio::scsi::EVENT_QUEUE;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, bounded};
 
 use super::adapter::{Adapter, Ring};
 use super::device;
 use super::journal;
 use super::lun::{self, LunKey, Opened, Wanted};
+use super::served::Served;
 use crate::adapter::AdapterId;
 use crate::backing::Backing;
 use crate::lun::LunId;
 use crate::scsi::{Effect, NexusName, SavedState};
 use crate::serve::{Action, Command, Event, Notice, QueueSpec, Relay, Role, Scope, Ticket};
+
+/// How long a stop waits for the state folder: it is to be over within a second.
+const LAST_WRITES: Duration = Duration::from_millis(400);
 
 /// What a helper thread brings back.
 pub(super) enum Done {
@@ -39,6 +43,10 @@ pub(super) enum Done {
     Inserted(Box<Result<Opened, String>>, bool),
     /// A logical unit's state is durable, or could not be made so.
     Written { lun: LunId, version: u64, worker: Option<usize>, result: Result<(), String> },
+    /// What is served is written down.
+    Noted,
+    /// Backings that were not there, and whether they are now.
+    LookedFor(Vec<(LunKey, Result<Opened, String>)>),
     /// These backings have another size now.
     Resized(Vec<(Arc<Backing>, u64)>),
 }
@@ -93,6 +101,14 @@ pub(super) struct Storage {
     next_worker: usize,
     pub looking: bool,
     pub next_look: Instant,
+    pub looking_for_absent: bool,
+    pub next_look_for_absent: Instant,
+    /// What was written down last of what is served.
+    pub noted: Option<Served>,
+    /// It is being written.
+    pub noting: bool,
+    /// Something may have changed since.
+    pub note_again: bool,
     limit: RateLimit<String>,
 }
 
@@ -138,6 +154,11 @@ impl Storage {
             next_worker: 0,
             looking: false,
             next_look: Instant::now(),
+            looking_for_absent: false,
+            next_look_for_absent: Instant::now(),
+            noted: None,
+            noting: false,
+            note_again: false,
             limit: RateLimit::default(),
         }
     }
@@ -240,7 +261,7 @@ impl Storage {
         let (state_dir, boot) = (self.state_dir.clone(), self.boot.clone());
         let reply = self.mailbox.reply();
         self.helpers.run(move || {
-            let opened = lun::open(&wanted, &state_dir, &boot, Duration::ZERO);
+            let opened = lun::open(&wanted, &state_dir, &boot).map_err(|refused| refused.line);
             reply.send(Done::Inserted(Box::new(opened), asked));
         });
     }
@@ -264,6 +285,7 @@ impl Storage {
             }
         }
         self.look_at_sizes(now);
+        self.look_for_absent(now);
     }
 
     fn by_endpoint(&mut self, endpoint: EndpointId) -> Option<&mut Adapter> {
@@ -280,17 +302,21 @@ impl Storage {
                     adapter.connected = true;
                     adapter.seen = true;
                     tracing::info!("{}: front-end connected", adapter.name());
+                    let id = adapter.id;
+                    self.arrived(id);
                 }
             }
             SessionEvent::Disconnected => {
                 if let Some(adapter) = self.by_endpoint(endpoint) {
                     adapter.connected = false;
+                    adapter.front_end = None;
                     adapter.rings.clear();
                     tracing::info!("{}: front-end gone", adapter.name());
                     let id = adapter.id;
                     if self.leaving.remove(&id).is_some() {
                         self.broadcast(|| Command::RemoveAdapter(id));
                     }
+                    self.note();
                 }
             }
             SessionEvent::RingStart(start) => self.on_ring_start(endpoint, *start),
@@ -413,6 +439,7 @@ impl Storage {
             match done {
                 Done::Opened(opened) => {
                     let outcome = self.take_over(opened);
+                    self.note();
                     self.after_journal(outcome);
                 }
                 Done::Durable(outcome) => {
@@ -439,6 +466,8 @@ impl Storage {
                         let _ = self.workers[worker].send(Command::Journalled { lun, version });
                     }
                 }
+                Done::Noted => self.was_noted(),
+                Done::LookedFor(found) => self.looked_for(found),
                 Done::Resized(resized) => {
                     self.looking = false;
                     self.resized(&resized);
@@ -463,8 +492,15 @@ impl Storage {
         }
     }
 
-    /// Ends the workers; requests under way are finished first.
+    /// Ends the workers; requests under way are finished first, and what is to be written down is.
     pub fn stop(self) {
         self.workers.stop();
+        let (done, written) = bounded(1);
+        self.journal.run(move || {
+            let _ = done.send(());
+        });
+        if written.recv_timeout(LAST_WRITES).is_err() {
+            tracing::warn!("{}: does not take the last writes in time", self.state_dir.display());
+        }
     }
 }

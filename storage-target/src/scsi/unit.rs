@@ -124,6 +124,17 @@ pub struct SavedState {
 pub const SAVED_FORMAT: u32 = 2;
 
 impl SavedState {
+    /// Initiators are owed a unit attention: these, each once.
+    pub fn owe(&mut self, names: &[NexusName], attention: (u8, u8)) {
+        for name in names {
+            match self.attentions.iter_mut().find(|(of, _)| of == name) {
+                Some((_, list)) if list.contains(&attention) => {}
+                Some((_, list)) => list.push(attention),
+                None => self.attentions.push((name.clone(), vec![attention])),
+            }
+        }
+    }
+
     /// What is left of it after the host was off (SAM-5 6.3.5, SPC-5 5.14.4): persistent reservations only where APTPL asked
     /// for that. What the host's administrator has done stays.
     #[must_use]

@@ -4,6 +4,7 @@ use avio_proto::scsi::opcode::*;
 use avio_proto::scsi::sense::{ILLEGAL_REQUEST, Sense};
 
 use super::MediumOp;
+use super::dispatch::NACA;
 
 /// Most blocks of one COMPARE AND WRITE (VPD B0h says so).
 pub(super) const COMPARE_AND_WRITE_MAX: u8 = 64;
@@ -58,8 +59,8 @@ fn read_or_write(cdb: &[u8; 32]) -> Option<MediumOp> {
         _ => return None,
     };
     let short = matches!(cdb[0], READ_6 | WRITE_6);
-    // Protection information is not there (RDPROTECT, WRPROTECT).
-    if !short && cdb[1] & 0xe0 != 0 {
+    // Protection information is not there (RDPROTECT, WRPROTECT), nor is ACA (NACA in CONTROL).
+    if !short && cdb[1] & 0xe0 != 0 || cdb[cdb_len(cdb[0]) - 1] & NACA != 0 {
         return None;
     }
     let (lba, blocks) = range(cdb);

@@ -10,7 +10,7 @@ use avio_proto::scsi::vendor::{self, Approval, Scope, VendorCommand};
 use super::reservation::{OUT_LEN, Refusal};
 use super::unit::{Media, out_of_range};
 use super::{
-    AccessKind, DeviceKind, Effect, Env, LogicalUnit, MediumOp, Nexus, Outcome, Reply, block, report,
+    AccessKind, DeviceKind, Effect, Env, LogicalUnit, MediumOp, Nexus, Outcome, Profile, Reply, block, report,
 };
 
 const INVALID_OPCODE: Sense = Sense::new(ILLEGAL_REQUEST, 0x20, 0x00);
@@ -81,82 +81,214 @@ pub(super) struct Row {
     pub gate: Gate,
     pub does: Does,
     on: On,
+    /// The bits of the CDB that are looked at, of its bytes between operation code and CONTROL, apart from the service action
+    /// (SPC-5 6.35.3). DPO and FUA count: what they ask for is always so.
+    pub usage: &'static [u8],
 }
 
-const fn row(opcode: u8, gate: Gate, does: Does, on: On) -> Row {
-    Row { opcode, service_action: None, gate, does, on }
+const fn row(opcode: u8, gate: Gate, does: Does, on: On, usage: &'static [u8]) -> Row {
+    assert!(usage.len() + 2 == cdb_len(opcode), "a usage map is as long as the CDB");
+    Row { opcode, service_action: None, gate, does, on, usage }
 }
 
-const fn action(opcode: u8, service_action: u8, gate: Gate, does: Does, on: On) -> Row {
-    Row { opcode, service_action: Some(service_action), gate, does, on }
+const fn action(opcode: u8, service_action: u8, gate: Gate, does: Does, on: On, usage: &'static [u8]) -> Row {
+    assert!(usage[0] & 0x1f == 0, "the service action stands there");
+    Row { service_action: Some(service_action), ..row(opcode, gate, does, on, usage) }
 }
+
+/// CONTROL: NACA is looked at, and refused (SAM-5 5.2).
+pub(super) const NACA: u8 = 0x04;
+const F: u8 = 0xff;
 
 pub(super) const TABLE: &[Row] = &[
-    row(TEST_UNIT_READY, Gate::Ready, Does::TestUnitReady, On::Both),
-    row(REQUEST_SENSE, Gate::Always, Does::RequestSense, On::Both),
-    row(INQUIRY, Gate::Always, Does::Inquiry, On::Both),
-    row(REPORT_LUNS, Gate::Always, Does::ReportLuns, On::Both),
-    row(MODE_SENSE_6, Gate::Read, Does::ModeSense, On::Both),
-    row(MODE_SENSE_10, Gate::Read, Does::ModeSense, On::Both),
-    row(MODE_SELECT_6, Gate::Write, Does::ModeSelect, On::Both),
-    row(MODE_SELECT_10, Gate::Write, Does::ModeSelect, On::Both),
-    row(LOG_SENSE, Gate::Attention, Does::LogSense, On::Both),
-    row(START_STOP_UNIT, Gate::Attention, Does::StartStop, On::Both),
-    row(PREVENT_ALLOW, Gate::Attention, Does::Prevent, On::Both),
-    row(RESERVE_6, Gate::Attention, Does::Reserve, On::Disk),
-    row(RELEASE_6, Gate::Attention, Does::Release, On::Disk),
-    row(RESERVE_10, Gate::Attention, Does::Reserve, On::Disk),
-    row(RELEASE_10, Gate::Attention, Does::Release, On::Disk),
-    row(READ_CAPACITY_10, Gate::Ready, Does::Capacity10, On::Both),
-    action(SERVICE_ACTION_IN_16, SA_READ_CAPACITY_16, Gate::Ready, Does::Capacity16, On::Disk),
-    action(SERVICE_ACTION_IN_16, SA_GET_LBA_STATUS, Gate::Read, Does::LbaStatus, On::Disk),
-    action(MAINTENANCE_IN, SA_REPORT_OPCODES, Gate::Attention, Does::ReportOpcodes, On::Both),
-    action(MAINTENANCE_IN, SA_REPORT_TMFS, Gate::Attention, Does::ReportTmfs, On::Both),
-    action(PERSISTENT_RESERVE_IN, 0, Gate::Attention, Does::PersistentIn, On::Disk),
-    action(PERSISTENT_RESERVE_IN, 1, Gate::Attention, Does::PersistentIn, On::Disk),
-    action(PERSISTENT_RESERVE_IN, 2, Gate::Attention, Does::PersistentIn, On::Disk),
-    action(PERSISTENT_RESERVE_IN, 3, Gate::Attention, Does::PersistentIn, On::Disk),
-    action(PERSISTENT_RESERVE_OUT, 0, Gate::Attention, Does::PersistentOut, On::Disk),
-    action(PERSISTENT_RESERVE_OUT, 1, Gate::Attention, Does::PersistentOut, On::Disk),
-    action(PERSISTENT_RESERVE_OUT, 2, Gate::Attention, Does::PersistentOut, On::Disk),
-    action(PERSISTENT_RESERVE_OUT, 3, Gate::Attention, Does::PersistentOut, On::Disk),
-    action(PERSISTENT_RESERVE_OUT, 4, Gate::Attention, Does::PersistentOut, On::Disk),
-    action(PERSISTENT_RESERVE_OUT, 5, Gate::Attention, Does::PersistentOut, On::Disk),
-    action(PERSISTENT_RESERVE_OUT, 6, Gate::Attention, Does::PersistentOut, On::Disk),
-    row(READ_6, Gate::Read, Does::Medium, On::Disk),
-    row(READ_10, Gate::Read, Does::Medium, On::Both),
-    row(READ_12, Gate::Read, Does::Medium, On::Both),
-    row(READ_16, Gate::Read, Does::Medium, On::Disk),
-    row(VERIFY_10, Gate::Read, Does::Medium, On::Disk),
-    row(VERIFY_12, Gate::Read, Does::Medium, On::Disk),
-    row(VERIFY_16, Gate::Read, Does::Medium, On::Disk),
-    row(WRITE_6, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_10, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_12, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_16, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_AND_VERIFY_10, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_AND_VERIFY_12, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_AND_VERIFY_16, Gate::Write, Does::Medium, On::Disk),
-    row(SYNCHRONIZE_CACHE_10, Gate::Write, Does::Medium, On::Disk),
-    row(SYNCHRONIZE_CACHE_16, Gate::Write, Does::Medium, On::Disk),
-    row(UNMAP, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_SAME_10, Gate::Write, Does::Medium, On::Disk),
-    row(WRITE_SAME_16, Gate::Write, Does::Medium, On::Disk),
-    row(COMPARE_AND_WRITE, Gate::Write, Does::Medium, On::Disk),
-    row(vendor::OPCODE, Gate::Always, Does::Vendor, On::Both),
-    row(READ_TOC, Gate::Ready, Does::Toc, On::Dvd),
-    row(GET_CONFIGURATION, Gate::Always, Does::Configuration, On::Dvd),
-    row(GET_EVENT_STATUS, Gate::Always, Does::EventStatus, On::Dvd),
-    row(READ_DISC_INFORMATION, Gate::Ready, Does::DiscInformation, On::Dvd),
-    row(MECHANISM_STATUS, Gate::Always, Does::Mechanism, On::Dvd),
+    row(TEST_UNIT_READY, Gate::Ready, Does::TestUnitReady, On::Both, &[0, 0, 0, 0]),
+    row(REQUEST_SENSE, Gate::Always, Does::RequestSense, On::Both, &[0x01, 0, 0, F]),
+    row(INQUIRY, Gate::Always, Does::Inquiry, On::Both, &[0x01, F, F, F]),
+    row(REPORT_LUNS, Gate::Always, Does::ReportLuns, On::Both, &[0, F, 0, 0, 0, F, F, F, F, 0]),
+    row(MODE_SENSE_6, Gate::Read, Does::ModeSense, On::Both, &[0x08, F, F, F]),
+    row(MODE_SENSE_10, Gate::Read, Does::ModeSense, On::Both, &[0x08, F, F, 0, 0, 0, F, F]),
+    row(MODE_SELECT_6, Gate::Write, Does::ModeSelect, On::Both, &[0x01, 0, 0, F]),
+    row(MODE_SELECT_10, Gate::Write, Does::ModeSelect, On::Both, &[0x01, 0, 0, 0, 0, 0, F, F]),
+    row(LOG_SENSE, Gate::Attention, Does::LogSense, On::Both, &[0x01, F, F, 0, F, F, F, F]),
+    row(START_STOP_UNIT, Gate::Attention, Does::StartStop, On::Both, &[0, 0, 0, 0xf3]),
+    row(PREVENT_ALLOW, Gate::Attention, Does::Prevent, On::Both, &[0, 0, 0, 0x01]),
+    row(RESERVE_6, Gate::Attention, Does::Reserve, On::Disk, &[0x11, 0, 0, 0]),
+    row(RELEASE_6, Gate::Attention, Does::Release, On::Disk, &[0x11, 0, 0, 0]),
+    row(RESERVE_10, Gate::Attention, Does::Reserve, On::Disk, &[0x13, 0, 0, 0, 0, 0, 0, 0]),
+    row(RELEASE_10, Gate::Attention, Does::Release, On::Disk, &[0x13, 0, 0, 0, 0, 0, 0, 0]),
+    row(READ_CAPACITY_10, Gate::Ready, Does::Capacity10, On::Both, &[0, 0, 0, 0, 0, 0, 0, 0]),
+    action(
+        SERVICE_ACTION_IN_16,
+        SA_READ_CAPACITY_16,
+        Gate::Ready,
+        Does::Capacity16,
+        On::Disk,
+        &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0],
+    ),
+    action(
+        SERVICE_ACTION_IN_16,
+        SA_GET_LBA_STATUS,
+        Gate::Read,
+        Does::LbaStatus,
+        On::Disk,
+        &[0, F, F, F, F, F, F, F, F, F, F, F, F, 0],
+    ),
+    action(
+        MAINTENANCE_IN,
+        SA_REPORT_OPCODES,
+        Gate::Attention,
+        Does::ReportOpcodes,
+        On::Both,
+        &[0, 0x87, F, F, F, F, F, F, F, 0],
+    ),
+    action(
+        MAINTENANCE_IN,
+        SA_REPORT_TMFS,
+        Gate::Attention,
+        Does::ReportTmfs,
+        On::Both,
+        &[0, 0x80, 0, 0, 0, F, F, F, F, 0],
+    ),
+    action(
+        PERSISTENT_RESERVE_IN,
+        0,
+        Gate::Attention,
+        Does::PersistentIn,
+        On::Disk,
+        &[0, 0, 0, 0, 0, 0, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_IN,
+        1,
+        Gate::Attention,
+        Does::PersistentIn,
+        On::Disk,
+        &[0, 0, 0, 0, 0, 0, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_IN,
+        2,
+        Gate::Attention,
+        Does::PersistentIn,
+        On::Disk,
+        &[0, 0, 0, 0, 0, 0, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_IN,
+        3,
+        Gate::Attention,
+        Does::PersistentIn,
+        On::Disk,
+        &[0, 0, 0, 0, 0, 0, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_OUT,
+        0,
+        Gate::Attention,
+        Does::PersistentOut,
+        On::Disk,
+        &[0, 0, 0, 0, F, F, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_OUT,
+        1,
+        Gate::Attention,
+        Does::PersistentOut,
+        On::Disk,
+        &[0, F, 0, 0, F, F, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_OUT,
+        2,
+        Gate::Attention,
+        Does::PersistentOut,
+        On::Disk,
+        &[0, F, 0, 0, F, F, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_OUT,
+        3,
+        Gate::Attention,
+        Does::PersistentOut,
+        On::Disk,
+        &[0, 0, 0, 0, F, F, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_OUT,
+        4,
+        Gate::Attention,
+        Does::PersistentOut,
+        On::Disk,
+        &[0, F, 0, 0, F, F, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_OUT,
+        5,
+        Gate::Attention,
+        Does::PersistentOut,
+        On::Disk,
+        &[0, F, 0, 0, F, F, F, F],
+    ),
+    action(
+        PERSISTENT_RESERVE_OUT,
+        6,
+        Gate::Attention,
+        Does::PersistentOut,
+        On::Disk,
+        &[0, 0, 0, 0, F, F, F, F],
+    ),
+    row(READ_6, Gate::Read, Does::Medium, On::Disk, &[0x1f, F, F, F]),
+    row(READ_10, Gate::Read, Does::Medium, On::Both, &[0xf8, F, F, F, F, 0, F, F]),
+    row(READ_12, Gate::Read, Does::Medium, On::Both, &[0xf8, F, F, F, F, F, F, F, F, 0]),
+    row(READ_16, Gate::Read, Does::Medium, On::Disk, &[0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0]),
+    row(VERIFY_10, Gate::Read, Does::Medium, On::Disk, &[0xf6, F, F, F, F, 0, F, F]),
+    row(VERIFY_12, Gate::Read, Does::Medium, On::Disk, &[0xf6, F, F, F, F, F, F, F, F, 0]),
+    row(VERIFY_16, Gate::Read, Does::Medium, On::Disk, &[0xf6, F, F, F, F, F, F, F, F, F, F, F, F, 0]),
+    row(WRITE_6, Gate::Write, Does::Medium, On::Disk, &[0x1f, F, F, F]),
+    row(WRITE_10, Gate::Write, Does::Medium, On::Disk, &[0xf8, F, F, F, F, 0, F, F]),
+    row(WRITE_12, Gate::Write, Does::Medium, On::Disk, &[0xf8, F, F, F, F, F, F, F, F, 0]),
+    row(WRITE_16, Gate::Write, Does::Medium, On::Disk, &[0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0]),
+    row(WRITE_AND_VERIFY_10, Gate::Write, Does::Medium, On::Disk, &[0xf6, F, F, F, F, 0, F, F]),
+    row(WRITE_AND_VERIFY_12, Gate::Write, Does::Medium, On::Disk, &[0xf6, F, F, F, F, F, F, F, F, 0]),
+    row(
+        WRITE_AND_VERIFY_16,
+        Gate::Write,
+        Does::Medium,
+        On::Disk,
+        &[0xf6, F, F, F, F, F, F, F, F, F, F, F, F, 0],
+    ),
+    row(SYNCHRONIZE_CACHE_10, Gate::Write, Does::Medium, On::Disk, &[0, F, F, F, F, 0, F, F]),
+    row(
+        SYNCHRONIZE_CACHE_16,
+        Gate::Write,
+        Does::Medium,
+        On::Disk,
+        &[0, F, F, F, F, F, F, F, F, F, F, F, F, 0],
+    ),
+    row(UNMAP, Gate::Write, Does::Medium, On::Disk, &[0x01, 0, 0, 0, 0, 0, F, F]),
+    row(WRITE_SAME_10, Gate::Write, Does::Medium, On::Disk, &[0xf8, F, F, F, F, 0, F, F]),
+    row(WRITE_SAME_16, Gate::Write, Does::Medium, On::Disk, &[0xf9, F, F, F, F, F, F, F, F, F, F, F, F, 0]),
+    row(
+        COMPARE_AND_WRITE,
+        Gate::Write,
+        Does::Medium,
+        On::Disk,
+        &[0xf8, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0],
+    ),
+    row(vendor::OPCODE, Gate::Always, Does::Vendor, On::Both, &[F, F, F, F, F, F, 0, 0, 0, F, F, F, F, 0]),
+    row(READ_TOC, Gate::Ready, Does::Toc, On::Dvd, &[0x02, 0x0f, 0, 0, 0, F, F, F]),
+    row(GET_CONFIGURATION, Gate::Always, Does::Configuration, On::Dvd, &[0x03, F, F, 0, 0, 0, F, F]),
+    row(GET_EVENT_STATUS, Gate::Always, Does::EventStatus, On::Dvd, &[0x01, 0, 0, 0x10, 0, 0, F, F]),
+    row(READ_DISC_INFORMATION, Gate::Ready, Does::DiscInformation, On::Dvd, &[0x07, 0, 0, 0, 0, 0, F, F]),
+    row(MECHANISM_STATUS, Gate::Always, Does::Mechanism, On::Dvd, &[0, 0, 0, 0, 0, 0, 0, F, F, 0]),
 ];
 
-/// The rows that a kind of device has.
-pub(super) fn rows(kind: DeviceKind) -> impl Iterator<Item = &'static Row> {
+/// The rows that a device has.
+pub(super) fn rows(profile: &Profile) -> impl Iterator<Item = &'static Row> {
     let has = move |row: &&Row| match row.on {
         On::Both => true,
-        On::Disk => kind == DeviceKind::Disk,
-        On::Dvd => kind == DeviceKind::Dvd,
+        On::Disk => profile.kind == DeviceKind::Disk && (row.opcode != UNMAP || profile.unmaps),
+        On::Dvd => profile.kind == DeviceKind::Dvd,
     };
     TABLE.iter().filter(has)
 }
@@ -195,7 +327,7 @@ impl LogicalUnit {
         env: &Env<'_>,
     ) -> Result<Outcome, Refused> {
         let mut known = false;
-        let row = rows(self.profile.kind).find(|row| {
+        let row = rows(&self.profile).find(|row| {
             known |= row.opcode == cdb[0];
             row.opcode == cdb[0] && row.service_action.is_none_or(|action| action == cdb[1] & 0x1f)
         });
@@ -203,6 +335,10 @@ impl LogicalUnit {
             // Of a known code with another service action, the field is wrong.
             return Err(if known { INVALID_FIELD } else { INVALID_OPCODE }.into());
         };
+        // NORMACA in the INQUIRY data is zero.
+        if cdb[cdb_len(row.opcode) - 1] & NACA != 0 {
+            return Err(INVALID_FIELD.into());
+        }
         self.pass(nexus, row)?;
         self.perform(row.does, nexus, cdb, parameters, env)
     }
@@ -266,10 +402,10 @@ impl LogicalUnit {
             Does::Capacity16 => reply(self.capacity_16(), longest),
             Does::LbaStatus => reply(self.lba_status(cdb)?, longest),
             Does::LogSense => reply(self.log_sense(cdb, env)?, medium),
-            Does::ReportOpcodes => reply(report::opcodes(self.profile.kind, cdb)?, long),
+            Does::ReportOpcodes => reply(report::opcodes(&self.profile, cdb)?, long),
             Does::ReportTmfs => reply(report::tmfs(cdb), long),
-            Does::Reserve => self.reserve(nexus, true),
-            Does::Release => self.reserve(nexus, false),
+            Does::Reserve => self.reserve(nexus, cdb, true),
+            Does::Release => self.reserve(nexus, cdb, false),
             Does::PersistentIn => {
                 let state = self.lock();
                 if state.reservations.is_reserved() {
@@ -284,8 +420,8 @@ impl LogicalUnit {
             Does::Toc => reply(self.read_toc(cdb)?, medium),
             Does::Configuration => reply(self.configuration(cdb)?, medium),
             Does::EventStatus => reply(self.event_status(cdb)?, medium),
-            Does::DiscInformation => reply(Self::disc_information(), medium),
-            Does::Mechanism => reply(vec![0; 8], long),
+            Does::DiscInformation => reply(Self::disc_information(cdb)?, medium),
+            Does::Mechanism => reply(vec![0; 8], usize::from(u16::from_be_bytes([cdb[8], cdb[9]]))),
         }
     }
 
@@ -327,7 +463,13 @@ impl LogicalUnit {
         }
     }
 
-    fn reserve(&self, nexus: &Nexus, reserve: bool) -> Result<Outcome, Refused> {
+    /// RESERVE and RELEASE (SPC-2 7.21 to 7.24).
+    fn reserve(&self, nexus: &Nexus, cdb: &[u8; 32], reserve: bool) -> Result<Outcome, Refused> {
+        // For a third party (3RDPTY, LONGID), or of a part (EXTENT): neither is offered.
+        let long = matches!(cdb[0], RESERVE_10 | RELEASE_10);
+        if cdb[1] & if long { 0x13 } else { 0x11 } != 0 {
+            return Err(INVALID_FIELD.into());
+        }
         let mut state = self.lock();
         let name = nexus.name();
         let good = if reserve { state.reservations.reserve(name) } else { state.reservations.release(name) };
@@ -385,8 +527,9 @@ impl LogicalUnit {
         if self.is_too_long(&op) {
             return Err(INVALID_FIELD.into());
         }
-        if matches!(op, MediumOp::Unmap(_)) && !self.profile.unmaps {
-            return Err(INVALID_OPCODE.into());
+        // LBPWS and LBPWS10 in VPD B2h say so (SBC-4 5.49).
+        if matches!(op, MediumOp::WriteSame { unmap: true, .. }) && !self.profile.unmaps {
+            return Err(INVALID_FIELD.into());
         }
         match op.range() {
             // Nothing to do is done.

@@ -14,6 +14,8 @@ mod reservation;
 #[cfg(test)]
 mod tests;
 mod unit;
+#[cfg(test)]
+mod vectors;
 
 use avio_proto::scsi::sense::{Sense, UNIT_ATTENTION};
 

@@ -104,7 +104,7 @@ impl LogicalUnit {
         nexus: &Nexus,
     ) -> Result<Option<u64>, Sense> {
         let short = cdb[0] == MODE_SELECT_6;
-        // PF must be set; SP asks for saving, of which there is none.
+        // SP asks for saving, of which there is none. All pages are the standards', whatever PF says.
         if cdb[1] & 1 != 0 {
             return Err(INVALID_FIELD);
         }

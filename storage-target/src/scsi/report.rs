@@ -6,11 +6,15 @@ use avio_proto::scsi::vendor::{
     LOG_PAGE_ADAPTER, LOG_PAGE_LUN, LOG_PAGE_SUPPORTED, LOG_PAGES, supported_log_pages,
 };
 
-use super::dispatch::{Row, rows};
+use super::dispatch::{NACA, Row, rows};
 use super::unit::Media;
-use super::{DeviceKind, Env, LogicalUnit, Reply};
+use super::{Env, LogicalUnit, Profile, Reply};
 
 const INVALID_FIELD: Sense = Sense::new(ILLEGAL_REQUEST, 0x24, 0x00);
+/// PAGE CONTROL of LOG SENSE: current cumulative values (SPC-5 table 200).
+const CUMULATIVE: u8 = 1;
+/// Bytes before a log page's parameters.
+const LOG_PAGE_HEADER: usize = 4;
 
 /// REPORT LUNS (SPC-5 6.33): each target has LUN 0 and no other.
 pub(super) fn luns(cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
@@ -49,14 +53,14 @@ pub fn no_unit(cdb: &[u8; 32]) -> Reply {
 }
 
 /// REPORT SUPPORTED OPERATION CODES (SPC-5 6.35).
-pub(super) fn opcodes(kind: DeviceKind, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+pub(super) fn opcodes(profile: &Profile, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
     let (timeouts, options) = (cdb[2] & 0x80 != 0, cdb[2] & 7);
     let (opcode, action) = (cdb[3], u16::from_be_bytes([cdb[4], cdb[5]]));
     // Nominal and recommended timeouts: none is specified.
     let descriptor = if timeouts { vec![0, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] } else { Vec::new() };
     if options == 0 {
         let mut list = Vec::new();
-        for row in rows(kind) {
+        for row in rows(profile) {
             let flags = u8::from(row.service_action.is_some()) | if timeouts { 2 } else { 0 };
             list.extend([row.opcode, 0, 0, row.service_action.unwrap_or(0), 0, flags]);
             list.extend((length(row) as u16).to_be_bytes());
@@ -64,13 +68,15 @@ pub(super) fn opcodes(kind: DeviceKind, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense
         }
         return Ok([(list.len() as u32).to_be_bytes().to_vec(), list].concat());
     }
-    let with_code: Vec<&Row> = rows(kind).filter(|row| row.opcode == opcode).collect();
+    let with_code: Vec<&Row> = rows(profile).filter(|row| row.opcode == opcode).collect();
     let has_actions = with_code.iter().any(|row| row.service_action.is_some());
     // The form must fit the command (SPC-5 table 249).
     if options == 1 && has_actions || options == 2 && !has_actions && !with_code.is_empty() || options > 3 {
         return Err(INVALID_FIELD);
     }
-    let found = with_code.iter().find(|row| row.service_action.is_none_or(|of| u16::from(of) == action));
+    // Without service actions only 0 is one that it has; the field counts where the form names it.
+    let wanted = if options == 1 { 0 } else { action };
+    let found = with_code.iter().find(|row| u16::from(row.service_action.unwrap_or(0)) == wanted);
     let Some(row) = found else { return Ok(vec![0, 1, 0, 0]) };
     let mut data = vec![0, 3 | if timeouts { 0x80 } else { 0 }];
     data.extend((length(row) as u16).to_be_bytes());
@@ -83,17 +89,10 @@ fn length(row: &Row) -> usize {
     cdb_len(row.opcode)
 }
 
-/// Which bits of the CDB are looked at: all but the reserved first ones and the control byte. Service actions are given.
+/// CDB USAGE DATA: operation code and service action, and which bits of the rest are looked at.
 fn usage(row: &Row) -> Vec<u8> {
-    let len = length(row);
-    let mut map = vec![0xff; len];
-    map[0] = row.opcode;
-    match row.service_action {
-        Some(action) => map[1] = action,
-        None if len == 6 => map[1] = 0x1f,
-        None => {}
-    }
-    map[len - 1] = 0;
+    let mut map = [&[row.opcode], row.usage, &[NACA]].concat();
+    map[1] |= row.service_action.unwrap_or(0);
     map
 }
 
@@ -143,16 +142,21 @@ impl LogicalUnit {
         Ok(data)
     }
 
-    /// LOG SENSE (SPC-5 6.8): the vendor's pages.
+    /// LOG SENSE (SPC-5 6.8): the vendor's pages, in cumulative values; there are no thresholds, and nothing is saved.
     pub(super) fn log_sense(&self, cdb: &[u8; 32], env: &Env<'_>) -> Result<Vec<u8>, Sense> {
         let (page, subpage) = (cdb[2] & 0x3f, cdb[3]);
-        let from = u16::from_be_bytes([cdb[5], cdb[6]]);
+        let (control, from) = (cdb[2] >> 6, u16::from_be_bytes([cdb[5], cdb[6]]));
+        // SP.
+        if subpage != 0 || cdb[1] & 1 != 0 {
+            return Err(INVALID_FIELD);
+        }
         match (page, env.statistics) {
-            _ if subpage != 0 => Err(INVALID_FIELD),
             (LOG_PAGE_SUPPORTED, None) => Ok(supported_log_pages(&LOG_PAGES[..1])),
             (LOG_PAGE_SUPPORTED, Some(_)) => Ok(supported_log_pages(&LOG_PAGES)),
-            (LOG_PAGE_LUN | LOG_PAGE_ADAPTER, Some(statistics)) => {
-                Ok(statistics.numbers(page == LOG_PAGE_ADAPTER).to_page(page, from))
+            (LOG_PAGE_LUN | LOG_PAGE_ADAPTER, Some(statistics)) if control == CUMULATIVE => {
+                let data = statistics.numbers(page == LOG_PAGE_ADAPTER).to_page(page, from);
+                // A pointer behind the last parameter is wrong (SPC-5 6.8.1).
+                if data.len() > LOG_PAGE_HEADER { Ok(data) } else { Err(INVALID_FIELD) }
             }
             _ => Err(INVALID_FIELD),
         }
@@ -243,11 +247,15 @@ impl LogicalUnit {
     }
 
     /// READ DISC INFORMATION (MMC-6 6.22): one complete session, finalized.
-    pub(super) fn disc_information() -> Vec<u8> {
+    pub(super) fn disc_information(cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
+        // DATA TYPE: the standard information only.
+        if cdb[1] & 7 != 0 {
+            return Err(INVALID_FIELD);
+        }
         let mut data = vec![0; 34];
         data[1] = 32;
         data[2] = 0x0e;
         data[3..7].copy_from_slice(&[1, 1, 1, 1]);
-        data
+        Ok(data)
     }
 }

@@ -11,7 +11,7 @@ use super::*;
 
 const BLOCKS: u64 = 2048;
 
-fn profile() -> Profile {
+pub(super) fn profile() -> Profile {
     Profile {
         kind: DeviceKind::Disk,
         serial: "AVIO-1".into(),
@@ -26,10 +26,11 @@ fn profile() -> Profile {
     }
 }
 
-struct Rig {
-    unit: LogicalUnit,
-    nexus: Arc<Nexus>,
-    other: Arc<Nexus>,
+/// A logical unit and two initiators.
+pub(super) struct Rig {
+    pub unit: LogicalUnit,
+    pub nexus: Arc<Nexus>,
+    pub other: Arc<Nexus>,
 }
 
 fn name(guest: &str) -> NexusName {
@@ -38,7 +39,7 @@ fn name(guest: &str) -> NexusName {
 
 impl Rig {
     /// Two initiators that have been told of the power-on.
-    fn new(profile: Profile) -> Self {
+    pub fn new(profile: Profile) -> Self {
         let unit = LogicalUnit::new(profile, BLOCKS, SavedState::default());
         let (nexus, other) = (unit.attach(&name("one")), unit.attach(&name("two")));
         for nexus in [&nexus, &other] {
@@ -51,18 +52,18 @@ impl Rig {
         Self { unit, nexus, other }
     }
 
-    fn run(&self, bytes: &[u8]) -> Outcome {
+    pub fn run(&self, bytes: &[u8]) -> Outcome {
         self.unit.execute(&self.nexus, &cdb(bytes), &[], &Env::default())
     }
 
-    fn reply(&self, bytes: &[u8]) -> Reply {
+    pub fn reply(&self, bytes: &[u8]) -> Reply {
         match self.run(bytes) {
             Outcome::Reply(reply) => reply,
             other => panic!("{bytes:02x?}: {other:?}"),
         }
     }
 
-    fn sense(&self, bytes: &[u8]) -> (u8, u8, u8) {
+    pub fn sense(&self, bytes: &[u8]) -> (u8, u8, u8) {
         let reply = self.reply(bytes);
         assert_eq!(reply.status, status::CHECK_CONDITION, "{bytes:02x?}");
         reply.sense.map(|s| (s.key, s.asc, s.ascq)).unwrap()
@@ -82,7 +83,7 @@ impl Rig {
     }
 }
 
-fn cdb(bytes: &[u8]) -> [u8; 32] {
+pub(super) fn cdb(bytes: &[u8]) -> [u8; 32] {
     let mut cdb = [0; 32];
     cdb[..bytes.len()].copy_from_slice(bytes);
     cdb

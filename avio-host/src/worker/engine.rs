@@ -53,6 +53,10 @@ pub trait Engine: Send + 'static {
         0
     }
 
+    /// The end of a turn in which nothing was found: no completion, no work at any source. The worker goes on polling, or
+    /// sleeps next. An engine whose operations need this core for the kernel's own threads lets them have it here.
+    fn turn_in_vain(&mut self) {}
+
     /// Sleeps until a source is kicked, control announces something, a kernel operation of the engine completes or `timeout`
     /// is over (`None`: no limit); returns how many events there were. An engine with kernel I/O waits for both at once.
     fn wait(&mut self, sources: &mut Sources, timeout: Option<Duration>) -> usize {

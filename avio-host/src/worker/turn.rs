@@ -158,6 +158,8 @@ impl<E: Engine> Turns<E> {
             if scan.worked || reaped > 0 {
                 self.engine.turn_end(&mut self.sources);
                 self.kickless_sleep = KICKLESS_SLEEP_MIN;
+            } else {
+                self.engine.turn_in_vain();
             }
             self.move_leaving();
             if self.clock.units >= CLOCK_EVERY {

@@ -20,6 +20,10 @@ const ZEROES_LEN: u64 = 1 << 20;
 /// How often deadlines are looked at: timeouts are whole seconds.
 const DEADLINE_LOOK: Duration = Duration::from_millis(250);
 
+/// How long reads alone may take before the kernel is thought to need a thread of its own for one: interrupts complete them
+/// almost always, and a look whether any thread wants the core delays that by microseconds.
+const READ_PATIENCE: Duration = Duration::from_micros(100);
+
 /// An access that has completed.
 #[derive(Debug)]
 pub struct Completion {
@@ -90,12 +94,18 @@ pub struct Io {
     done: Vec<Done>,
     completions: Vec<Completion>,
     next_look: Instant,
+    /// Accesses under way that are no reads.
+    changing: usize,
+    /// When something last began or completed, and when that was last looked at.
+    progress: Instant,
+    looked: Instant,
 }
 
 impl Io {
     /// Access by rings made as `capabilities` says.
     #[must_use]
     pub fn new(capabilities: Capabilities) -> Self {
+        let now = Instant::now();
         Self {
             capabilities,
             ring: None,
@@ -104,8 +114,21 @@ impl Io {
             held_count: 0,
             done: Vec::new(),
             completions: Vec::new(),
-            next_look: Instant::now(),
+            next_look: now,
+            changing: 0,
+            progress: now,
+            looked: now,
         }
+    }
+
+    /// Whether threads of the kernel's may be waiting for this core to go on with what is under way: those of io_uring, which
+    /// takes up there what it cannot begin without waiting, and those that complete writes of a file system. Meant for
+    /// who has just found nothing with [`reap`](Self::reap), and would go on looking.
+    #[inline]
+    #[must_use]
+    pub fn may_need_core(&self) -> bool {
+        self.in_flight() > 0
+            && (self.changing > 0 || self.looked.saturating_duration_since(self.progress) > READ_PATIENCE)
     }
 
     /// Accesses that are pending, those included that were given up and that the kernel still has, and those whose completion
@@ -152,6 +175,7 @@ impl Io {
             }
         }
         let now = Instant::now();
+        self.progress = now;
         let running = Running {
             token,
             backing: Arc::clone(backing),
@@ -197,6 +221,10 @@ impl Io {
             self.begin_due();
         }
         let now = Instant::now();
+        self.looked = now;
+        if !self.completions.is_empty() {
+            self.progress = now;
+        }
         if now >= self.next_look {
             self.next_look = now + DEADLINE_LOOK;
             self.give_up_late(now);
@@ -255,6 +283,7 @@ impl Io {
     }
 
     fn add(&mut self, running: Running) -> u32 {
+        self.changing += usize::from(!matches!(running.access, Access::Read));
         match self.free.pop() {
             Some(index) => {
                 self.running[index as usize] = Some(running);
@@ -340,6 +369,7 @@ impl Io {
         if running.given_up {
             // It came back after all: the backing lives.
             running.backing.stuck.fetch_sub(1, Ordering::Relaxed);
+            self.changing -= usize::from(!matches!(running.access, Access::Read));
             self.running[index as usize] = None;
             self.free.push(index);
             return;
@@ -430,6 +460,7 @@ impl Io {
     fn finish(&mut self, index: u32, result: Result<(), IoError>) {
         let Some(mut running) = self.running[index as usize].take() else { return };
         self.free.push(index);
+        self.changing -= usize::from(!matches!(running.access, Access::Read));
         if matches!(running.step, Step::Held(_)) {
             self.held_count -= 1;
         }

@@ -433,6 +433,13 @@ impl worker::Engine for Engine {
         count
     }
 
+    fn turn_in_vain(&mut self) {
+        // Behind a worker that spins they would wait for the end of its time slice, milliseconds.
+        if self.serving.io.may_need_core() {
+            std::thread::yield_now();
+        }
+    }
+
     fn wait(&mut self, sources: &mut Sources, timeout: Option<Duration>) -> usize {
         let serving = &mut self.serving;
         let due = serving.delayed.iter().map(|(until_ns, _)| *until_ns).min();

@@ -178,9 +178,11 @@ impl Sources {
         Some(kick)
     }
 
-    /// Makes an armed source active without a kick, because the engine knows that there is work for it.
-    pub fn activate(&mut self, token: Token) {
-        if self.slot(token).is_some_and(|slot| slot.state == State::Armed) {
+    /// Makes an armed source active without a kick, because the engine knows that there is work for it, or soon will be. Returns
+    /// whether it was armed.
+    pub fn activate(&mut self, token: Token) -> bool {
+        let armed = self.slot(token).is_some_and(|slot| slot.state == State::Armed);
+        if armed {
             let slot = &mut self.slots[token.index()];
             slot.state = State::Active;
             slot.idle.activated(self.now_ns);
@@ -188,6 +190,7 @@ impl Sources {
             self.active.push(token);
             self.roused.push(token);
         }
+        armed
     }
 
     /// Whether `token` still names a source of this worker.

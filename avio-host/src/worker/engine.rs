@@ -11,6 +11,9 @@ use crate::wait::{Sources, Token};
 pub enum Polled {
     /// There was nothing to do. The source may be armed and the worker may sleep.
     Idle,
+    /// There was nothing to do, nor will there be for longer than a wake-up costs, as far as the engine knows: what the guest
+    /// waits for is with the kernel. Armed without further looking, unless the worker never sleeps.
+    Waiting,
     /// The source made progress, or has work that cannot be done right now (`items` 0, `more` true: the egress is
     /// locked by another worker, say). It is polled again.
     Worked {

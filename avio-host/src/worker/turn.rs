@@ -216,8 +216,9 @@ impl<E: Engine> Turns<E> {
             let token = self.sources.active()[at];
             at = if at + 1 < count { at + 1 } else { 0 };
             match self.contain(token, |engine| engine.poll(token, budget_items)) {
-                Some(Polled::Idle) => {
-                    let used_up = self.sources.idle(token).found_empty(&self.policy, now_ns);
+                Some(empty @ (Polled::Idle | Polled::Waiting)) => {
+                    let spun = self.sources.idle(token).found_empty(&self.policy, now_ns);
+                    let used_up = spun || (empty == Polled::Waiting && self.policy.sleeps());
                     scan.all_idle &= used_up;
                     if used_up && self.sources.has_kick(token) {
                         self.leaving.push((token, Leave::Arm));

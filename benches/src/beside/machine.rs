@@ -16,6 +16,8 @@ const HUGE_PAGES: u64 = 1300;
 const HUGE_PAGES_FILE: &str = "/proc/sys/vm/nr_hugepages";
 /// What wins against other sessions of this machine; plain nice only orders processes inside a session.
 const SESSION_PRIORITY: &str = "-20";
+/// What every session has.
+const SESSION_EVEN: &str = "0";
 
 /// See the module.
 pub struct Machine {
@@ -44,10 +46,8 @@ impl Machine {
         if rustix::process::setsid().is_err() {
             eprintln!("{program}: this process leads a group already: priority goes to its whole session");
         }
-        if let Err(e) = fs::write("/proc/self/autogroup", SESSION_PRIORITY) {
-            eprintln!("{program}: no priority over other sessions (/proc/self/autogroup: {e})");
-        }
         let mut machine = Self { program, huge_pages: None, stop, facts: facts(cores) };
+        machine.prioritise(true);
         if needs_huge_pages {
             machine.take_huge_pages()?;
         }
@@ -68,6 +68,16 @@ impl Machine {
         self.huge_pages = Some(before);
         let free = free_huge_pages()?;
         ensure(free >= HUGE_PAGES, || format!("only {free} of {HUGE_PAGES} huge pages of 2 MiB could be had"))
+    }
+
+    /// Gives our session, targets included, priority over other sessions, or the same as they have. Without it rows whose I/O is
+    /// finished by threads of the kernel's: a session with priority keeps those from the core as well.
+    pub fn prioritise(&self, wanted: bool) {
+        if let Err(e) =
+            fs::write("/proc/self/autogroup", if wanted { SESSION_PRIORITY } else { SESSION_EVEN })
+        {
+            eprintln!("{}: no priority over other sessions (/proc/self/autogroup: {e})", self.program);
+        }
     }
 
     /// Fails once somebody asked this run to end.

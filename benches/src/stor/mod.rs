@@ -63,6 +63,7 @@ fn run(options: &Options) -> Result {
             continue;
         }
         eprintln!("== {} ({:.0} s since the start)", row.title, begin.elapsed().as_secs_f64());
+        machine.prioritise(!row.backing.is_kernels());
         // Neighbours share their processes where they can.
         if stand.as_ref().is_none_or(|stand| !stand.fits(row)) {
             drop(stand.take());

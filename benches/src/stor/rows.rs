@@ -18,6 +18,13 @@ pub enum Backing {
     Zram,
 }
 
+impl Backing {
+    /// Whether the kernel does the I/O.
+    pub fn is_kernels(self) -> bool {
+        !matches!(self, Backing::Null | Backing::Memory)
+    }
+}
+
 /// What is read off a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {

@@ -24,6 +24,11 @@ const DEADLINE_LOOK: Duration = Duration::from_millis(250);
 /// almost always, and a look whether any thread wants the core delays that by microseconds.
 const READ_PATIENCE: Duration = Duration::from_micros(100);
 
+/// How long a guest that polls may take for the next of several requests, each an answer to one of ours.
+const DRIBBLE: Duration = Duration::from_micros(5);
+/// A wait counts as at most this long: a disk that has stood still must be believed to be fast again within a dozen accesses.
+const WAIT_CEILING: Duration = Duration::from_micros(200);
+
 /// An access that has completed.
 #[derive(Debug)]
 pub struct Completion {
@@ -99,6 +104,10 @@ pub struct Io {
     /// When something last began or completed, and when that was last looked at.
     progress: Instant,
     looked: Instant,
+    /// Something was looked for in vain since.
+    in_vain: bool,
+    /// Running mean of the time that it took until something completed, when nothing had at first.
+    mean_wait: Duration,
 }
 
 impl Io {
@@ -118,7 +127,19 @@ impl Io {
             changing: 0,
             progress: now,
             looked: now,
+            in_vain: false,
+            mean_wait: Duration::ZERO,
         }
+    }
+
+    /// Whether nothing has begun or completed for a moment, and nothing will complete for longer than `cost`, as it seems from what
+    /// was waited for before.
+    #[inline]
+    #[must_use]
+    pub fn is_long_wait(&self, cost: Duration) -> bool {
+        self.in_flight() > 0
+            && self.mean_wait > cost
+            && self.looked.saturating_duration_since(self.progress) > DRIBBLE
     }
 
     /// Whether threads of the kernel's may be waiting for this core to go on with what is under way: those of io_uring, which
@@ -222,7 +243,13 @@ impl Io {
         }
         let now = Instant::now();
         self.looked = now;
-        if !self.completions.is_empty() {
+        if self.completions.is_empty() {
+            self.in_vain = true;
+        } else {
+            if std::mem::take(&mut self.in_vain) {
+                let wait = now.saturating_duration_since(self.progress).min(WAIT_CEILING);
+                self.mean_wait = self.mean_wait - self.mean_wait / 8 + wait / 8;
+            }
             self.progress = now;
         }
         if now >= self.next_look {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use avio_host::inject;
-use avio_host::wait::{Sources, Token};
+use avio_host::wait::{Sources, Token, wake_cost};
 use avio_host::worker::{self, Polled};
 use avio_proto::mem::GuestPieces;
 use avio_proto::ring::{ChainArena, HeldId, RingError};
@@ -62,6 +62,8 @@ pub struct Engine {
     arena: ChainArena,
     ids: Vec<HeldId>,
     completions: Vec<Completion>,
+    /// What it costs to be woken.
+    wake_cost: Duration,
 }
 
 impl Engine {
@@ -90,6 +92,7 @@ impl Engine {
             arena: ChainArena::new(),
             ids: Vec::with_capacity(avio_proto::ring::CHAINS_MAX),
             completions: Vec::with_capacity(COMPLETIONS_MAX),
+            wake_cost: wake_cost(),
         }
     }
 
@@ -312,6 +315,20 @@ impl Serving {
         }
     }
 
+    /// A guest that gets answers has requests next, as a rule: rings with answers to publish are polled again, and need no kick.
+    fn rouse(&mut self, sources: &mut Sources) {
+        for i in 0..self.staged.len() {
+            let token = self.staged[i];
+            if sources.activate(token)
+                && let Some(queue) = self.queue(token)
+            {
+                // Before the answers are out: who sees them must not kick any more.
+                queue.ring.disable_notifications();
+                queue.roused = true;
+            }
+        }
+    }
+
     /// Returns rings that control wants back and that nothing is out of.
     fn give_queues_back(&mut self) {
         for place in &mut self.queues {
@@ -414,7 +431,7 @@ impl worker::Engine for Engine {
         self.serving.settle();
     }
 
-    fn poll_kernel(&mut self, _: &mut Sources) -> usize {
+    fn poll_kernel(&mut self, sources: &mut Sources) -> usize {
         let serving = &mut self.serving;
         if serving.io.in_flight() == 0 && serving.delayed.is_empty() {
             return 0;
@@ -427,6 +444,7 @@ impl worker::Engine for Engine {
         for completion in self.completions.drain(..) {
             serving.completed(completion);
         }
+        serving.rouse(sources);
         if count > 0 || !serving.delayed.is_empty() {
             serving.settle();
         }
@@ -464,7 +482,8 @@ impl worker::Engine for Engine {
             return Polled::Broken;
         }
         if !queue.ring.has_work() {
-            return Polled::Idle;
+            let waits = queue.held.count() > 0 && self.serving.io.is_long_wait(self.wake_cost);
+            return if waits { Polled::Waiting } else { Polled::Idle };
         }
         if queue.role == Role::ScsiEvent {
             // Buffers for events stay where they are until there is an event.
@@ -493,7 +512,9 @@ impl worker::Engine for Engine {
 
     fn disarm(&mut self, token: Token) {
         if let Some(queue) = self.serving.queue(token) {
-            queue.stats.kicked();
+            if !std::mem::take(&mut queue.roused) {
+                queue.stats.kicked();
+            }
             queue.ring.disable_notifications();
         }
     }

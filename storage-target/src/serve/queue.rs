@@ -44,6 +44,8 @@ pub(super) struct Queue {
     pub recovering: bool,
     /// An event was lost for want of a buffer, and the guest has not been told (virtio 1.3 §5.6.6.3).
     pub events_missed: bool,
+    /// It was made active by answers, not by a kick.
+    pub roused: bool,
 }
 
 impl Queue {
@@ -67,6 +69,7 @@ impl Queue {
             size: spec.size,
             recovering: false,
             events_missed: spec.events_missed,
+            roused: false,
         }
     }
 

@@ -130,16 +130,15 @@ impl Storage {
         let (mut guest_is_there, mut nexuses) = (saved.replacement.is_some(), Vec::new());
         for sharer in wanted.values().filter(shares) {
             nexuses.push(sharer.key.nexus.clone());
-            // A release that wrote no such thing down has noted it with the LUN's state.
-            let noted = || {
-                let known = !config.share && !saved.backing.is_empty();
-                known.then(|| Store {
-                    backing: saved.backing.clone(),
-                    serial: lun::serial(key, config, saved.generation),
-                    ..Store::default()
-                })
-            };
-            let Some(store) = before.store(&sharer.key).cloned().or_else(noted) else { continue };
+            let mut store = before.store(&sharer.key).cloned().unwrap_or_default();
+            // What a LUN's own state says is the newer, if it does.
+            if !config.share && !saved.backing.is_empty() && saved.backing != store.backing {
+                let serial = lun::serial(key, config, saved.generation);
+                store = Store { backing: saved.backing.clone(), serial, ..Store::default() };
+            }
+            if store.backing.is_empty() {
+                continue;
+            }
             if store.backing != *defined {
                 guest_is_there |= before.guest(&sharer.key.nexus).is_some();
                 replaced.get_or_insert(store);
@@ -215,16 +214,18 @@ impl Storage {
         self.noted = Some(served.clone());
         let reply = self.mailbox.reply();
         self.journal.run(move || {
-            if let Err(error) = served.write(&path) {
-                tracing::error!("{}: {error}; what is served is not noted", path.display());
-            }
-            reply.send(Done::Noted);
+            let result = served.write(&path).map_err(|error| format!("{}: {error}", path.display()));
+            reply.send(Done::Noted(result));
         });
     }
 
-    /// It is written down.
-    pub fn was_noted(&mut self) {
+    /// It is written down, or is to be tried again.
+    pub fn was_noted(&mut self, result: Result<(), String>) {
         self.noting = false;
+        if let Err(error) = result {
+            self.noted = None;
+            self.log("what is served is not noted", &error);
+        }
         if std::mem::take(&mut self.note_again) {
             self.note();
         }

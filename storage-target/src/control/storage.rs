@@ -40,11 +40,13 @@ pub(super) enum Done {
     /// All that a reconciliation has changed is on disk, or what was asked for before could not be put there.
     Durable(Result<Vec<String>, Vec<String>>),
     /// A medium for a drive, and whether an operator waits for it.
-    Inserted(Box<Result<Opened, String>>, bool),
+    Inserted(LunKey, Box<Result<Opened, String>>, bool),
+    /// What an operator has done to a LUN is on disk, or was refused.
+    Settled(LunKey, Result<(), String>),
     /// A logical unit's state is durable, or could not be made so.
     Written { lun: LunId, version: u64, worker: Option<usize>, result: Result<(), String> },
-    /// What is served is written down.
-    Noted,
+    /// What is served is written down, or could not be.
+    Noted(Result<(), String>),
     /// Backings that were not there, and whether they are now.
     LookedFor(Vec<(LunKey, Result<Opened, String>)>),
     /// These backings have another size now.
@@ -94,8 +96,10 @@ pub(super) struct Storage {
     /// During a reconciliation: states that could not be made durable, so that the change holds only while this process
     /// lives.
     pub unsaved: Option<Vec<String>>,
-    /// Lines about what changed, for who asked.
-    pub changes: VecDeque<String>,
+    /// What became of operators' changes of a LUN, for who asked.
+    pub settled: VecDeque<(LunKey, Result<(), String>)>,
+    /// Logical units whose last state could not be written, and why.
+    not_saved: BTreeMap<LunId, String>,
     next_adapter: u32,
     next_lun: u32,
     next_worker: usize,
@@ -148,7 +152,8 @@ impl Storage {
             draining: Vec::new(),
             pending: None,
             unsaved: None,
-            changes: VecDeque::new(),
+            settled: VecDeque::new(),
+            not_saved: BTreeMap::new(),
             next_adapter: 0,
             next_lun: 0,
             next_worker: 0,
@@ -262,7 +267,7 @@ impl Storage {
         let reply = self.mailbox.reply();
         self.helpers.run(move || {
             let opened = lun::open(&wanted, &state_dir, &boot).map_err(|refused| refused.line);
-            reply.send(Done::Inserted(Box::new(opened), asked));
+            reply.send(Done::Inserted(wanted.key, Box::new(opened), asked));
         });
     }
 
@@ -446,27 +451,27 @@ impl Storage {
                     let unsaved = self.unsaved.take().unwrap_or_default();
                     ended = Some(if unsaved.is_empty() { outcome } else { Err(unsaved) });
                 }
-                Done::Inserted(result, asked) => {
+                Done::Inserted(key, result, asked) => {
                     let outcome = self.inserted(*result);
                     if let Err(error) = &outcome {
                         tracing::warn!("{error}");
                     }
                     if asked {
-                        self.changes.push_back(outcome.err().unwrap_or_default());
+                        self.settle(key, outcome);
                     }
+                }
+                Done::Settled(key, outcome) => {
+                    let outcome = outcome.and_then(|()| self.was_saved(&key));
+                    self.settled.push_back((key, outcome));
                 }
                 Done::Written { lun, version, worker, result } => {
-                    if let Err(error) = result {
-                        // Unanswered, the guest waits rather than believe in what may be lost.
-                        tracing::error!("state of a LUN is not saved: {error}");
-                        if let Some(unsaved) = &mut self.unsaved {
-                            unsaved.push(format!("state of a LUN is not saved: {error}"));
-                        }
-                    } else if let Some(worker) = worker {
-                        let _ = self.workers[worker].send(Command::Journalled { lun, version });
+                    self.written(lun, &result);
+                    if let Some(worker) = worker {
+                        let saved = result.is_ok();
+                        let _ = self.workers[worker].send(Command::Journalled { lun, version, saved });
                     }
                 }
-                Done::Noted => self.was_noted(),
+                Done::Noted(result) => self.was_noted(result),
                 Done::LookedFor(found) => self.looked_for(found),
                 Done::Resized(resized) => {
                     self.looking = false;
@@ -475,6 +480,38 @@ impl Storage {
             }
         }
         ended
+    }
+
+    /// Remembers whether a logical unit's last state is on disk.
+    fn written(&mut self, lun: LunId, result: &Result<(), String>) {
+        let Err(error) = result else {
+            self.not_saved.remove(&lun);
+            return;
+        };
+        if let Some(unsaved) = &mut self.unsaved {
+            unsaved.push(format!("state of a LUN is not saved: {error}"));
+        }
+        // A guest can have it said as often as it likes.
+        self.log("state of a LUN is not saved", error);
+        self.not_saved.insert(lun, error.clone());
+    }
+
+    /// Tells who waits what became of an operator's change of a LUN, once what it had written down is durable.
+    pub fn settle(&self, key: LunKey, outcome: Result<(), String>) {
+        let reply = self.mailbox.reply();
+        self.journal.run(move || reply.send(Done::Settled(key, outcome)));
+    }
+
+    fn was_saved(&self, key: &LunKey) -> Result<(), String> {
+        let entry = self.find(key).and_then(|id| self.adapters.get(&id)?.luns.get(&key.target));
+        match entry.and_then(|entry| self.not_saved.get(&entry.lun.id)) {
+            Some(error) => Err(format!(
+                "{}: done, but not saved: {error}; the daemon's next start undoes it, unless the state folder can be \
+                 written and it is done again",
+                key.name()
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Which LUN that is, by what operators call it.
@@ -493,7 +530,11 @@ impl Storage {
     }
 
     /// Ends the workers; requests under way are finished first, and what is to be written down is.
-    pub fn stop(self) {
+    pub fn stop(mut self) {
+        if std::mem::take(&mut self.note_again) {
+            self.noting = false;
+            self.note();
+        }
         self.workers.stop();
         let (done, written) = bounded(1);
         self.journal.run(move || {

@@ -1,5 +1,6 @@
 //! `io.avio.stord`: what the control socket answers (`avio-proto/varlink/io.avio.stord.varlink`).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use avio_host::config::{Capabilities, load, surroundings};
@@ -29,12 +30,13 @@ pub(super) struct Daemon {
     pub service: Service,
     config_dir: PathBuf,
     pub reloads: Reloads,
-    inserting: bool,
+    /// Changes of a LUN whose answers wait until they are durable; `None`: under way.
+    changing: BTreeMap<LunKey, Option<Result<(), String>>>,
 }
 
 impl Daemon {
     pub fn new(storage: Storage, service: Service, config_dir: PathBuf) -> Self {
-        Self { storage, service, config_dir, reloads: Reloads::default(), inserting: false }
+        Self { storage, service, config_dir, reloads: Reloads::default(), changing: BTreeMap::new() }
     }
 
     /// SIGHUP, or another reading is due: reads the files again, now or when the change that is under way has come to its end.
@@ -120,15 +122,43 @@ impl Daemon {
     }
 
     fn place(&self, place: &Place) -> Result<(AdapterId, LunKey), VarlinkError> {
-        let nexus = NexusName { guest: place.guest.clone(), bus: place.bus, device: place.device };
-        let key = LunKey { nexus, target: place.target };
+        let key = key_of(place);
         match self.storage.find(&key) {
             Some(id) => Ok((id, key)),
             None => Err(VarlinkError::own(NO_SUCH_LUN, &PlaceParams { place: place.clone() })),
         }
     }
 
-    fn eject(&mut self, wanted: &EjectParams) -> Result<Value, VarlinkError> {
+    /// A call that changes a LUN and is answered when that is durable: what to say now, or `None` for one that is to begin.
+    fn waits(&mut self, place: &Place, again: bool) -> Option<Result<Value, VarlinkError>> {
+        while let Some((key, outcome)) = self.storage.settled.pop_front() {
+            self.changing.insert(key, Some(outcome));
+        }
+        let key = key_of(place);
+        match (self.changing.get(&key), again) {
+            (Some(None), true) => Some(Err(VarlinkError::NotYet)),
+            (Some(None), false) => {
+                Some(Err(refuse(format!("{}: another change of it is under way; try again", key.name()))))
+            }
+            (None, true) => Some(Ok(json!({}))),
+            (Some(Some(_)), true) => {
+                let outcome = self.changing.remove(&key).flatten().unwrap_or(Ok(()));
+                Some(outcome.map(|()| json!({})).map_err(refuse))
+            }
+            (_, false) => None,
+        }
+    }
+
+    /// It has been done, or is being done: the answer comes when it is durable.
+    fn begun(&mut self, key: LunKey) -> Result<Value, VarlinkError> {
+        self.changing.insert(key, None);
+        Err(VarlinkError::NotYet)
+    }
+
+    fn eject(&mut self, wanted: &EjectParams, again: bool) -> Result<Value, VarlinkError> {
+        if let Some(answer) = self.waits(&wanted.place, again) {
+            return answer;
+        }
         let (id, key) = self.place(&wanted.place)?;
         let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
         else {
@@ -147,20 +177,15 @@ impl Daemon {
             )));
         }
         self.storage.eject(id, key.target, false);
-        Ok(json!({}))
+        self.storage.settle(key.clone(), Ok(()));
+        self.begun(key)
     }
 
-    fn insert(&mut self, wanted: &InsertParams) -> Result<Value, VarlinkError> {
-        let (id, key) = self.place(&wanted.place)?;
-        if self.inserting {
-            return match self.storage.changes.pop_front() {
-                None => Err(VarlinkError::NotYet),
-                Some(line) => {
-                    self.inserting = false;
-                    if line.is_empty() { Ok(json!({})) } else { Err(refuse(line)) }
-                }
-            };
+    fn insert(&mut self, wanted: &InsertParams, again: bool) -> Result<Value, VarlinkError> {
+        if let Some(answer) = self.waits(&wanted.place, again) {
+            return answer;
         }
+        let (id, key) = self.place(&wanted.place)?;
         let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
         else {
             return Ok(json!({}));
@@ -174,9 +199,8 @@ impl Daemon {
         let mut config = entry.config.clone();
         config.backing = format!("file:{}", wanted.path);
         let spec = BackingSpec::parse(&config.backing).map_err(|e| refuse(e.to_string()))?;
-        self.inserting = true;
-        self.storage.open_medium(Wanted { key, config, spec, inserted: true }, true);
-        Err(VarlinkError::NotYet)
+        self.storage.open_medium(Wanted { key: key.clone(), config, spec, inserted: true }, true);
+        self.begun(key)
     }
 
     fn set_limits(&mut self, wanted: &LimitsParams) -> Result<Value, VarlinkError> {
@@ -188,7 +212,10 @@ impl Daemon {
         Ok(json!({}))
     }
 
-    fn approve(&mut self, wanted: &PlaceParams) -> Result<Value, VarlinkError> {
+    fn approve(&mut self, wanted: &PlaceParams, again: bool) -> Result<Value, VarlinkError> {
+        if let Some(answer) = self.waits(&wanted.place, again) {
+            return answer;
+        }
         let (id, key) = self.place(&wanted.place)?;
         let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
         else {
@@ -204,8 +231,14 @@ impl Daemon {
         if let Some(version) = lun.unit.approve(replacement.nonce, &replacement.new.0) {
             self.storage.save(lun.id, version, lun.unit.save(), None);
         }
-        Ok(json!({}))
+        self.storage.settle(key.clone(), Ok(()));
+        self.begun(key)
     }
+}
+
+fn key_of(place: &Place) -> LunKey {
+    let nexus = NexusName { guest: place.guest.clone(), bus: place.bus, device: place.device };
+    LunKey { nexus, target: place.target }
 }
 
 impl Interface for Daemon {
@@ -229,10 +262,10 @@ impl Interface for Daemon {
                 Ok(json!({}))
             }
             method::RELOAD => self.reload(peer.again),
-            method::EJECT => self.eject(&parameters(params)?),
-            method::INSERT => self.insert(&parameters(params)?),
+            method::EJECT => self.eject(&parameters(params)?, peer.again),
+            method::INSERT => self.insert(&parameters(params)?, peer.again),
             method::SET_LIMITS => self.set_limits(&parameters(params)?),
-            method::APPROVE => self.approve(&parameters(params)?),
+            method::APPROVE => self.approve(&parameters(params)?, peer.again),
             _ => Err(VarlinkError::MethodNotFound),
         }
     }

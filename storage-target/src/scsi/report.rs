@@ -127,7 +127,8 @@ impl LogicalUnit {
         data
     }
 
-    /// GET LBA STATUS (SBC-4 5.6). What is unmapped is not tracked: all of it may be mapped, and that is said.
+    /// GET LBA STATUS (SBC-4 5.6): provisioning status 0h, "mapped or unknown", for all of it. A file could be asked for its holes
+    /// (SEEK_HOLE), but that may block, is stale at once, and block devices have no such question.
     pub(super) fn lba_status(&self, cdb: &[u8; 32]) -> Result<Vec<u8>, Sense> {
         let lba = u64::from_be_bytes([cdb[2], cdb[3], cdb[4], cdb[5], cdb[6], cdb[7], cdb[8], cdb[9]]);
         if lba >= self.blocks() {

@@ -388,6 +388,13 @@ impl LogicalUnit {
         self.lock().check(sense)
     }
 
+    /// The answer to a command whose effect could not be made durable: INTERNAL TARGET FAILURE. It holds, but not longer than
+    /// this process; what is promised with GOOD would be more.
+    #[must_use]
+    pub fn not_saved(&self) -> Reply {
+        self.lock().check(Sense::new(HARDWARE_ERROR, 0x44, 0x00))
+    }
+
     /// The answer to a comparison that found another byte, so many bytes in.
     #[must_use]
     pub fn miscompare(&self, at: u64) -> Reply {

@@ -347,7 +347,7 @@ impl Serving {
         }
     }
 
-    fn journalled(&mut self, lun: LunId, version: u64) {
+    fn journalled(&mut self, lun: LunId, version: u64, saved: bool) {
         let done: Vec<JobId> = self
             .jobs
             .iter()
@@ -357,8 +357,12 @@ impl Serving {
             .collect();
         for id in done {
             let Some(job) = self.jobs.get(id) else { continue };
-            if let Stage::Journal { durable, .. } = &mut job.stage {
+            let unit = Arc::clone(&job.target.lun);
+            if let Stage::Journal { durable, reply, .. } = &mut job.stage {
                 *durable = true;
+                if !saved {
+                    **reply = unit.unit.not_saved();
+                }
                 self.end_journalled(id);
             }
         }
@@ -418,10 +422,10 @@ impl worker::Engine for Engine {
                 self.serving.quiesce(ticket, scope, action);
             }
             Command::Quiesced { ticket, matched } => self.serving.others_quiesced(ticket, matched),
-            Command::Journalled { lun, version } => {
+            Command::Journalled { lun, version, saved } => {
                 // Outside a batch: who panics here is a process that dies between journal and answer.
                 inject::point("storage-journalled");
-                self.serving.journalled(lun, version);
+                self.serving.journalled(lun, version, saved);
             }
             Command::FenceLowered(_) => self.serving.retry_fenced(),
             Command::Notify { adapter, notice } => {

@@ -161,12 +161,14 @@ pub enum Command {
         /// Requests that were in scope, in all other workers.
         matched: u32,
     },
-    /// The state of a logical unit up to `version` is durable: answers that wait for it may go out.
+    /// The state of a logical unit up to `version` is durable, or could not be made so: answers that wait for it may go out.
     Journalled {
         /// The logical unit.
         lun: LunId,
         /// What [`Event::Save`] said.
         version: u64,
+        /// Whether it is durable.
+        saved: bool,
     },
     /// A backing was closed: let go of its file.
     ReleaseFiles,

@@ -41,6 +41,8 @@ fn main() -> ExitCode {
         Case::new("a_removed_adapter_serves_nothing_more", 60, removed_adapter),
         Case::new("a_backing_that_hangs_fails_and_comes_back", 90, hanging_backing),
         Case::new("a_limit_holds_and_changes_live", 60, limits),
+        Case::new("a_reload_says_what_it_changes_and_what_not", 60, changed_keys),
+        Case::new("numbers_are_summed_by_adapter_and_start_over", 60, sums),
     ])
 }
 
@@ -697,5 +699,78 @@ fn limits() -> Result {
     let free = rate(1)?;
     ensure(free > 2000, || format!("{free} a second without a limit"))?;
     println!("200: {slow}, 1000: {faster}, none: {free}");
+    daemon.ensure_healthy()
+}
+
+/// Keys of a LUN that changed and its backing did not: some are followed at once, and the others are named, each time.
+fn changed_keys() -> Result {
+    let lun = |lines: &str| Storage::one(Adapter::new("g1", "avio_stor").disk(3, "memory:1M", lines));
+    let mut daemon = Daemon::start(lun(""))?;
+    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options(), &[3])?;
+    daemon.config = lun("timeout_s = 7");
+    let told = daemon.reload_by_command()?;
+    ensure(told.contains("g1 0/4 target 3: timeout_s changed"), || told.clone())?;
+    daemon.config = lun("timeout_s = 7\nserial = \"other\"\nblock_size = 4096");
+    for round in 0..2 {
+        let told = daemon.reload_by_command()?;
+        let line = "g1 0/4 target 3: block_size, serial take effect when the daemon starts the next time";
+        ensure(told.contains(line), || format!("round {round}: {told}"))?;
+    }
+    one.write(3, 0, &[1; 512])?;
+    daemon.config = lun("readonly = true");
+    let told = daemon.reload_by_command()?;
+    ensure(told.contains("target 3: read-only now") && !told.contains("serial"), || told.clone())?;
+    let refused = one.command(3, &cdb10(WRITE_10, 0, 1), &[2; 512], 0)?;
+    refused.check((7, 0x27, 0), "a write to what is read-only now")?;
+    daemon.config = lun("");
+    let told = daemon.reload_by_command()?;
+    ensure(told.contains("target 3: may be written now"), || told.clone())?;
+    one.write(3, 0, &[3; 512])?;
+    // With another backing all of it is new.
+    daemon.config = Storage::one(Adapter::new("g1", "avio_stor").disk(3, "memory:2M", "serial = \"T\""));
+    let told = daemon.reload_by_command()?;
+    ensure(told.contains("replaced by memory:2M") && !told.contains("effect"), || told.clone())?;
+    let lun = daemon.lun_when("g1", 3, 5, |lun| lun["serial"] == "T-1")?;
+    ensure(lun["state"] == "Replaced", || format!("{lun:#}"))?;
+    let told = daemon.reload_by_command()?;
+    ensure(!told.contains("effect"), || told.clone())?;
+    daemon.ensure_healthy()
+}
+
+/// An adapter's numbers are its LUNs' together; cleared, the highest depth is the present one.
+fn sums() -> Result {
+    let adapter = Adapter::new("g1", "avio_stor").disk(0, &delaying(), "").disk(5, "memory:1M", "");
+    let mut daemon = Daemon::start(Storage::one(adapter))?;
+    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options(), &[0, 5])?;
+    for tag in 0..8 {
+        one.begin(0, 0, tag, &cdb10(WRITE_10, tag as u32 * 8, 8), &[7; 4096])?;
+    }
+    one.await_ended(0, 8, 5)?;
+    one.begin(0, 0, 9, &cdb10(WRITE_10, 0, 8), &[7; 4096])?;
+    one.write(5, 0, &[1; 512])?;
+    let stor = daemon.stor()?;
+    let stats = &stor["adapters"][0]["stats"];
+    ensure(stats["writes"] == 9 && stats["write_bytes"] == 8 * 4096 + 512, || format!("{stats:#}"))?;
+    ensure(stats["in_flight"] == 1, || format!("{stats:#}"))?;
+    let p50 = stats["write_latency_us"]["p50"].as_f64().unwrap_or(0.0);
+    ensure(p50 > 1_000_000.0, || format!("the median of all writes: {stats:#}"))?;
+    let highest = |daemon: &Daemon<Storage>| -> Result<u64> {
+        Ok(daemon.lun("g1", 0)?["stats"]["in_flight_max"].as_u64().unwrap_or(0))
+    };
+    ensure(highest(&daemon)? == 8, || format!("highest depth {:?}", highest(&daemon)))?;
+    let output = daemon.avio(&["stor", "-Z"])?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
+    ensure(highest(&daemon)? == 1, || format!("cleared: highest depth {:?}", highest(&daemon)))?;
+    // What the guest clears.
+    for _ in 0..2 {
+        one.begin(0, 0, 1, &cdb10(WRITE_10, 64, 8), &[7; 4096])?;
+    }
+    one.await_ended(0, 3, 5)?;
+    ensure(highest(&daemon)? == 3, || format!("counted again: highest depth {:?}", highest(&daemon)))?;
+    let mut clear = [0; 16];
+    clear[..6].copy_from_slice(&[0xc1, 2, b'A', b'V', b'I', b'O']);
+    one.command(0, &clear, &[], 0)?.good("CLEAR STATISTICS")?;
+    let lun = daemon.lun_when("g1", 0, 5, |lun| lun["stats"]["in_flight_max"].as_u64() <= Some(1))?;
+    ensure(lun["stats"]["writes"] == 0, || format!("{lun:#}"))?;
     daemon.ensure_healthy()
 }

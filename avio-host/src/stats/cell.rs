@@ -35,6 +35,12 @@ impl Cell64 {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
     }
 
+    /// Makes it another value: of a figure that rises and falls. Writer only, or whoever may lose against the writer.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The value now; any thread.
     #[inline]
     pub fn get(&self) -> u64 {

@@ -66,6 +66,9 @@ pub struct AdapterReport {
     /// Publications that the guest did not want to hear of (an addition).
     #[serde(default)]
     pub notifications_suppressed: u64,
+    /// Sums over its LUNs; latencies are those of all their requests (an addition).
+    #[serde(default)]
+    pub stats: LunStatistics,
     /// Its LUNs, by target.
     pub luns: Vec<LunReport>,
 }

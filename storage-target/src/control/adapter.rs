@@ -51,6 +51,7 @@ impl AdapterLun {
 
     /// Its numbers start over.
     pub fn clear(&self) {
+        self.stats.clear_depth_max();
         *self.cleared.lock().unwrap_or_else(PoisonError::into_inner) = self.stats.numbers();
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use avio_proto::config::{BackingCache, BackingSpec, LunConfig, LunDevice};
 
 use super::absent::Absent;
+use super::adapter::AdapterLun;
 use super::journal;
 use crate::backing::{Backing, Limits, OpenError, OpenOptions};
 use crate::scsi::{DeviceKind, LogicalUnit, NexusName, Profile, SavedState};
@@ -154,3 +155,46 @@ pub(super) const EMPTY_DRIVE: Limits = Limits {
     discards: false,
     discards_read_zeroes: false,
 };
+
+/// Takes over what a changed definition can change while the LUN is there; with another backing that is all of it. Lines about
+/// what changed, and about what did not.
+pub(super) fn follow(name: &str, entry: &mut AdapterLun, to: &LunConfig, replaced: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if entry.config.timeout_s != to.timeout_s {
+        entry.config.timeout_s = to.timeout_s;
+        lines.push(format!("{name}: timeout_s changed"));
+    }
+    let is_opened_readonly = entry.backing.as_ref().is_some_and(|backing| backing.limits().readonly);
+    let mut later = Vec::new();
+    if replaced {
+        let backing = std::mem::take(&mut entry.config.backing);
+        entry.config = LunConfig { backing, ..to.clone() };
+        return lines;
+    }
+    match (entry.config.readonly, to.readonly) {
+        (true, false) if is_opened_readonly => later.push("readonly"),
+        (from, now) if from != now => {
+            entry.config.readonly = now;
+            lines.push(format!("{name}: {}", if now { "read-only now" } else { "may be written now" }));
+        }
+        _ => {}
+    }
+    let is = &entry.config;
+    later.extend(
+        [
+            ("block_size", is.block_size != to.block_size),
+            ("cache", is.cache != to.cache),
+            ("device", is.device != to.device),
+            ("serial", is.serial != to.serial),
+            ("share", is.share != to.share),
+        ]
+        .iter()
+        .filter(|(_, changed)| *changed)
+        .map(|(key, _)| *key),
+    );
+    if !later.is_empty() {
+        let (keys, s) = (later.join(", "), if later.len() == 1 { "s" } else { "" });
+        lines.push(format!("{name}: {keys} take{s} effect when the daemon starts the next time"));
+    }
+    lines
+}

@@ -245,8 +245,7 @@ impl Storage {
                 entry.qos.set(limits.0, limits.1);
                 changes.push(format!("{}: limits changed", key.name()));
             }
-            entry.config.readonly = config.readonly;
-            entry.config.timeout_s = config.timeout_s;
+            changes.extend(lun::follow(&key.name(), entry, config, found.is_some()));
             entry.defined.clone_from(&config.backing);
             if let Some(found) = found {
                 changes.push(format!("{}: backing replaced by {}", key.name(), config.backing));
@@ -587,6 +586,9 @@ impl Storage {
             return;
         }
         self.next_look = now + LOOK_EVERY;
+        if self.noted.is_none() {
+            self.note();
+        }
         let backings: Vec<_> = self
             .adapters
             .values()

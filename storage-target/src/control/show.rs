@@ -11,6 +11,8 @@ use crate::scsi::Media;
 /// An adapter with its LUNs.
 pub(super) fn adapter(adapter: &Adapter, socket: String) -> AdapterReport {
     let rings = adapter.view().ring_statistics();
+    let mut sums = Numbers::default();
+    adapter.luns.values().for_each(|entry| sums.add(&entry.numbers()));
     AdapterReport {
         guest: adapter.nexus.guest.clone(),
         bus: adapter.nexus.bus,
@@ -22,6 +24,7 @@ pub(super) fn adapter(adapter: &Adapter, socket: String) -> AdapterReport {
         kicks: rings.kicks,
         notifications_sent: rings.notifications_sent,
         notifications_suppressed: rings.notifications_suppressed,
+        stats: statistics(&sums),
         luns: adapter.luns.iter().map(|(&target, entry)| lun(target, entry)).collect(),
     }
 }

@@ -83,9 +83,8 @@ impl LunCell {
     pub fn began(&self) {
         self.begun.add(1);
         let depth = self.begun.get().wrapping_sub(self.ended.get());
-        let most = self.depth_max.get();
-        if depth > most {
-            self.depth_max.add(depth - most);
+        if depth > self.depth_max.get() {
+            self.depth_max.set(depth);
         }
     }
 
@@ -154,6 +153,14 @@ impl LunStats {
     #[must_use]
     pub fn cell(&self, worker: usize) -> &LunCell {
         &self.0[worker]
+    }
+
+    /// Highest depths start over at the present ones. Control: a worker that has a higher one at this moment may win or lose,
+    /// and says it again with its next request.
+    pub fn clear_depth_max(&self) {
+        for cell in &self.0 {
+            cell.depth_max.set(cell.begun.get().wrapping_sub(cell.ended.get()));
+        }
     }
 
     /// The sums over all workers now. Any thread.
@@ -377,6 +384,10 @@ mod tests {
         let io = numbers.statistics();
         assert_eq!((io.reads, io.read_bytes, io.errors[3], io.depth, io.depth_max), (10, 40960, 1, 1, 3));
         assert!((5000..=5700).contains(&io.read_latency.p50_ns), "{:?}", io.read_latency);
+        stats.clear_depth_max();
+        assert_eq!(stats.numbers().depth_max, 1, "what is under way now");
+        stats.cell(1).began();
+        assert_eq!(stats.numbers().depth_max, 2);
         assert_eq!(numbers.since(&numbers).statistics().reads, 0);
         assert_eq!(numbers.since(&numbers).statistics().read_latency.p99_ns, 0);
     }

@@ -1,6 +1,6 @@
 //! Adapters and LUNs as tables.
 
-use avio_proto::control::{AdapterReport, LatencyReport, LunReport, StorageReply};
+use avio_proto::control::{AdapterReport, LatencyReport, LunReport, LunStatistics, StorageReply};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
@@ -30,13 +30,12 @@ fn blocks(adapter: &AdapterReport) -> String {
         ("Kicks received", adapter.kicks.to_string()),
         ("Notifications sent", adapter.notifications_sent.to_string()),
         ("Notifications suppressed", adapter.notifications_suppressed.to_string()),
-    ]);
+    ]) + &numbers(&adapter.stats);
     let luns = adapter.luns.iter().map(|lun| format!("\n{}", block(lun)));
     std::iter::once(head).chain(luns).collect()
 }
 
 fn block(lun: &LunReport) -> String {
-    let stats = &lun.stats;
     lines(&[
         ("Target", lun.target.to_string()),
         ("Device", format!("{:?}", lun.device).to_lowercase()),
@@ -47,6 +46,12 @@ fn block(lun: &LunReport) -> String {
         ("Serial number", lun.serial.clone()),
         ("Read-only", if lun.readonly { "yes" } else { "no" }.to_owned()),
         ("Limits", limits(lun)),
+    ]) + &numbers(&lun.stats)
+}
+
+/// Of a LUN, or the sums of an adapter.
+fn numbers(stats: &LunStatistics) -> String {
+    lines(&[
         ("Reads", format!("{} ({})", stats.reads, size(stats.read_bytes))),
         ("Writes", format!("{} ({})", stats.writes, size(stats.write_bytes))),
         ("Flushes", stats.flushes.to_string()),
@@ -155,7 +160,6 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
     use avio_proto::config::LunDevice;
-    use avio_proto::control::LunStatistics;
 
     #[test]
     fn sizes_read_well() {
@@ -189,6 +193,7 @@ mod tests {
             kicks: 3,
             notifications_sent: 2,
             notifications_suppressed: 0,
+            stats: LunStatistics { reads: 12, ..LunStatistics::default() },
             luns: vec![lun],
         };
         let reply = StorageReply { adapters: vec![adapter] };

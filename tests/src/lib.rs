@@ -4,6 +4,7 @@
 //! Called by the system tests in `tests/tests`, by `avio-demo-vm` and by the test runner `avio-test`. It never looks inside
 //! the daemon: everything goes through the sockets, files and commands that an operator has.
 
+pub mod aggregate;
 pub mod case;
 pub mod config;
 pub mod console;
@@ -16,6 +17,7 @@ pub mod guest_image;
 pub mod initiator;
 pub mod linux_guest;
 pub mod netns;
+pub mod ovs;
 pub mod qemu;
 pub mod qmp;
 pub mod runner;

@@ -225,18 +225,68 @@ impl ReferenceSwitch {
     }
 }
 
+/// testpmd as an LACP partner: its bonding driver over some devices of the host, and one more device with which it exchanges all frames.
+pub struct Bond {
+    console: Console,
+}
+
+impl Bond {
+    /// In network namespace `namespace`, in mode 4 (802.1AX) over `members`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(namespace: &str, members: &[String], beyond: &str) -> Result<Bond> {
+        let name = |n: usize| format!("net_af_packet{n}");
+        let devices = members.iter().map(String::as_str).chain([beyond]).enumerate();
+        let mut devices: Vec<String> =
+            devices.map(|(n, device)| format!("{},iface={device}", name(n))).collect();
+        let slaves: String = (0..members.len()).map(|n| format!(",slave={}", name(n))).collect();
+        devices.push(format!("net_bonding0,mode=4{slaves}"));
+        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+        let inside = ["ip", "netns", "exec", namespace];
+        let mut console = spawn_in(&inside, "dpdk-bond", &devices, &[], &[])?;
+        console.wait_for(PROMPT, ANSWER_S)?;
+        // Not the members themselves, whose frames are the bond's.
+        let ports = format!("set portlist {},{}", members.len(), members.len() + 1);
+        // And it must not insist: a bond without a partner takes nothing, and would get nothing from one either.
+        for line in [ports.as_str(), "start"] {
+            console.send(line)?;
+            console.wait_for(PROMPT, ANSWER_S)?;
+        }
+        Ok(Bond { console })
+    }
+
+    /// The process.
+    pub fn console(&mut self) -> &mut Console {
+        &mut self.console
+    }
+}
+
 /// Where `scripts/install-test-deps` puts testpmd.
 pub fn program() -> std::path::PathBuf {
     cache().join("testpmd/run")
 }
 
 fn spawn(name: &str, devices: &[&str], memory: &[&str], options: &[&str]) -> Result<Console> {
+    spawn_in(&[], name, devices, memory, options)
+}
+
+/// `inside`: the program, with arguments, that runs it.
+fn spawn_in(
+    inside: &[&str],
+    name: &str,
+    devices: &[&str],
+    memory: &[&str],
+    options: &[&str],
+) -> Result<Console> {
     let program = program();
     ensure(program.is_file(), || format!("{} is missing: run scripts/install-test-deps", program.display()))?;
     let prefix = format!("{}-{name}", scratch::folder().file_name().unwrap_or_default().to_string_lossy());
     // Its answers would sit in the C library's buffer otherwise, while its prompt, written directly, overtakes them.
-    let mut command = command("stdbuf");
+    let inside: Vec<&str> = inside.iter().copied().chain(["stdbuf"]).collect();
+    let mut command = command(inside[0]);
     command
+        .args(&inside[1..])
         .arg("-oL")
         .arg(program)
         // Two threads, commands and forwarding, that the kernel moves about: the machine has two cores for everything.

@@ -99,6 +99,7 @@ const SYSTEM: &[&str] = &[
     "uplinks",
     "migration",
     "aggregates",
+    "lacp_partners",
     "storage_operator",
     "storage_target",
     "storage_kill",

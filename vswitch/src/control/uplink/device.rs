@@ -33,7 +33,6 @@ const DENIED: &[(&str, &str)] = &[
     ("bridge", "name the device behind the bridge"),
     ("openvswitch", "name the device behind the switch"),
     ("802.1Q VLAN Support", "name the device that it sits on, and give ports a `vlan`"),
-    ("tun", "name a network device; guests with a TAP get a port of adaptor lan"),
     ("8139too", "it is a 100 Mbit/s card"),
     ("8139cp", "it is a 100 Mbit/s card"),
     ("e100", "it is a 100 Mbit/s card"),
@@ -57,6 +56,11 @@ pub(super) fn check(link: &Link, config: &UplinkConfig) -> Result<(), String> {
     let driver = driver_info(name).map(|info| info.driver).unwrap_or_default();
     if let Some((_, instead)) = DENIED.iter().find(|(denied, _)| *denied == driver) {
         return Err(format!("`{name}` has driver {driver} and cannot be an uplink; {instead}"));
+    }
+    if driver == "tun" && !config.allow_slow {
+        return Err(format!(
+            "`{name}` is a TAP; guests with one get a port of adaptor lan, and as a wire it needs `allow_slow = true` in its [[uplink]]"
+        ));
     }
     match interface_speed_mbps(name) {
         Some(speed) if speed < SPEED_MIN && !config.allow_slow => Err(format!(

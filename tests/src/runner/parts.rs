@@ -105,6 +105,7 @@ const SYSTEM: &[&str] = &[
     "storage_kill",
     "storage_model",
     "virtio_driver_crate",
+    "blkio_crate",
     "storage_guests",
     "storage_admin",
 ];

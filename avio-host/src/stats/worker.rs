@@ -36,7 +36,7 @@ pub struct WorkerStats {
     pub busy_ns: Cell64,
     /// Time asleep, ns. What is neither busy nor asleep was spent looking.
     pub asleep_ns: Cell64,
-    /// Times a lock shared between workers was found taken; counted by the engine.
+    /// Batches that found a lock shared between workers taken; counted by the engine.
     pub lock_waits: Cell64,
     /// Batches that panicked.
     pub panics: Cell64,

@@ -400,7 +400,7 @@ pub struct WorkerReport {
     pub armings: u64,
     /// Times that it had sent something meanwhile.
     pub armings_in_vain: u64,
-    /// Times a receive ring's lock was held by another worker.
+    /// Batches that found the lock of a receive ring held by another worker.
     pub lock_waits: u64,
     /// Batches that panicked; each stopped one ring.
     pub panics: u64,

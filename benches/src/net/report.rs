@@ -153,12 +153,17 @@ impl Report {
             spread(ours.samples.iter().map(|s| s.value(Metric::Mpps))).map(|s| s.median)
         };
         let (two, sixteen, many) = (mpps("size-64")?, mpps("ports-16")?, mpps("ports-64")?);
-        Some(format!(
+        let mut line = format!(
             "64 B, time per frame with 16 and 64 active ports, ours to itself with 2: {:.2}x, {:.2}x (goal <= 1.10; the guests, all on \
              one core, grow with the ports)",
             two / sixteen,
             two / many
-        ))
+        );
+        if let Some(long) = mpps("ports-2-long-rings") {
+            let _ =
+                write!(line, "; with 64 to 2 that have as many buffers between them: {:.2}x", long / many);
+        }
+        Some(line)
     }
 
     /// One line per ratio of this run.

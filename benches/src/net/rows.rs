@@ -229,6 +229,15 @@ fn testpmd_guests() -> Vec<Row> {
 /// Many active ports.
 fn crowds() -> Vec<Row> {
     vec![
+        Row {
+            targets: vec![Target::Avio],
+            ..own(
+                "ports-2-long-rings",
+                "64 B, 2 active ports with rings of 8,192: as many buffers as 64 ports have",
+                "--size 64 --ring-size 8192",
+                vec![],
+            )
+        },
         Row { port_count: 16, ..own("ports-16", "64 B, 16 active ports", "--size 64", vec![]) },
         Row {
             port_count: 64,

@@ -10,9 +10,9 @@ use avio_tests::failure::ensure;
 use avio_tests::{Failure, Result};
 use rustix::process::Signal;
 
-/// Huge pages of 2 MiB that the peers need: OVS begins with 512 MiB and takes 760 for its buffers if it can, 768 for testpmd as a
+/// Huge pages of 2 MiB that the peers need: OVS begins with 512 MiB and takes 760 more for its buffers if it can, 768 for testpmd as a
 /// switch, 192 for each of three testpmd guests.
-const HUGE_PAGES: u64 = 1300;
+const HUGE_PAGES: u64 = 1400;
 const HUGE_PAGES_FILE: &str = "/proc/sys/vm/nr_hugepages";
 /// What wins against other sessions of this machine; plain nice only orders processes inside a session.
 const SESSION_PRIORITY: &str = "-20";

@@ -137,8 +137,8 @@ impl Report {
             text,
             "\n## Rows\n\nMedian (smallest to largest; windows). *Crossing*: what a cache line takes between the two cores. *Cycles*: of the\n\
              switch's core per frame that arrived, waiting included. *Empty*: share of the receiver's polls that found nothing; above 80 %\n\
-             the switch is the bottleneck, near 0 the guest is. *Switch empty*: share of our worker's polls that found nothing, near 0\n\
-             when it is the bottleneck; *batch*: frames per poll that found some. *Wrong*: frames corrupt, doubled or out of order. *Thrown away*: windows\n\
+             the switch is the bottleneck, near 0 the guest is. *Switch empty*: share of our worker's polls that found nothing, from before\n\
+             the guests begin until after they end: too high for a figure of the load alone; *batch*: frames per poll that found some. *Wrong*: frames corrupt, doubled or out of order. *Thrown away*: windows\n\
              in which somebody waited for a processor or the cores moved.\n{rows}\n## Plots\n\n{plots}"
         );
         fs::write(self.folder.join("net.md"), text)?;

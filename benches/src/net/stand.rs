@@ -90,7 +90,7 @@ pub struct Reading {
 /// What the worker of our switch looked for and found in a window.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct SwitchPolls {
-    /// Share of its polls that found nothing: near 0, the switch is the bottleneck.
+    /// Share of its polls that found nothing, the idle time before and after the guests' traffic included, when polls are quick.
     pub empty_share: f64,
     /// Frames per poll that found some.
     pub frames_per_batch: f64,

@@ -208,6 +208,8 @@ fn start_avio(
         _ => None,
     };
     let folder = scratch::folder().join(format!("stord-{target:?}"));
+    // A guest that is new: one that was there before would have to approve another backing.
+    let _ = std::fs::remove_dir_all(folder.join("state"));
     let daemon = Daemon::start_as(binary, folder, Storage::one(adapter).head(&head))?;
     let socket = daemon.stor_socket("g")?;
     let device = if scsi { DeviceKind::Scsi } else { DeviceKind::Blk };

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use avio_host::config::{Capabilities, load, surroundings};
-use avio_host::control::{Called, Interface, Peer, Reloads, VarlinkError, parameters};
+use avio_host::control::{Interface, Peer, Reloads, VarlinkError, parameters};
+use avio_host::daemon::{self, Watches};
 use avio_host::service::Service;
-use avio_proto::config::{BackingSpec, Config, LunDevice};
+use avio_host::session::Sessions;
+use avio_proto::config::{BackingSpec, LunDevice};
 use avio_proto::control::{
     EjectParams, InsertParams, LimitsParams, NO_SUCH_LUN, Place, PlaceParams, RefusedParams, ReloadReply,
     STORD_INTERFACE, STORD_INTERFACE_DESCRIPTION, ShowStorageParams, StorageReply, error,
@@ -21,15 +24,20 @@ use super::storage::Storage;
 use crate::adapter::AdapterId;
 use crate::scsi::{Media, NexusName};
 
+/// Longest time between two turns: sizes of files are looked at then.
+const TURN: Duration = Duration::from_millis(1000);
+/// The same while an adapter waits for requests of a daemon that was killed.
+const WAITING_TURN: Duration = Duration::from_millis(50);
+
 /// What this release can do; the switch's part of the files is only checked for its form.
 pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: true, tap_ports: true };
 
 /// The storage with what only the control socket and signals need.
 pub(super) struct Daemon {
     pub storage: Storage,
-    pub service: Service,
+    service: Service,
     config_dir: PathBuf,
-    pub reloads: Reloads,
+    reloads: Reloads,
     /// Changes of a LUN whose answers wait until they are durable; `None`: under way.
     changing: BTreeMap<LunKey, Option<Result<(), String>>>,
 }
@@ -37,51 +45,6 @@ pub(super) struct Daemon {
 impl Daemon {
     pub fn new(storage: Storage, service: Service, config_dir: PathBuf) -> Self {
         Self { storage, service, config_dir, reloads: Reloads::default(), changing: BTreeMap::new() }
-    }
-
-    /// SIGHUP, or another reading is due: reads the files again, now or when the change that is under way has come to its end.
-    pub fn start_reload(&mut self) {
-        if self.reloads.ask() {
-            self.begin_reload();
-        }
-    }
-
-    /// Reads the files again and begins to follow them.
-    fn begin_reload(&mut self) {
-        self.service.reloading();
-        // A few small files on a local disk; they were read in the same way at the start.
-        let begun = load(&self.config_dir, &surroundings(CAPABILITIES))
-            .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())
-            .and_then(|config| self.storage.reconcile(config));
-        if let Err(reasons) = begun {
-            self.reloaded(Err(reasons));
-        }
-    }
-
-    /// A reconciliation has come to its end.
-    pub fn reloaded(&mut self, outcome: Result<Vec<String>, Vec<String>>) {
-        match &outcome {
-            Ok(changes) => changes.iter().for_each(|line| tracing::info!("{line}")),
-            Err(reasons) => reasons.iter().for_each(|line| tracing::error!("configuration refused: {line}")),
-        }
-        self.service.ready(&summary(&self.storage.config));
-        let warnings = self.warnings();
-        if self.reloads.done(outcome.map(|changes| ReloadReply { changes, warnings })) {
-            self.start_reload();
-        }
-    }
-
-    fn reload(&mut self, again: bool) -> Result<Value, VarlinkError> {
-        match self.reloads.call(again) {
-            Called::Answer(Ok(done)) => reply(&done),
-            Called::Answer(Err(reasons)) => Err(refused(reasons)),
-            Called::Wait => Err(VarlinkError::NotYet),
-            Called::Begin => {
-                self.begin_reload();
-                // Files that are wrong are refused at once.
-                self.reload(true)
-            }
-        }
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -261,7 +224,7 @@ impl Interface for Daemon {
                 self.clear(&parameters(params)?);
                 Ok(json!({}))
             }
-            method::RELOAD => self.reload(peer.again),
+            method::RELOAD => daemon::Daemon::reload(self, peer.again),
             method::EJECT => self.eject(&parameters(params)?, peer.again),
             method::INSERT => self.insert(&parameters(params)?, peer.again),
             method::SET_LIMITS => self.set_limits(&parameters(params)?),
@@ -271,10 +234,51 @@ impl Interface for Daemon {
     }
 }
 
-/// One line about a configuration.
-pub(super) fn summary(config: &Config) -> String {
-    let luns: usize = config.adapters().map(|(_, storage)| storage.lun.len()).sum();
-    format!("{} storage adapters, {luns} LUNs", config.adapters().count())
+impl daemon::Daemon for Daemon {
+    fn service(&mut self) -> &mut Service {
+        &mut self.service
+    }
+
+    fn sessions(&mut self) -> &mut Sessions {
+        &mut self.storage.sessions
+    }
+
+    fn reloads(&mut self) -> &mut Reloads {
+        &mut self.reloads
+    }
+
+    fn begin_reload(&mut self) {
+        // A few small files on a local disk; they were read in the same way at the start.
+        let begun = load(&self.config_dir, &surroundings(CAPABILITIES))
+            .map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .and_then(|config| self.storage.reconcile(config));
+        if let Err(reasons) = begun {
+            self.reloaded(Err(reasons));
+        }
+    }
+
+    fn summary(&self) -> String {
+        let config = &self.storage.config;
+        let luns: usize = config.adapters().map(|(_, storage)| storage.lun.len()).sum();
+        format!("{} storage adapters, {luns} LUNs", config.adapters().count())
+    }
+
+    fn on_helpers(&mut self) {
+        if let Some(outcome) = self.storage.on_helper() {
+            let warnings = self.warnings();
+            self.reloaded(outcome.map(|changes| ReloadReply { changes, warnings }));
+        }
+    }
+
+    fn on_own(&mut self, _: usize) {}
+
+    fn next_turn(&self, _: Instant) -> Duration {
+        if self.storage.is_waiting() { WAITING_TURN } else { TURN }
+    }
+
+    fn turn(&mut self, now: Instant, _: &Watches<'_>) {
+        self.storage.turn(now);
+    }
 }
 
 fn reply(value: &impl Serialize) -> Result<Value, VarlinkError> {

@@ -2,16 +2,18 @@
 //!
 //! Each method is a view of the switch or a request to it; the files are the truth, so nothing here edits anything.
 
-use std::time::Instant;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use avio_host::config::Capabilities;
-use avio_host::control::{Called, Interface, Peer, ReloadOutcome, Reloads, VarlinkError, parameters};
+use avio_host::control::{Interface, Peer, ReloadOutcome, Reloads, VarlinkError, parameters};
+use avio_host::daemon::{self, Watches};
 use avio_host::service::Service;
-use avio_proto::config::Config;
+use avio_host::session::{EndpointId, Sessions};
 use avio_proto::control::{
     AggregateParams, AggregatesReply, ClearStatisticsParams, DiscardsReply, FacilityState, INTERFACE,
-    INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, PROTOCOL_VERSION, RefusedParams, ReloadReply,
-    RestartParams, ShowParams, ShowReply, WorkersReply, error, method,
+    INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, PROTOCOL_VERSION, ReloadReply, RestartParams,
+    ShowParams, ShowReply, WorkersReply, error, method,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,7 +22,13 @@ use crate::aggregate::Aggregate;
 
 use super::reload::{Found, Reader};
 use super::show;
-use super::switch::Switch;
+use super::switch::{Switch, Watch};
+
+/// The daemon's own sources in its event loop: changes of interfaces, frames for control, and from here on control queues' kicks, by
+/// endpoint.
+pub(super) const LINKS: usize = 0;
+pub(super) const CONTROL_FRAMES: usize = 1;
+const KICKS: usize = 2;
 
 /// What this release can do.
 pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: true, tap_ports: true };
@@ -36,36 +44,6 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// SIGHUP, or another reading is due: reads the files again, now or behind the reading that is under way.
-    pub(super) fn start_reload(&mut self) {
-        if self.reloads.ask() {
-            self.begin_reload();
-        }
-    }
-
-    fn begin_reload(&self) {
-        self.service.reloading();
-        self.reader.start();
-    }
-
-    /// A helper may have read the files: brings the switch in line with them. Returns whether clients may be waiting for it.
-    pub(super) fn finish_reload(&mut self) -> bool {
-        let Some(found) = self.reader.found() else { return false };
-        let outcome = self.take_over(found);
-        match &outcome {
-            Ok(reply) => {
-                reply.changes.iter().for_each(|line| tracing::info!("{line}"));
-                reply.warnings.iter().for_each(|line| tracing::warn!("{line}"));
-            }
-            Err(reasons) => reasons.iter().for_each(|line| tracing::error!("configuration refused: {line}")),
-        }
-        self.service.ready(&summary(&self.switch.config));
-        if self.reloads.done(outcome) {
-            self.start_reload();
-        }
-        true
-    }
-
     fn take_over(&mut self, (_, config): Found) -> ReloadOutcome {
         let config = config.map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
@@ -76,20 +54,6 @@ impl Daemon {
         let changes = self.switch.reconcile(config)?;
         self.switch.turn(Instant::now());
         Ok(ReloadReply { changes, warnings })
-    }
-
-    fn reload(&mut self, peer: &Peer) -> Result<Value, VarlinkError> {
-        match self.reloads.call(peer.again) {
-            Called::Answer(Ok(done)) => reply(&done),
-            Called::Answer(Err(reasons)) => {
-                Err(VarlinkError::own(error::REFUSED, &RefusedParams { reasons }))
-            }
-            Called::Wait => Err(VarlinkError::NotYet),
-            Called::Begin => {
-                self.begin_reload();
-                Err(VarlinkError::NotYet)
-            }
-        }
     }
 
     fn show(&self, wanted: &ShowParams) -> Result<Value, VarlinkError> {
@@ -194,7 +158,7 @@ impl Interface for Daemon {
             method::INFO => reply(&self.info()),
             method::SHOW => self.show(&parameters(params)?),
             method::CLEAR_STATISTICS => self.clear(parameters(params)?),
-            method::RELOAD => self.reload(peer),
+            method::RELOAD => daemon::Daemon::reload(self, peer.again),
             method::RESTART => self.restart(parameters(params)?),
             method::WORKERS => reply(&self.workers()),
             method::AGGREGATES => reply(&AggregatesReply { aggregates: self.switch.uplinks.aggregates() }),
@@ -213,9 +177,61 @@ impl Interface for Daemon {
     }
 }
 
-/// One line about a configuration.
-pub(super) fn summary(config: &Config) -> String {
-    format!("{} vswitches, {} guest ports", config.vswitches.len(), config.networks().count())
+impl daemon::Daemon for Daemon {
+    fn service(&mut self) -> &mut Service {
+        &mut self.service
+    }
+
+    fn sessions(&mut self) -> &mut Sessions {
+        &mut self.switch.sessions
+    }
+
+    fn reloads(&mut self) -> &mut Reloads {
+        &mut self.reloads
+    }
+
+    fn begin_reload(&mut self) {
+        self.reader.start();
+    }
+
+    fn summary(&self) -> String {
+        let config = &self.switch.config;
+        format!("{} vswitches, {} guest ports", config.vswitches.len(), config.networks().count())
+    }
+
+    fn on_helpers(&mut self) {
+        while let Some(found) = self.reader.found() {
+            let outcome = self.take_over(found);
+            self.reloaded(outcome);
+        }
+    }
+
+    fn on_own(&mut self, number: usize) {
+        match number {
+            LINKS => self.switch.on_links(),
+            // The turn that follows reads them.
+            CONTROL_FRAMES => {}
+            kick => self.switch.on_control_kick(EndpointId((kick - KICKS) as u32), Instant::now()),
+        }
+    }
+
+    fn next_turn(&self, now: Instant) -> Duration {
+        self.switch.next_turn(now)
+    }
+
+    fn turn(&mut self, now: Instant, watches: &Watches<'_>) {
+        self.switch.turn(now);
+        for watch in std::mem::take(&mut self.switch.watches) {
+            match watch {
+                Watch::Add(kick, endpoint) => {
+                    if let Err(e) = watches.add(kick, KICKS + endpoint.0 as usize) {
+                        tracing::warn!("control queue of endpoint {}: {e}", endpoint.0);
+                    }
+                }
+                Watch::Remove(kick) => watches.remove(kick.as_raw_fd()),
+            }
+        }
+    }
 }
 
 fn reply(value: &impl Serialize) -> Result<Value, VarlinkError> {

@@ -36,6 +36,8 @@ pub const DISK_GUEST: &str = "guest1";
 pub struct Daemon {
     program: &'static str,
     folder: PathBuf,
+    /// The network namespace that it runs in, if not the caller's.
+    namespace: Option<String>,
     child: Option<Child>,
 }
 
@@ -46,12 +48,32 @@ impl Daemon {
     /// # Errors
     /// One line: what was missing, or the end of the daemon's log.
     pub fn switch(guests: &[DemoGuest], core: Option<usize>) -> Result<Self, String> {
+        let daemon = Self::new("avio-vswitchd")?;
+        daemon
+            .configure(guests, &[VSWITCH], &one_vswitch(core))
+            .map_err(|e| format!("{}: {e}", daemon.folder.display()))?;
+        daemon.serve(guests)
+    }
+
+    /// Two guests, each on a vswitch of its own (`vs_site`, `vs_peer`); `vswitches` is the file that says how those are joined. The daemon runs in
+    /// network namespace `namespace`.
+    ///
+    /// # Errors
+    /// As [`Daemon::switch`].
+    pub fn joined(guests: &[DemoGuest; 2], vswitches: &str, namespace: &str) -> Result<Self, String> {
         let mut daemon = Self::new("avio-vswitchd")?;
-        daemon.configure(guests, core).map_err(|e| format!("{}: {e}", daemon.folder.display()))?;
-        daemon.spawn()?;
-        let sockets: Vec<PathBuf> = guests.iter().map(|guest| daemon.socket(guest.name)).collect();
-        daemon.wait_ready(&sockets, |run_dir| Client::vswitchd(run_dir).is_ok())?;
-        Ok(daemon)
+        daemon.namespace = Some(namespace.to_owned());
+        daemon
+            .configure(guests, &["vs_site", "vs_peer"], vswitches)
+            .map_err(|e| format!("{}: {e}", daemon.folder.display()))?;
+        daemon.serve(guests)
+    }
+
+    fn serve(mut self, guests: &[DemoGuest]) -> Result<Self, String> {
+        self.spawn()?;
+        let sockets: Vec<PathBuf> = guests.iter().map(|guest| self.socket(guest.name)).collect();
+        self.wait_ready(&sockets, |run_dir| Client::vswitchd(run_dir).is_ok())?;
+        Ok(self)
     }
 
     /// The same with a guest whose adapter has `luns` image files of `image_len` bytes, at targets 0 and up.
@@ -72,13 +94,21 @@ impl Daemon {
     fn new(program: &'static str) -> Result<Self, String> {
         let folder = fresh_folder(program).map_err(|e| format!("temporary folder: {e}"))?;
         // From here on dropping removes the folder.
-        Ok(Self { program, folder, child: None })
+        Ok(Self { program, folder, namespace: None, child: None })
     }
 
     fn spawn(&mut self) -> Result<(), String> {
         let program = program(self.program)?;
         let log = File::create(self.log()).map_err(|e| format!("{}: {e}", self.log().display()))?;
-        let child = Command::new(&program)
+        let mut command = match &self.namespace {
+            None => Command::new(&program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(&program);
+                command
+            }
+        };
+        let child = command
             .arg("--config")
             .arg(self.config_dir())
             .arg("--run-dir")
@@ -115,15 +145,16 @@ impl Daemon {
         fs::write(self.config_dir().join(format!("guests/{DISK_GUEST}.toml")), text)
     }
 
-    fn configure(&self, guests: &[DemoGuest], core: Option<usize>) -> io::Result<()> {
+    /// The guests go to the vswitches `on` in turn, which the file `vswitches` defines.
+    fn configure(&self, guests: &[DemoGuest], on: &[&str], vswitches: &str) -> io::Result<()> {
         self.make_folders()?;
-        let text = format!("{}[[vswitch]]\nname = \"{VSWITCH}\"\n", workers(core));
-        fs::write(self.config_dir().join("vswitches.toml"), text)?;
+        fs::write(self.config_dir().join("vswitches.toml"), vswitches)?;
         for (i, guest) in guests.iter().enumerate() {
             let text = format!(
-                "name = \"{}\"\n\n[[network]]\nbus = 0\ndevice = 5\nadaptor = \"avio_lan\"\nvswitch = \"{VSWITCH}\"\n\
+                "name = \"{}\"\n\n[[network]]\nbus = 0\ndevice = 5\nadaptor = \"avio_lan\"\nvswitch = \"{}\"\n\
                  port = {}\nmac = \"{}\"\n",
                 guest.name,
+                on[i % on.len()],
                 i + 1,
                 avio_proto::config::MacAddr(guest.mac),
             );
@@ -244,8 +275,15 @@ fn workers(core: Option<usize>) -> String {
     core.map_or_else(String::new, |core| format!("[workers]\ncores = [{core}]\n\n"))
 }
 
-/// A daemon's program next to this one.
-fn program(name: &str) -> Result<PathBuf, String> {
+fn one_vswitch(core: Option<usize>) -> String {
+    format!("{}[[vswitch]]\nname = \"{VSWITCH}\"\n", workers(core))
+}
+
+/// A program next to this one.
+///
+/// # Errors
+/// When it is not there.
+pub fn program(name: &str) -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|e| format!("own path: {e}"))?;
     let path = own.parent().unwrap_or(Path::new(".")).join(name);
     if path.is_file() {

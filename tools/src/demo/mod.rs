@@ -1,11 +1,12 @@
 //! `avio demo`: the project's main job on one screen. A switch with four guests, traffic between them, an attack, and what
-//! the switch counted; then a guest with 128 disks.
+//! the switch counted; a guest with 128 disks; then, for root, an aggregate that loses a cable.
 //!
 //! Owns the order of the show and the verdict. The daemons are the real ones, the guests are processes of `avio-guest`; the
 //! statistics come through the control socket as for any operator.
 
 mod daemon;
 mod disks;
+mod failover;
 mod phases;
 
 use crate::cli::{self, Failure, Global};
@@ -19,6 +20,7 @@ use avio_proto::control::{DiscardReason, ShowParams, ShowReply, method};
 use clap::Args;
 use daemon::{DISK_GUEST, Daemon, DemoGuest, VSWITCH};
 use disks::DiskResult;
+use failover::{Cables, FailoverResult};
 use phases::{FloodResult, PingResult, SpoofResult, Stage};
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -50,6 +52,8 @@ struct Summary {
     segments_64k: FloodResult,
     spoofing: SpoofResult,
     disks: DiskResult,
+    /// `None` without root.
+    failover: Option<FailoverResult>,
     duration_s: f64,
 }
 
@@ -87,6 +91,7 @@ fn show(global: &Global, args: &DemoArgs) -> Result<(), String> {
     let daemon = Daemon::storage(disks::LUNS, disks::IMAGE_LEN, worker)?;
     summary.disks = storage(global, &daemon, &say).map_err(|e| with_log(format!("disks: {e}"), &daemon))?;
     daemon.stop()?;
+    summary.failover = failover(global, &say).map_err(|e| format!("failover: {e}"))?;
     summary.duration_s = start.elapsed().as_secs_f64();
     if global.json {
         println!("{}", serde_json::to_string(&summary).map_err(|e| e.to_string())?);
@@ -112,12 +117,33 @@ fn shown(daemon: &Daemon, command: &[&str]) -> Result<(), String> {
 
 fn storage(global: &Global, daemon: &Daemon, say: &impl Fn(String)) -> Result<DiskResult, String> {
     let luns = disks::LUNS;
-    say(format!("[5/5] disks: {DISK_GUEST} writes, reads back and verifies {luns} LUNs over image files"));
+    say(format!("[5/6] disks: {DISK_GUEST} writes, reads back and verifies {luns} LUNs over image files"));
     let result = disks::run(daemon, say)?;
     if !global.json {
         shown(daemon, &["stor"])?;
     }
     Ok(result)
+}
+
+/// The part for which root makes the cables.
+fn failover(global: &Global, say: &impl Fn(String)) -> Result<Option<FailoverResult>, String> {
+    if !rustix::process::geteuid().is_root() {
+        say("[6/6] failover: this part makes network devices, so it needs root: sudo make demo".into());
+        return Ok(None);
+    }
+    let cables = match Cables::new() {
+        Ok(cables) => cables,
+        Err(why) => {
+            say(format!("[6/6] failover: left out, network devices cannot be made here: {why}"));
+            return Ok(None);
+        }
+    };
+    say("[6/6] failover: an LACP aggregate of two cables; one is pulled while frames flow".into());
+    let guests = [GUESTS[0], GUESTS[1]];
+    let show = |daemon: &Daemon| {
+        if global.json { Ok(()) } else { shown(daemon, &["apa", "-c", "lan900", "-v"]) }
+    };
+    failover::run(&cables, &guests, show).map(Some)
 }
 
 fn traffic(
@@ -138,19 +164,19 @@ fn traffic(
     say(format!("avio demo: {} guests connected to vswitch {VSWITCH}", ports.len()));
 
     let tell = |p: &Progress| say(format!("  {}", progress_line(p)));
-    say("[1/5] request and response, 64 B: guest1 asks, guest2 answers".into());
+    say("[1/6] request and response, 64 B: guest1 asks, guest2 answers".into());
     let request_response =
         phases::ping(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("request/response: {e}"))?;
-    say("[2/5] small frames, 64 B: guest1 to guest2 as fast as they go".into());
+    say("[2/6] small frames, 64 B: guest1 to guest2 as fast as they go".into());
     let small_frames = accounted(daemon, || phases::flood(stage, &mut ports, &GUESTS, tell))
         .map_err(|e| format!("small frames: {e}"))?;
-    say("[3/5] 64 KiB TSO frames: guest3 to guest4".into());
+    say("[3/6] 64 KiB TSO frames: guest3 to guest4".into());
     let segments_64k = accounted(daemon, || phases::segments(stage, &mut ports[2..], &GUESTS[2..], tell))
         .map_err(|e| format!("64 KiB frames: {e}"))?;
     if segments_64k.unsegmented == 0 {
         return Err("64 KiB frames: the switch segmented them although both guests take them whole".into());
     }
-    say("[4/5] spoofing: guest3 sends as guest1, guest4 sends as itself, both to guest2".into());
+    say("[4/6] spoofing: guest3 sends as guest1, guest4 sends as itself, both to guest2".into());
     let before = discarded(daemon, DiscardReason::SpoofedSource)?;
     let mut spoofing =
         phases::spoof(stage, &mut ports, &GUESTS, tell).map_err(|e| format!("spoofing: {e}"))?;
@@ -168,6 +194,7 @@ fn traffic(
         segments_64k,
         spoofing,
         disks: DiskResult::default(),
+        failover: None,
         duration_s: start.elapsed().as_secs_f64(),
     })
 }
@@ -243,13 +270,19 @@ fn text(s: &Summary) -> String {
         };
         format!("{:.2} Mpps, {:.2} Gbit/s; {dropped}; {} checked", f.mpps, f.gbit_s, f.checked)
     };
+    let failover = s.failover.as_ref().map_or_else(String::new, |f| {
+        format!(
+            "  Failover          {:.1} ms without the pulled cable's flows; lost {} of {}, out of order or twice {}\n",
+            f.outage_ms, f.lost, f.sent, f.disordered
+        )
+    });
     format!(
         "\nSummary ({:.0} s)\n\
          \x20 Request/response  one way {}; round trip p50 {:.2} us; unanswered {}\n\
          \x20 64 B frames       {}\n\
          \x20 64 KiB frames     {}; {} passed unsegmented\n\
          \x20 Spoofed frames    dropped {} of {}; honest frames meanwhile arrived {} of {}\n\
-         \x20 Disks             {} LUNs, {:.0} MiB written, read back and verified; {:.0} durable writes/s, {:.0} reads/s\n",
+         \x20 Disks             {} LUNs, {:.0} MiB written, read back and verified; {:.0} durable writes/s, {:.0} reads/s\n{failover}",
         s.duration_s,
         percentiles(&s.request_response.one_way_us),
         s.request_response.round_trip_us.p50_us,

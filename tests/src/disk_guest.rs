@@ -141,6 +141,17 @@ pub fn qemu_with(name: &str, devices: &[Device<'_>]) -> Result<Booting> {
     machine.launch()
 }
 
+/// An emulated machine with whatever devices these arguments of QEMU's make.
+///
+/// # Errors
+/// When something is missing.
+pub fn qemu_with_arguments(name: &str, arguments: Vec<String>) -> Result<Booting> {
+    let mut machine = Machine::new(name, QEMU_MODULES);
+    machine.extras = extras()?;
+    machine.arguments = arguments;
+    machine.launch()
+}
+
 /// A User-Mode Linux guest with one adapter.
 ///
 /// # Errors

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use avio_tests::case::{self, Case};
-use avio_tests::daemon::Daemon;
+use avio_tests::daemon::{Daemon, Definitions};
 use avio_tests::disk_guest::{self, Kind};
 use avio_tests::failure::ensure;
 use avio_tests::guest_image;
 use avio_tests::linux_guest::LinuxGuest;
+use avio_tests::qemu::NO_MSI_X;
 use avio_tests::storage::{Adapter, Storage, image};
 use avio_tests::{Failure, Result, scratch};
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Case::new("qemu_scsi_file_system", QEMU_S, qemu_scsi_file_system),
         Case::new("qemu_hot_changes", QEMU_S, qemu_hot_changes),
         Case::new("qemu_dvd", QEMU_S, qemu_dvd),
+        Case::new("qemu_as_the_readme_says", QEMU_S, qemu_as_the_readme_says),
         Case::new("qemu_disk", QEMU_S, qemu_disk).data_path(),
         Case::new("qemu_fio_verifies_disk_and_adapter", QEMU_S, qemu_fio),
         Case::new("qemu_disk_survives_kill", QEMU_S, qemu_disk_survives_kill),
@@ -261,6 +263,62 @@ fn qemu_dvd() -> Result {
     )?;
     let text = guest.run("cat /mnt/hello.txt")?;
     ensure(text == "hello from the second disc", || text.clone())?;
+    daemon.ensure_healthy()
+}
+
+/// The files of README's example.
+struct Example(String);
+
+impl Definitions for Example {
+    const PROGRAM: &str = "avio-stord";
+
+    fn write(&self, folder: &Path) -> Result {
+        fs::create_dir_all(folder.join("guests"))?;
+        fs::write(folder.join("storage.toml"), "")?;
+        Ok(fs::write(folder.join("guests/guest1.toml"), &self.0)?)
+    }
+}
+
+/// README's guest with two disks and a DVD drive: its file and its QEMU arguments as they are printed, but for the host's paths.
+fn qemu_as_the_readme_says() -> Result {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let readme = fs::read_to_string(root.join("README.md"))?;
+    let part = |from: &str, begin: &str, end: &str| -> Result<String> {
+        let missing = || Failure::new(format!("README.md has no '{begin}' behind '{from}'"));
+        let (_, rest) = readme.split_once(from).ok_or_else(missing)?;
+        let (_, rest) = rest.split_once(begin).ok_or_else(missing)?;
+        Ok(rest.split_once(end).ok_or_else(missing)?.0.to_owned())
+    };
+    let (one, two) = (image("one.img", 16 * MIB)?, image("two.img", 8 * MIB)?);
+    let hello = scratch::folder().join("hello.txt");
+    fs::write(&hello, "hello")?;
+    let disc = iso("disc.iso", &[(hello, "hello.txt".to_owned())])?;
+    let mut text = part("## Disks", "```toml\n", "```")?;
+    for (printed, here) in [
+        ("file:/srv/images/system.img", file_backing(&one)),
+        ("disk:/dev/disk/by-id/nvme-...", file_backing(&two)),
+        ("file:/srv/iso/debian.iso", file_backing(&disc)),
+    ] {
+        ensure(text.contains(printed), || format!("README.md's example has no {printed}"))?;
+        text = text.replace(printed, &here);
+    }
+    let mut daemon = Daemon::start(Example(text))?;
+    let arguments = part("## Disks", "    -chardev ", "\n\n")?;
+    // Without KVM, QEMU 7.2 needs its devices without MSI-X.
+    let arguments = format!("-chardev {arguments},{NO_MSI_X}")
+        .replace("/run/avio", &daemon.run_folder().display().to_string())
+        .replace("\\\n", " ");
+    let words = arguments.split_whitespace().map(str::to_owned).collect();
+    let mut guest = disk_guest::qemu_with_arguments("qemu", words)?.wait()?;
+    guest.wait_disks_in_order(2, 30)?;
+    guest.wait_disks("sr*", 1, 20)?;
+    ensure(guest.disk_bytes("sda")? == 16 * MIB && guest.disk_bytes("sdb")? == 8 * MIB, || {
+        "other disks than the file's".to_owned()
+    })?;
+    ensure_written_through(&mut guest, "sda", &one, 100)?;
+    ensure_written_through(&mut guest, "sdb", &two, 100)?;
+    let text = guest.run("mkdir -p /mnt && mount -t iso9660 -o ro /dev/sr0 /mnt && cat /mnt/hello.txt")?;
+    ensure(text == "hello", || text.clone())?;
     daemon.ensure_healthy()
 }
 

@@ -1,7 +1,7 @@
 //! What AVIO costs: micro-benchmarks of the data path, instruction counts that CI guards, and peers measured beside us.
 //!
 //! [`net`] is `make bench-net`: this switch, OVS-DPDK and DPDK testpmd in one run; [`stor`] is `make bench-stor`: this storage
-//! daemon, qemu-storage-daemon and fio; [`beside`] is what they share. [`rig`] is a switch without threads or
+//! daemon, qemu-storage-daemon and fio; [`wire`] is `make bench-wire`: this switch, OVS and testpmd on a veth pair; [`beside`] is what they share. [`rig`] is a switch without threads or
 //! sockets, driven by the micro-benchmarks and by [`instructions`]. Nothing here is part of a product.
 
 pub mod beside;
@@ -9,3 +9,4 @@ pub mod instructions;
 pub mod net;
 pub mod rig;
 pub mod stor;
+pub mod wire;

@@ -36,7 +36,16 @@ impl Wire {
     /// # Errors
     /// When this is not root, or the kernel has no veth.
     pub fn new(address: &str) -> Result<Wire> {
+        Wire::numbered(0, address)
+    }
+
+    /// The same for one of several wires of a process.
+    ///
+    /// # Errors
+    /// As [`Wire::new`].
+    pub fn numbered(number: u32, address: &str) -> Result<Wire> {
         let id = std::process::id() % 1_000_000;
+        let id = if number == 0 { id.to_string() } else { format!("{id}w{number}") };
         let wire =
             Wire { near: format!("avn{id}"), far: format!("avf{id}"), namespace: format!("avio-{id}") };
         // What a killed case with the same id left behind.

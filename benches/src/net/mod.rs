@@ -6,13 +6,13 @@
 mod avio;
 mod idle;
 mod options;
-mod ovs;
-mod record;
+pub(crate) mod ovs;
+pub(crate) mod record;
 mod report;
 mod rows;
 mod stand;
-mod target;
-mod testpmd;
+pub(crate) mod target;
+pub(crate) mod testpmd;
 mod window;
 
 use std::process::ExitCode;

@@ -117,6 +117,34 @@ impl Ovs {
         Ok(())
     }
 
+    /// Gives the bridge a network device through AF_XDP, native and copying as veth has it, and enters `mac` as being behind it.
+    ///
+    /// # Errors
+    /// When OVS refuses it.
+    pub fn add_wire(&self, device: &str, mac: &str) -> Result {
+        let interface = ["type=afxdp", "options:xdp-mode=native", "options:n_rxq=1", "ofport_request=99"];
+        let mut line =
+            vec!["--timeout=30", "add-port", &self.bridge, device, "--", "set", "Interface", device];
+        line.extend(interface);
+        self.vsctl(&line)?;
+        self.appctl(&["fdb/add", &self.bridge, device, "0", mac]).map(drop)
+    }
+
+    /// Asks the running switch; gives what it says.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn appctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut appctl = Command::new("ovs-appctl");
+        appctl.arg("-t").arg(self.folder.join("ovs.ctl")).args(arguments);
+        let output = environment(&mut appctl, &self.folder).stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure(output.status.success(), || {
+            format!("ovs-appctl {arguments:?}: {}{text}", String::from_utf8_lossy(&output.stderr))
+        })?;
+        Ok(text)
+    }
+
     /// Where the guest of a port listens.
     pub fn socket(&self, port: u16) -> PathBuf {
         self.folder.join(format!("g{port}.sock"))

@@ -65,6 +65,34 @@ impl Forwarder {
         Ok(Self { console })
     }
 
+    /// Forwards between a network device through AF_XDP and one guest's socket.
+    ///
+    /// # Errors
+    /// As [`Forwarder::start`].
+    pub fn start_wire(device: &str) -> Result<Self> {
+        let mut arguments = eal("wire", SWITCH_CORE, 384);
+        let path = Self::socket(0);
+        drop(std::fs::remove_file(&path));
+        arguments.extend(["--vdev".into(), format!("net_af_xdp0,iface={device}")]);
+        arguments.extend(["--vdev".into(), format!("net_vhost0,iface={},queues=1", path.display())]);
+        arguments.extend(["--", "-i", "--forward-mode=io"].map(String::from));
+        let mut console = spawn("testpmd-wire", &arguments)?;
+        console.wait_for(PROMPT, ANSWER_S)?;
+        let mut forwarder = Self { console };
+        forwarder.ask("set record-core-cycles on")?;
+        forwarder.ask("start")?;
+        Ok(forwarder)
+    }
+
+    /// One command; gives what testpmd says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask(&mut self, line: &str) -> Result<String> {
+        self.console.send(line)?;
+        self.console.wait_for(PROMPT, ANSWER_S)
+    }
+
     /// The socket of a port.
     pub fn socket(port: u16) -> PathBuf {
         scratch::folder().join(format!("v{port}.sock"))

@@ -39,6 +39,8 @@ pub struct Live {
     pub polls: AtomicU64,
     /// Receive polls that found nothing.
     pub empty_polls: AtomicU64,
+    /// Frames sent that the switch has not taken yet; known once sending has stopped.
+    pub in_flight: AtomicU64,
 }
 
 /// What a port does during one measurement.
@@ -103,6 +105,12 @@ impl Lane<'_> {
             }
             sent
         } else {
+            let mut in_flight = 0;
+            for queue in &mut self.port.queues {
+                queue.tx.reclaim()?;
+                in_flight += queue.tx.in_flight() as u64;
+            }
+            self.live.in_flight.store(in_flight, Ordering::Relaxed);
             0
         };
         self.publish();

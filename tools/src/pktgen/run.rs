@@ -17,6 +17,8 @@ const QUIET: Duration = Duration::from_millis(50);
 const QUIET_MISSING: Duration = Duration::from_millis(500);
 /// Frames on their way get this long.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// The same while a switch has not taken them: one whose core others have for that long is not told from one that stands.
+const TAKE_MAX: Duration = Duration::from_secs(4);
 /// A sleeping guest looks at its rate and at the end of the window this often.
 const WAIT_MAX: Duration = Duration::from_millis(1);
 /// Turns without a frame between two looks at the connection.
@@ -270,10 +272,14 @@ fn direct(
         w.empty_polls -= before.empty_polls;
     }
     flags.sending.store(false, Ordering::Relaxed);
-    let (drain, mut quiet_since, mut seen) = (Instant::now(), Instant::now(), 0);
+    let begun = Instant::now();
+    let (mut drain, mut quiet_since, mut seen) = (begun, begun, 0);
     let mut quiet = QUIET_MISSING;
     while drain.elapsed() < DRAIN_MAX && quiet_since.elapsed() < quiet && !stopped() {
         std::thread::sleep(Duration::from_millis(2));
+        if lives.iter().any(|live| live.in_flight.load(Ordering::Relaxed) > 0) && begun.elapsed() < TAKE_MAX {
+            (drain, quiet_since) = (Instant::now(), Instant::now());
+        }
         let total = sum(&snapshot(lives));
         quiet = if total.rx_frames >= total.tx_frames { QUIET } else { QUIET_MISSING };
         if total.rx_frames != seen {

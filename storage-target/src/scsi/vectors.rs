@@ -1,5 +1,6 @@
 //! Requests and answers byte by byte, as the tables of the standards print them: SPC-4 (T10/BSR INCITS 513 r37), SBC-3
-//! (INCITS 514 r36), SPC-5 and SBC-4 where they say more. Written down from the tables, not from the code.
+//! (INCITS 514 r36), SPC-5 and SBC-4 where they say more. Each test names the table its bytes follow; the second opinion on
+//! them is sg3-utils, in the system tests.
 
 use avio_proto::scsi::sense::*;
 use avio_proto::scsi::vendor;

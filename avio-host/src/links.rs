@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use avio_proto::config::MacAddr;
@@ -18,6 +19,8 @@ const GROUP_LINK: u32 = 1;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
@@ -30,12 +33,17 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_PERM_ADDRESS: u16 = 54;
 const IFLA_INFO_KIND: u16 = 1;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 const IFF_UP: u32 = 1;
 const IFF_LOWER_UP: u32 = 1 << 16;
 /// `ifi_type` of Ethernet.
 const ARPHRD_ETHER: u16 = 1;
 const HEADER_LEN: usize = 16;
 const IFINFO_LEN: usize = 16;
+const IFADDR_LEN: usize = 8;
+/// `AF_INET` where a family is one byte.
+const INET: u8 = 2;
 /// The kernel makes no longer datagram for a dump.
 const BUFFER_LEN: usize = 32 * 1024;
 /// Datagrams read in one go: a flood of changes does not keep the control thread.
@@ -127,13 +135,8 @@ impl Links {
     }
 
     fn dump(&mut self) -> io::Result<()> {
-        let mut request = Vec::with_capacity(HEADER_LEN + IFINFO_LEN);
-        request.extend(((HEADER_LEN + IFINFO_LEN) as u32).to_ne_bytes());
-        request.extend(RTM_GETLINK.to_ne_bytes());
-        request.extend(DUMP.to_ne_bytes());
-        request.resize(HEADER_LEN + IFINFO_LEN, 0);
         self.links.clear();
-        send(&self.fd, &request, SendFlags::empty())?;
+        send(&self.fd, &request::<{ HEADER_LEN + IFINFO_LEN }>(RTM_GETLINK), SendFlags::empty())?;
         // The kernel makes a dump while it is read, so it is there at once.
         self.read()
     }
@@ -152,15 +155,8 @@ impl Links {
     }
 
     /// Takes up the messages of one datagram.
-    fn take(&mut self, mut bytes: &[u8]) {
-        while let Some(header) = bytes.first_chunk::<HEADER_LEN>() {
-            let [a, b, c, d, e, f, ..] = *header;
-            let len = u32::from_ne_bytes([a, b, c, d]) as usize;
-            let kind = u16::from_ne_bytes([e, f]);
-            if len < HEADER_LEN || len > bytes.len() || kind == NLMSG_DONE || kind == NLMSG_ERROR {
-                return;
-            }
-            let body = &bytes[HEADER_LEN..len];
+    fn take(&mut self, bytes: &[u8]) {
+        for (kind, body) in Messages(bytes) {
             match (kind, parse(body)) {
                 (RTM_NEWLINK, Some(link)) => {
                     self.links.insert(link.index, link);
@@ -170,9 +166,59 @@ impl Links {
                 }
                 _ => {}
             }
-            bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
         }
     }
+}
+
+/// The first IPv4 address of each interface that has one, by the interface's number, as `ip address` lists them. Asked of the
+/// kernel at each call; never blocks.
+///
+/// # Errors
+/// What the system says.
+pub fn ipv4_addresses() -> io::Result<BTreeMap<u32, Ipv4Addr>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    let mut request = request::<{ HEADER_LEN + IFADDR_LEN }>(RTM_GETADDR);
+    request[HEADER_LEN] = INET;
+    send(&fd, &request, SendFlags::empty())?;
+    let mut addresses = BTreeMap::new();
+    let mut buffer = vec![0; BUFFER_LEN];
+    // The kernel makes a dump while it is read, so it is there at once.
+    for _ in 0..READS_MAX {
+        let len = match recv(&fd, buffer.as_mut_slice(), RecvFlags::empty()) {
+            Ok((_, len)) => len.min(BUFFER_LEN),
+            Err(rustix::io::Errno::AGAIN) => break,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for (_, body) in Messages(&buffer[..len]).filter(|(kind, _)| *kind == RTM_NEWADDR) {
+            if let Some((index, address)) = parse_address(body) {
+                addresses.entry(index).or_insert(address);
+            }
+        }
+    }
+    Ok(addresses)
+}
+
+/// A request for all there is of a kind (`struct nlmsghdr`, and zeros behind it).
+fn request<const LEN: usize>(kind: u16) -> [u8; LEN] {
+    let mut request = [0; LEN];
+    request[..4].copy_from_slice(&(LEN as u32).to_ne_bytes());
+    request[4..6].copy_from_slice(&kind.to_ne_bytes());
+    request[6..8].copy_from_slice(&DUMP.to_ne_bytes());
+    request
+}
+
+/// An interface's number and IPv4 address out of `struct ifaddrmsg` and its attributes. On a point-to-point link
+/// `IFA_ADDRESS` is the other end's.
+fn parse_address(body: &[u8]) -> Option<(u32, Ipv4Addr)> {
+    let [family, _, _, _, a, b, c, d] = *body.first_chunk::<IFADDR_LEN>()?;
+    let of = |wanted: u16| {
+        let value = Attributes(&body[IFADDR_LEN..]).find(|(kind, _)| *kind == wanted)?.1;
+        value.first_chunk::<4>().map(|&bytes| Ipv4Addr::from(bytes))
+    };
+    let address = of(IFA_LOCAL).or_else(|| of(IFA_ADDRESS)).filter(|_| family == INET)?;
+    Some((u32::from_ne_bytes([a, b, c, d]), address))
 }
 
 impl AsRawFd for Links {
@@ -230,6 +276,22 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
+/// The messages in a datagram, with their types, to its end or that of the dump.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let [a, b, c, d, e, f, ..] = *self.0.first_chunk::<HEADER_LEN>()?;
+        let len = u32::from_ne_bytes([a, b, c, d]) as usize;
+        let kind = u16::from_ne_bytes([e, f]);
+        let body = self.0.get(HEADER_LEN..len).filter(|_| kind != NLMSG_DONE && kind != NLMSG_ERROR)?;
+        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind, body))
+    }
+}
+
 /// The attributes (`struct rtattr`) in some bytes.
 struct Attributes<'a>(&'a [u8]);
 
@@ -259,6 +321,25 @@ mod tests {
         assert!(links.named("no such one").is_none());
         links.refresh();
         assert!(links.macs().iter().all(|(_, mac)| !mac.is_zero()));
+    }
+
+    #[test]
+    fn loopback_has_its_address() {
+        let lo = Links::new().unwrap().named("lo").unwrap().index;
+        assert_eq!(ipv4_addresses().unwrap().get(&lo), Some(&Ipv4Addr::LOCALHOST));
+    }
+
+    /// As the kernel tells of `ip address add 192.0.2.1 peer 192.0.2.9 dev`, interface 7.
+    #[test]
+    fn the_own_address_of_a_point_to_point_link_counts() {
+        let mut body = vec![INET, 32, 0x80, 0, 7, 0, 0, 0];
+        body.extend([8, 0, 1, 0, 192, 0, 2, 9, 8, 0, 2, 0, 192, 0, 2, 1]);
+        assert_eq!(parse_address(&body), Some((7, Ipv4Addr::new(192, 0, 2, 1))));
+        for cut in 0..body.len() {
+            assert!(cut >= 16 || parse_address(&body[..cut]).is_none());
+        }
+        body[0] = 10;
+        assert_eq!(parse_address(&body), None);
     }
 
     /// As `ip monitor` was told of a veth, in hexadecimal from strace; lengths first.

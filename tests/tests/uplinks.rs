@@ -241,6 +241,8 @@ fn wire_beside_the_host() -> Result {
     wire.far_ip(&["addr", "add", "198.51.100.2/24", "dev", &wire.far])?;
     let mut wired = Wired::new(wire, "", "")?;
     wired.ensure_reach("")?;
+    let shown = wired.daemon.vswitch("vs")?.uplink_ip;
+    ensure(shown.as_deref() == Some("198.51.100.1"), || format!("the uplink's address: {shown:?}"))?;
     let mut server = wired.wire.start("iperf-server", &["iperf3", "-s", "--forceflush"])?;
     server.wait_for("listening", 10)?;
     // The host's own end of the pair leaves checksums to the other side, which is no XDP device.

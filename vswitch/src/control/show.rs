@@ -3,6 +3,7 @@
 //! Pure views over the configuration and the interfaces; called for the control interface, changes nothing.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use avio_host::stats::WorkerTotals;
 use avio_proto::config::{Config, NetworkAdaptor, NetworkConfig, NumberedVswitch};
@@ -26,6 +27,7 @@ pub(super) fn vswitch(
     taps: &Taps,
     run_dir: &std::path::Path,
     wire: Option<UplinkReport>,
+    ip: Option<Ipv4Addr>,
 ) -> Vswitch {
     let settings = &numbered.settings;
     let mut reservations: BTreeMap<u32, Vec<(&str, &NetworkConfig)>> = BTreeMap::new();
@@ -44,7 +46,7 @@ pub(super) fn vswitch(
         configured_ports: ports.len() as u32,
         uplink: settings.uplink.clone(),
         uplink_mac: wire.as_ref().and_then(|wire| wire.mac),
-        uplink_ip: None,
+        uplink_ip: ip.map(|ip| ip.to_string()),
         ports,
         wire,
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use avio_host::config::Capabilities;
 use avio_host::control::{Interface, Peer, ReloadOutcome, Reloads, VarlinkError, parameters};
 use avio_host::daemon::{self, Watches};
+use avio_host::links::ipv4_addresses;
 use avio_host::service::Service;
 use avio_host::session::{EndpointId, Sessions};
 use avio_proto::control::{
@@ -58,6 +59,8 @@ impl Daemon {
 
     fn show(&self, wanted: &ShowParams) -> Result<Value, VarlinkError> {
         let switch = &self.switch;
+        // The host's own address on the wire; without an answer it is not shown.
+        let addresses = ipv4_addresses().unwrap_or_default();
         let chosen: Vec<_> = switch
             .config
             .vswitches
@@ -66,7 +69,9 @@ impl Daemon {
             .filter(|v| wanted.number.is_none_or(|number| number == v.number))
             .map(|v| {
                 let wire = switch.uplinks.report(&v.settings.name);
-                show::vswitch(v, &switch.config, &switch.interfaces, &switch.taps, &switch.run_dir, wire)
+                let uplink = v.settings.uplink.as_deref().and_then(|name| switch.uplinks.index_of(name));
+                let ip = uplink.and_then(|index| addresses.get(&index).copied());
+                show::vswitch(v, &switch.config, &switch.interfaces, &switch.taps, &switch.run_dir, wire, ip)
             })
             .collect();
         let asked = wanted.vswitch.clone().or(wanted.number.map(|number| number.to_string()));

@@ -369,6 +369,11 @@ impl Uplinks {
         uplink.bundle.as_mut().map(Bundle::aggregate_mut)
     }
 
+    /// The number of the host's interface called `name`.
+    pub(super) fn index_of(&self, name: &str) -> Option<u32> {
+        self.links.named(name).map(|link| link.index)
+    }
+
     /// Readable when the host's interfaces change; call [`Self::on_links`] then.
     pub(super) fn links_fd(&self) -> RawFd {
         self.links.as_raw_fd()

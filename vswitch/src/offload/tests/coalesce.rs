@@ -143,8 +143,13 @@ impl Flow {
         }
         self.id = self.id.wrapping_add(1);
         let domain = u16::from(twist == T::OtherDomain);
-        // UDP between the same ports is another flow.
-        let flow = self.number + if twist == T::Udp { 4 } else { 0 };
+        let flow = match twist {
+            // UDP between the same ports is another flow.
+            T::Udp => self.number + 4,
+            // IPv6 has no checksum: what was hit there is the source address, which makes it another host's.
+            T::BadIpChecksum if self.v6 => self.number + 8,
+            _ => self.number,
+        };
         Arrived { bytes, plain: twist != T::NotPlain, domain, flow }
     }
 }
@@ -216,7 +221,7 @@ fn deliver(batch: &Batch, acked: u64) -> Vec<Delivered> {
 
 /// Everything that must hold whatever the frames.
 fn ensure_same(batch: &Batch, delivered: &[Delivered]) {
-    for flow in 0..8 {
+    for flow in 0..12 {
         let sent: Vec<&Vec<u8>> = batch.0.iter().filter(|f| f.flow == flow).map(|f| &f.bytes).collect();
         let of = |d: &&Delivered| batch.0[d.first].flow == flow;
         let got: Vec<&Vec<u8>> = delivered.iter().filter(of).flat_map(|d| &d.frames).collect();
@@ -298,6 +303,13 @@ fn what_differs_is_not_put_together_and_keeps_its_place() {
 fn a_bad_first_frame_spoils_nothing() {
     assert_eq!(lengths(false, &[Twist::BadTcpChecksum, Twist::Ordinary, Twist::Ordinary]), [1, 2]);
     assert_eq!(lengths(false, &[Twist::BadIpChecksum, Twist::Ordinary, Twist::Ordinary]), [1, 2]);
+}
+
+#[test]
+fn another_hosts_frame_does_not_stand_between() {
+    // A frame with the second's sequence number comes again, behind one that is not of this flow.
+    assert_eq!(lengths(true, &[Twist::Ordinary, Twist::BadIpChecksum, Twist::Again]), [2, 1]);
+    assert_eq!(lengths(false, &[Twist::Ordinary, Twist::BadIpChecksum, Twist::Again]), [1, 1, 1]);
 }
 
 #[test]

@@ -17,6 +17,9 @@ pub struct Vswitch {
     pub state: String,
     /// How many ports are defined.
     pub configured_ports: u32,
+    /// The host's own address on the uplink.
+    #[serde(default)]
+    pub uplink_ip: Option<String>,
     /// The ports, by number.
     pub ports: Vec<PortStatus>,
 }

@@ -187,6 +187,7 @@ pub struct Partner<'a> {
 pub fn move_under_load(daemon: &Daemon, partner: &Partner<'_>) -> Result<Value> {
     (partner.plug)(1, false)?;
     let before = wait_states(daemon, "lan900", &["Active", "Down"], 5)?;
+    let dropped_before = dropped(daemon)?;
     // Long enough for the slowest; ended by what is counted, not by a time.
     let load = pktgen(daemon, 2.5 + partner.settles_s as f64, FLOWS, partner.rate)?;
     sleep(Duration::from_millis(500));
@@ -198,21 +199,36 @@ pub fn move_under_load(daemon: &Daemon, partner: &Partner<'_>) -> Result<Value> 
         wait_states(daemon, "lan900", &["Active", "Active"], 5)?;
     }
     let report = report(load, 20 + partner.settles_s)?;
-    for never in ["lost", "duplicated", "reordered", "corrupt"] {
-        ensure(report[never] == 0 || never == "lost" && !partner.lossless, || format!("{never}: {report}"))?;
+    for never in ["duplicated", "reordered", "corrupt"] {
+        ensure(report[never] == 0, || format!("{never}: {report}"))?;
     }
+    // On a machine whose cores others have, a guest's ring or a link's may fill up: that is counted, and no frame is gone without.
+    let dropped =
+        dropped(daemon)?.iter().zip(dropped_before).map(|(now, then)| now - then).collect::<Vec<_>>();
+    let all_dropped: u64 = dropped.iter().sum();
+    ensure(!partner.lossless || report["lost"].as_u64() <= Some(all_dropped), || {
+        format!("lost, and {dropped:?} dropped and counted: {report}")
+    })?;
     let after = shown(daemon, "lan900")?;
     let held = after["frames_held"].as_u64().unwrap_or(0) - before["frames_held"].as_u64().unwrap_or(0);
-    println!("{} sent, {held} held while flows moved, {} lost", report["sent"], report["lost"]);
+    println!(
+        "{} sent, {held} held while flows moved, {} lost, {dropped:?} of them counted as dropped",
+        report["sent"], report["lost"]
+    );
     ensure(held > 0 && after["frames_not_held"] == 0, || format!("held: {after}"))?;
     ensure(moved["members"][1]["buckets"] == 128, || moved.to_string())?;
     let out = |value: &Value, n: usize| value["members"][n]["frames_out"].as_u64().unwrap_or(0);
     let through = [0, 1].map(|n| out(&after, n) - out(&before, n));
     let sent = report["sent"].as_u64().unwrap_or(u64::MAX);
-    ensure(through.iter().all(|n| *n > 0) && through.iter().sum::<u64>() >= sent, || {
-        format!("frames out through the members {through:?}, sent {sent}: {after}")
+    ensure(through.iter().all(|n| *n > 0) && through.iter().sum::<u64>() + dropped[0] >= sent, || {
+        format!("frames out through the members {through:?}, dropped {dropped:?}, sent {sent}: {after}")
     })?;
     Ok(after)
+}
+
+/// What the sender's and the receiver's vswitch have dropped so far for want of room.
+fn dropped(daemon: &Daemon) -> Result<[u64; 2]> {
+    Ok([daemon.vswitch("vs_a")?.without_room(), daemon.vswitch("vs_b")?.without_room()])
 }
 
 /// Pulls a cable while frames flow, and plugs it again: frames that were on their way are lost, but none comes twice or out of order, and what is lost is

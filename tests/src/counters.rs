@@ -22,6 +22,17 @@ pub struct Vswitch {
     pub uplink_ip: Option<String>,
     /// The ports, by number.
     pub ports: Vec<PortStatus>,
+    /// Its uplink, if it has one.
+    #[serde(default)]
+    pub wire: Option<Wire>,
+}
+
+/// An uplink.
+#[derive(Debug, Deserialize)]
+pub struct Wire {
+    /// Dropped frames by reason; reasons that never came up are left out.
+    #[serde(default, deserialize_with = "not_zero")]
+    pub discards: BTreeMap<String, u64>,
 }
 
 /// One port.
@@ -98,6 +109,14 @@ impl PortStatus {
 }
 
 impl Vswitch {
+    /// Frames that had a receiver, a guest or the wire, and no room there.
+    pub fn without_room(&self) -> u64 {
+        let receivers =
+            self.ports.iter().map(|port| &port.discards).chain(self.wire.iter().map(|wire| &wire.discards));
+        let of = |reason: &str| receivers.clone().filter_map(|discards| discards.get(reason)).sum::<u64>();
+        of("no_buffer") + of("receiver_down")
+    }
+
     /// Port `number`.
     ///
     /// # Errors

@@ -308,6 +308,13 @@ impl RequestQueue {
         self.kicks
     }
 
+    /// Guest addresses of a slot's head, response and data, for who puts chains of his own into the [`ring`](Self::ring).
+    #[must_use]
+    pub fn addresses(&self, slot: u16) -> [u64; 3] {
+        let head = self.head_addr(slot);
+        [head, head + response_at(self.kind) as u64, self.data_addr(slot)]
+    }
+
     /// The ring, for tests that break its rules.
     pub fn ring(&mut self) -> &mut DriverRing {
         &mut self.ring

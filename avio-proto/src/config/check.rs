@@ -291,10 +291,6 @@ impl GuestCheck<'_> {
                 self.error(&format!("{path}.queues"), message);
             }
         }
-        if file.pin_memory && !file.storage.is_empty() {
-            let message = "fixed buffers come with a later release; until then requests use plain ones";
-            config.warnings.push(self.place.at("pin_memory", message));
-        }
         let guest =
             Guest { name: stem.to_owned(), pin_memory: file.pin_memory, networks, storage: file.storage };
         config.guests.insert(stem.to_owned(), guest);

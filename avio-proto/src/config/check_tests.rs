@@ -385,14 +385,6 @@ fn what_is_right_is_loaded_with_numbers_and_addresses() {
         config.warnings[0].to_string(),
         "guests/guest2.toml:6: adaptor: ports of adaptor lan come with a later release; until then the port stays reserved"
     );
-    let disk = "pin_memory = true\n[[storage]]\nbus = 0\ndevice = 4\n";
-    let pinned = load("", &[("guest3", disk)]);
-    let message = "fixed buffers come with a later release; until then requests use plain ones";
-    assert!(
-        pinned.warnings[0].to_string().ends_with(&format!("pin_memory: {message}")),
-        "{:?}",
-        pinned.warnings
-    );
     let renamed = load("[[vswitch]]\nname = 'b'\n[[vswitch]]\nname = 'localnet'\nmax_ports = 4\n", &[]);
     assert_eq!(renamed.vswitches[0].settings.max_ports, 4);
     assert_eq!(renamed.vswitches.len(), 2);

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use avio_proto::mem::MemoryTable;
 use rustix::io::Errno;
 
 use super::file::{PUNCH_HOLE, ZERO_RANGE};
 use super::{Access, Backing, FileMedium, IoError, Medium, Memory, Woken};
-use crate::uring::{AlignedBuf, Call, Capabilities, Done, Ring};
+use crate::uring::{AlignedBuf, Call, Capabilities, Done, Pin, Pinned, Ring, Unpinned};
 
 /// Bytes written at once where zeroes have to be written.
 const ZEROES_LEN: u64 = 1 << 20;
@@ -85,6 +86,8 @@ struct Running {
     given_up: bool,
     /// It is a read that was cancelled for its lateness and that the kernel still has.
     late: bool,
+    /// The kernel had no use for the registered buffer: it goes without.
+    plain: bool,
 }
 
 /// A worker's access to backings.
@@ -210,6 +213,7 @@ impl Io {
             deadline: now + timeout,
             given_up: false,
             late: false,
+            plain: false,
         };
         let index = self.add(running);
         if delay.is_zero() {
@@ -300,6 +304,22 @@ impl Io {
         }
     }
 
+    /// Registers a guest's memory for one of its rings: see [`Ring::pin`]. The worker's thread.
+    pub fn pin(&mut self, memory: &MemoryTable) -> Pinned {
+        self.ring().pin(memory)
+    }
+
+    /// Gives back what [`pin`](Self::pin) gave, when none of the ring's accesses is pending.
+    pub fn unpin(&mut self, pin: Pin) -> Unpinned {
+        self.ring().unpin(pin)
+    }
+
+    /// See [`Ring::forget_buffers`].
+    #[cfg(test)]
+    pub fn forget_buffers(&mut self) {
+        self.ring().forget_buffers();
+    }
+
     fn ring(&mut self) -> &mut Ring {
         let capabilities = self.capabilities;
         self.ring.get_or_insert_with(|| match Ring::new(capabilities) {
@@ -384,13 +404,13 @@ impl Io {
             }
             _ => Call::Sync,
         };
-        let fd = Arc::clone(&file.fd);
-        self.ring().submit(&fd, call, memory, u64::from(index));
+        let (fd, plain) = (Arc::clone(&file.fd), running.plain);
+        self.ring().submit(&fd, call, memory, u64::from(index), plain);
     }
 
     /// What comes after an operation.
     fn stepped(&mut self, done: Done) {
-        let Done { token, result, memory } = done;
+        let Done { token, result, memory, fixed } = done;
         let index = token as u32;
         let Some(running) = self.running.get_mut(index as usize).and_then(Option::as_mut) else { return };
         if running.given_up {
@@ -406,6 +426,11 @@ impl Io {
         let error = (result < 0).then(|| Errno::from_raw_os_error(-result));
         match (running.step, error) {
             (_, Some(Errno::INTR | Errno::AGAIN)) => self.submit(index, file, memory),
+            // If it was the buffer, it is none of the guest's business.
+            (Step::Transfer, Some(Errno::FAULT | Errno::INVAL | Errno::OPNOTSUPP)) if fixed => {
+                running.plain = true;
+                self.submit(index, file, memory);
+            }
             (Step::Transfer, None) => self.transferred(index, file, result as u64, memory),
             (Step::Zeroes, None) => self.zeroed(index, file, result as u64, memory),
             (Step::Range, None) => {

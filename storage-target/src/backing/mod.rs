@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use avio_proto::config::BackingSpec;
 use rustix::io::Errno;
 
-pub use crate::uring::{AlignedBuf, Memory, Woken};
+pub use crate::uring::{AlignedBuf, Memory, Pin, Pinned, Unpinned, Woken};
 pub use fault::Faults;
 pub use file::FileMedium;
 pub use io::{Completion, Io, Started};

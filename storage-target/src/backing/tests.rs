@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use avio_guest::{GUEST_BASE, GuestMemory};
 use avio_host::facility::Facilities;
 use avio_host::wait::EventFd;
 use avio_proto::config::BackingSpec;
+use avio_proto::mem::GuestPieces;
 use proptest::prelude::*;
 
 use super::*;
@@ -260,4 +262,61 @@ proptest! {
             }
         }
     }
+}
+
+/// Writes and reads by way of the guest's memory: the whole of it, from `GUEST_BASE` on.
+fn through(io: &mut Io, backing: &Arc<Backing>, guest: &GuestMemory, image: &Image, with: u8) {
+    let pieces = || GuestPieces::of_table(guest.table(), GUEST_BASE, 8192);
+    pieces().copy_from(&[with; 8192]);
+    assert_eq!(run(io, backing, WRITE, 4096, 8192, Memory::Guest(pieces())).0, Ok(()));
+    assert_eq!(image.read(4096, 8192), [with; 8192]);
+    pieces().copy_from(&[0; 8192]);
+    assert_eq!(run(io, backing, Access::Read, 4096, 8192, Memory::Guest(pieces())).0, Ok(()));
+    let mut got = [0; 8192];
+    pieces().copy_to(&mut got);
+    assert_eq!(got, [with; 8192]);
+}
+
+#[test]
+fn registered_memory_is_used_until_it_is_given_back_and_is_never_missed() {
+    let image = Image::new("avio-pinned", 1 << 20);
+    let backing = open(&format!("file:{}", image.0.display())).unwrap();
+    let (guest, other) = (GuestMemory::new("a", 1 << 20).unwrap(), GuestMemory::new("b", 1 << 20).unwrap());
+    let mut io = io("");
+    through(&mut io, &backing, &guest, &image, 1);
+    let first = io.pin(guest.table());
+    assert!(first.error.is_none() && (first.regions, first.bytes) == (1, 1 << 20));
+    let second = io.pin(guest.table());
+    assert_eq!(second.regions, 0);
+    through(&mut io, &backing, &guest, &image, 2);
+    // A guest that has not promised anything, on the same worker.
+    through(&mut io, &backing, &other, &image, 3);
+    assert_eq!(io.unpin(first.pin), Unpinned::default());
+    through(&mut io, &backing, &guest, &image, 4);
+    assert_eq!(io.unpin(second.pin), Unpinned { regions: 1, used: 4 });
+    through(&mut io, &backing, &guest, &image, 5);
+    // The kernel does not find a buffer that we think is there: requests are done all the same.
+    let third = io.pin(guest.table());
+    io.forget_buffers();
+    through(&mut io, &backing, &guest, &image, 6);
+    assert_eq!(io.unpin(third.pin), Unpinned { regions: 1, used: 2 });
+    // Often.
+    for _ in 0..2000 {
+        let pinned = io.pin(guest.table());
+        assert!(pinned.error.is_none() && pinned.regions == 1);
+        let _ = io.unpin(pinned.pin);
+    }
+    assert_eq!(io.in_flight(), 0);
+}
+
+#[test]
+fn without_the_facility_nothing_is_registered() {
+    let image = Image::new("avio-unpinned", 1 << 20);
+    let backing = open(&format!("file:{}", image.0.display())).unwrap();
+    let guest = GuestMemory::new("a", 1 << 20).unwrap();
+    let mut io = io("uring_fixed_buffers");
+    let pinned = io.pin(guest.table());
+    assert!(pinned.error.unwrap().to_string().contains("AVIO_DISABLE"));
+    through(&mut io, &backing, &guest, &image, 1);
+    assert_eq!(io.unpin(pinned.pin), Unpinned::default());
 }

@@ -77,6 +77,10 @@ pub(super) struct Adapter {
     pub connected: bool,
     /// The guest's VMM: connected, or it was with the daemon before this one and has not come back.
     pub front_end: Option<FrontEnd>,
+    /// Its guest's memory stays in place: as its definition said when the guest connected.
+    pub pin_memory: bool,
+    /// It has been said that this does not help.
+    pub pin_failed: bool,
     /// A guest has been here since the daemon started.
     pub seen: bool,
     /// Something that its guest was to be told had no event queue to go to.
@@ -96,6 +100,8 @@ impl Adapter {
             endpoint: None,
             connected: false,
             front_end: None,
+            pin_memory: false,
+            pin_failed: false,
             seen: false,
             events_missed: false,
             luns: BTreeMap::new(),

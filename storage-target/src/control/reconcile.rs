@@ -217,6 +217,12 @@ impl Storage {
                     adapter.name()
                 ));
             }
+            if adapter.connected && adapter.pin_memory != guest.pin_memory {
+                changes.push(format!(
+                    "{}: pin_memory takes effect when the guest connects again",
+                    adapter.name()
+                ));
+            }
             return Ok(());
         }
         let id = self.new_adapter_id();

@@ -303,7 +303,11 @@ impl Storage {
     fn on_session_event(&mut self, endpoint: EndpointId, event: SessionEvent) {
         match event {
             SessionEvent::Connected => {
+                let guest = self.by_endpoint(endpoint).map(|adapter| adapter.nexus.guest.clone());
+                let pin_memory =
+                    guest.and_then(|guest| self.config.guests.get(&guest)).is_some_and(|g| g.pin_memory);
                 if let Some(adapter) = self.by_endpoint(endpoint) {
+                    (adapter.pin_memory, adapter.pin_failed) = (pin_memory, false);
                     adapter.connected = true;
                     adapter.seen = true;
                     tracing::info!("{}: front-end connected", adapter.name());
@@ -350,6 +354,7 @@ impl Storage {
         };
         adapter.rings.insert(index, Ring { worker, err: start.err });
         let events_missed = role == Role::ScsiEvent && std::mem::take(&mut adapter.events_missed);
+        let pin = adapter.pin_memory && matches!(role, Role::BlkRequest | Role::ScsiRequest);
         self.next_worker += 1;
         let spec = QueueSpec {
             adapter: id,
@@ -363,6 +368,7 @@ impl Storage {
             // Without flushes there is no volatile cache (§5.2.6.2).
             durable: role == Role::BlkRequest && start.setup.features & F_FLUSH == 0,
             events_missed,
+            pin,
             stats,
         };
         let _ = self.workers[worker].send(Command::AddQueue(Box::new(spec)));
@@ -409,6 +415,16 @@ impl Storage {
                 let Some(name) = self.adapters.get(&adapter).map(Adapter::name) else { return };
                 self.log(&name, &format!("ring {index} not started: {reason}"));
             }
+            Event::Pinned { adapter, worker, regions, bytes, error } => {
+                self.pinned(adapter, worker, (regions, bytes), error);
+            }
+            Event::Unpinned { adapter, worker, regions, used } => {
+                let line = format!(
+                    "fixed buffers: {} let go by worker {worker}; {used} operations used them",
+                    counted(regions)
+                );
+                self.tell_of_pins(adapter, &line);
+            }
             Event::Held(adapter) => {
                 if let Some(endpoint) = self.adapters.get(&adapter).and_then(|adapter| adapter.endpoint) {
                     self.sessions.hold(endpoint);
@@ -417,6 +433,40 @@ impl Storage {
             Event::Save { lun, version, state, worker } => self.save(lun, version, *state, Some(worker)),
             Event::Effect { adapter, target, effect, .. } => self.on_effect(adapter, target, &effect),
             Event::Quiesced { .. } | Event::Quiesce { .. } | Event::FenceLowered { .. } => {}
+        }
+    }
+
+    /// What a worker has done with the memory of a guest that keeps it in place.
+    fn pinned(
+        &mut self,
+        adapter: AdapterId,
+        worker: usize,
+        (regions, bytes): (usize, u64),
+        error: Option<String>,
+    ) {
+        if regions > 0 {
+            let line =
+                format!("fixed buffers: {}, {} MiB, on worker {worker}", counted(regions), bytes >> 20);
+            self.tell_of_pins(adapter, &line);
+        }
+        let Some(error) = error else { return };
+        let Some(adapter) = self.adapters.get_mut(&adapter) else { return };
+        // The rings of a guest all fare the same.
+        if std::mem::replace(&mut adapter.pin_failed, true) {
+            return;
+        }
+        let name = format!("{}: pin_memory", adapter.name());
+        self.log(&name, &format!("plain buffers serve where memory cannot be registered: {error}"));
+    }
+
+    /// As [`Storage::log`], of something that is well.
+    fn tell_of_pins(&mut self, adapter: AdapterId, line: &str) {
+        let found = self.adapters.get(&adapter).or_else(|| self.leaving.get(&adapter));
+        let Some(name) = found.map(Adapter::name) else { return };
+        if let Some(suppressed) = self.limit.check(format!("{name} fixed buffers"), Instant::now()) {
+            let more =
+                if suppressed > 0 { format!(" ({suppressed} lines suppressed)") } else { String::new() };
+            tracing::info!("{name}: {line}{more}");
         }
     }
 
@@ -544,4 +594,9 @@ impl Storage {
             tracing::warn!("{}: does not take the last writes in time", self.state_dir.display());
         }
     }
+}
+
+/// Regions, for a line.
+fn counted(regions: usize) -> String {
+    if regions == 1 { "1 region".to_owned() } else { format!("{regions} regions") }
 }

@@ -21,7 +21,7 @@ use super::medium::Ending;
 use super::message::{Action, Command, Event, Events, QueueSpec, Role, Scope};
 use super::queue::Queue;
 use crate::adapter::{AdapterId, AdapterKind, AdapterView};
-use crate::backing::{Completion, Io};
+use crate::backing::{Completion, Io, Pin, Pinned, Unpinned};
 use crate::lun::{Class, LunId};
 
 /// Lists of pieces that are kept for the next request: more are only out together under a deep load.
@@ -38,7 +38,10 @@ pub(super) struct Serving {
     pub events: Events,
     pub io: Io,
     pub jobs: Jobs,
+    /// By the index of their tokens.
     queues: Vec<Option<Queue>>,
+    /// Rings that have no source any more, being drained or broken, and whose index another ring has by now.
+    displaced: Vec<Queue>,
     /// Rings with answers to publish.
     staged: Vec<Token>,
     pub adapters: BTreeMap<AdapterId, Arc<AdapterView>>,
@@ -78,6 +81,7 @@ impl Engine {
                 io,
                 jobs: Jobs::default(),
                 queues: Vec::new(),
+                displaced: Vec::new(),
                 staged: Vec::new(),
                 adapters: BTreeMap::new(),
                 fenced: Vec::new(),
@@ -103,11 +107,14 @@ impl Engine {
                 let serving = &mut self.serving;
                 serving.jobs.reserve(usize::from(spec.size));
                 let view = serving.adapters.get(&adapter).cloned();
+                let pin = spec.pin.then(|| serving.pin(&spec));
                 if serving.queues.len() <= token.index() {
                     serving.queues.resize_with(token.index() + 1, || None);
                     serving.staged.reserve(token.index() + 1);
                 }
-                serving.queues[token.index()] = Some(Queue::new(spec, token, view));
+                let queue = Queue::new(spec, token, view, pin);
+                // The index of a ring that is being drained is free, because it has no source any more; the ring is still here.
+                serving.displaced.extend(serving.queues[token.index()].replace(queue));
                 self.recover(token);
             }
             Err(error) => {
@@ -135,9 +142,7 @@ impl Engine {
     fn remove_queue(&mut self, sources: &mut Sources, adapter: AdapterId, index: u16) {
         let serving = &mut self.serving;
         let found = serving
-            .queues
-            .iter_mut()
-            .flatten()
+            .all_queues()
             .find(|queue| queue.adapter == adapter && queue.index == index && !queue.stopping);
         let Some(queue) = found else {
             return serving.events.send(Event::QueueStopped { adapter, index, base: None });
@@ -211,7 +216,14 @@ impl Serving {
     /// A ring that is served, or was and is being drained.
     #[inline]
     pub fn queue(&mut self, token: Token) -> Option<&mut Queue> {
-        self.queues.get_mut(token.index())?.as_mut().filter(|queue| queue.token == token)
+        match self.queues.get_mut(token.index())? {
+            Some(queue) if queue.token == token => Some(queue),
+            _ => self.displaced.iter_mut().find(|queue| queue.token == token),
+        }
+    }
+
+    fn all_queues(&mut self) -> impl Iterator<Item = &mut Queue> {
+        self.queues.iter_mut().flatten().chain(&mut self.displaced)
     }
 
     /// The request rings of SCSI adapters that may have commands in `scope`, and their sizes.
@@ -329,20 +341,46 @@ impl Serving {
         }
     }
 
+    /// Registers the memory of a ring with the kernel.
+    fn pin(&mut self, spec: &QueueSpec) -> Pin {
+        let Pinned { pin, regions, bytes, error } = self.io.pin(spec.ring.memory());
+        if regions > 0 || error.is_some() {
+            let (adapter, worker, error) = (spec.adapter, self.worker, error.map(|e| e.to_string()));
+            self.events.send(Event::Pinned { adapter, worker, regions, bytes, error });
+        }
+        pin
+    }
+
     /// Returns rings that control wants back and that nothing is out of.
     fn give_queues_back(&mut self) {
-        for place in &mut self.queues {
-            if let Some(queue) = place.take_if(|queue| queue.stopping && queue.is_quiet()) {
-                self.jobs.release(usize::from(queue.size));
-                let base = Some(queue.ring.base());
-                self.events.send(Event::QueueStopped { adapter: queue.adapter, index: queue.index, base });
+        for place in 0..self.queues.len() {
+            let is_over = |queue: &mut Queue| queue.stopping && queue.is_quiet();
+            if let Some(queue) = self.queues[place].take_if(is_over) {
+                self.give_queue_back(queue);
             }
         }
+        while let Some(place) = self.displaced.iter().position(|queue| queue.stopping && queue.is_quiet()) {
+            let queue = self.displaced.swap_remove(place);
+            self.give_queue_back(queue);
+        }
+    }
+
+    fn give_queue_back(&mut self, queue: Queue) {
+        let (adapter, worker) = (queue.adapter, self.worker);
+        if let Some(pin) = queue.pin {
+            let Unpinned { regions, used } = self.io.unpin(pin);
+            if regions > 0 {
+                self.events.send(Event::Unpinned { adapter, worker, regions, used });
+            }
+        }
+        self.jobs.release(usize::from(queue.size));
+        let base = Some(queue.ring.base());
+        self.events.send(Event::QueueStopped { adapter, index: queue.index, base });
     }
 
     fn set_adapter(&mut self, view: &Arc<AdapterView>) {
         self.adapters.insert(view.id, Arc::clone(view));
-        for queue in self.queues.iter_mut().flatten().filter(|queue| queue.adapter == view.id) {
+        for queue in self.all_queues().filter(|queue| queue.adapter == view.id) {
             queue.view = Some(Arc::clone(view));
         }
     }

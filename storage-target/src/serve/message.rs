@@ -52,6 +52,8 @@ pub struct QueueSpec {
     pub durable: bool,
     /// Events were lost while the adapter had no event queue: what this ring is for, if it is one, begins with saying so.
     pub events_missed: bool,
+    /// Its guest's memory stays in place (`pin_memory`): it may be registered with the kernel.
+    pub pin: bool,
     /// Its numbers.
     pub stats: Arc<QueueStats>,
 }
@@ -252,6 +254,30 @@ pub enum Event {
         lun: LunId,
         /// What is to be done.
         effect: Effect,
+    },
+    /// What came of registering a guest's memory for a ring ([`QueueSpec::pin`]); not sent where all of it was before.
+    Pinned {
+        /// The adapter.
+        adapter: AdapterId,
+        /// Who says so.
+        worker: usize,
+        /// Regions that are registered now.
+        regions: usize,
+        /// Bytes of them.
+        bytes: u64,
+        /// Why some are not: what was wrong, what would be right.
+        error: Option<String>,
+    },
+    /// Memory that was registered is not any more: the last ring that had it is back.
+    Unpinned {
+        /// The adapter.
+        adapter: AdapterId,
+        /// Who says so.
+        worker: usize,
+        /// Regions.
+        regions: usize,
+        /// Operations of the kernel's that used them.
+        used: u64,
     },
     /// A ring could not be served (its kick descriptor cannot be waited for). Control treats it as broken.
     NotStarted {

@@ -13,6 +13,7 @@ use avio_proto::ring::{
 use super::at_once::{self, Moment};
 use super::message::{QueueSpec, Role};
 use crate::adapter::{AdapterId, AdapterView};
+use crate::backing::Pin;
 use crate::lun::QueueStats;
 
 /// A ring that is served.
@@ -46,10 +47,12 @@ pub(super) struct Queue {
     pub events_missed: bool,
     /// It was made active by answers, not by a kick.
     pub roused: bool,
+    /// Its memory as it is registered with the kernel.
+    pub pin: Option<Pin>,
 }
 
 impl Queue {
-    pub fn new(spec: QueueSpec, token: Token, view: Option<Arc<AdapterView>>) -> Self {
+    pub fn new(spec: QueueSpec, token: Token, view: Option<Arc<AdapterView>>, pin: Option<Pin>) -> Self {
         let held = HeldChains::new(&spec.ring, spec.size);
         Self {
             token,
@@ -70,6 +73,7 @@ impl Queue {
             recovering: false,
             events_missed: spec.events_missed,
             roused: false,
+            pin,
         }
     }
 

@@ -4,7 +4,7 @@ use avio_host::facility::Facilities;
 use io_uring::IoUring;
 
 /// Kernel facilities that the storage daemon uses when they are there; `AVIO_DISABLE` switches them off.
-pub const FACILITIES: &[&str] = &["uring_defer_taskrun", "uring_registered_files"];
+pub const FACILITIES: &[&str] = &["uring_defer_taskrun", "uring_registered_files", "uring_fixed_buffers"];
 
 /// Entries of the ring that is made to look.
 const PROBE_ENTRIES: u32 = 4;
@@ -16,6 +16,8 @@ pub struct Capabilities {
     pub defer_taskrun: bool,
     /// Files are looked up once, not for each operation.
     pub registered_files: bool,
+    /// Guests' memory can be registered once, not looked up and pinned for each operation.
+    pub fixed_buffers: bool,
 }
 
 impl Capabilities {
@@ -39,6 +41,10 @@ impl Capabilities {
                 IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(PROBE_ENTRIES);
             ring.map(|_| "single issuer, deferred task work".to_owned()).map_err(|e| e.to_string())
         });
-        Ok(Self { defer_taskrun, registered_files })
+        let fixed_buffers = facilities.probe("uring_fixed_buffers", || {
+            let sparse = plain.submitter().register_buffers_sparse(1);
+            sparse.map(|()| "sparse table, for guests with pin_memory".to_owned()).map_err(|e| e.to_string())
+        });
+        Ok(Self { defer_taskrun, registered_files, fixed_buffers })
     }
 }

@@ -7,9 +7,11 @@
 mod buffer;
 mod capability;
 mod claim;
+mod fixed;
 mod ring;
 
 pub use buffer::AlignedBuf;
 pub use capability::{Capabilities, FACILITIES};
 pub use claim::{ClaimError, claim};
+pub use fixed::{Pin, PinError, Pinned, Unpinned};
 pub use ring::{Call, Done, Memory, Ring, Woken};

@@ -14,10 +14,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use avio_proto::mem::GuestPieces;
+use avio_proto::mem::{GuestPieces, MemoryTable};
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{AlignedBuf, Capabilities};
+use super::fixed::{FixedTable, SLOTS};
+use super::{AlignedBuf, Capabilities, Pin, PinError, Pinned, Unpinned};
 
 /// Entries of the submission queue; what does not fit waits in a list. Two full batches of a worker.
 const ENTRIES: u32 = 256;
@@ -88,6 +89,8 @@ pub struct Done {
     pub result: i32,
     /// Its memory.
     pub memory: Memory,
+    /// It used a registered buffer.
+    pub fixed: bool,
 }
 
 /// Why a wait ended.
@@ -102,6 +105,7 @@ pub struct Woken {
 struct Operation {
     token: u64,
     memory: Memory,
+    fixed: bool,
     /// Open until the kernel is done with it.
     _file: Arc<OwnedFd>,
 }
@@ -111,39 +115,55 @@ struct Registered {
     file: Weak<OwnedFd>,
 }
 
+/// Memory in a registered buffer.
+#[derive(Clone, Copy)]
+struct Fixed {
+    start: *mut u8,
+    len: u32,
+    slot: u16,
+}
+
 /// The submission queue entry of `$call` on `$file`, a registered file or a descriptor: the library has a sealed trait for the
 /// two, so this is no function.
 macro_rules! entry {
-    ($file:expr, $call:expr, $memory:expr) => {
-        match ($call, $memory) {
+    ($file:expr, $call:expr, $memory:expr, $fixed:expr) => {
+        match ($call, $memory, $fixed) {
+            // The one piece of `pieces`, which stay with the operation; the kernel checks that it lies in the buffer.
+            (Call::Read { offset, .. }, Memory::Guest(_), Some(Fixed { start, len, slot })) => {
+                opcode::ReadFixed::new($file, start, len, slot).offset(offset).build()
+            }
+            (Call::Write { offset, durable, .. }, Memory::Guest(_), Some(Fixed { start, len, slot })) => {
+                let write = opcode::WriteFixed::new($file, start, len, slot);
+                write.offset(offset).rw_flags(write_flags(durable)).build()
+            }
             // A slice of guest memory is laid out as `struct iovec`. The kernel copies the list when it takes the entry; until
             // then, and for the bytes until the completion, `pieces` stay with the operation.
-            (Call::Read { offset, .. }, Memory::Guest(pieces)) => {
+            (Call::Read { offset, .. }, Memory::Guest(pieces), None) => {
                 let slices = pieces.slices();
                 let count = slices.len().min(PIECES_MAX) as u32;
                 opcode::Readv::new($file, slices.as_ptr().cast(), count).offset(offset).build()
             }
-            (Call::Write { offset, durable, .. }, Memory::Guest(pieces)) => {
+            (Call::Write { offset, durable, .. }, Memory::Guest(pieces), None) => {
                 let slices = pieces.slices();
                 let count = slices.len().min(PIECES_MAX) as u32;
                 let writev = opcode::Writev::new($file, slices.as_ptr().cast(), count);
                 writev.offset(offset).rw_flags(write_flags(durable)).build()
             }
-            (Call::Read { offset, len, skip }, Memory::Own(buffer)) => {
+            (Call::Read { offset, len, skip }, Memory::Own(buffer), _) => {
                 let part = &mut buffer[skip..skip + len];
                 opcode::Read::new($file, part.as_mut_ptr(), len as u32).offset(offset).build()
             }
-            (Call::Write { offset, len, skip, durable }, Memory::Own(buffer)) => {
+            (Call::Write { offset, len, skip, durable }, Memory::Own(buffer), _) => {
                 let part = &buffer[skip..skip + len];
                 let write = opcode::Write::new($file, part.as_ptr(), len as u32);
                 write.offset(offset).rw_flags(write_flags(durable)).build()
             }
-            (Call::Sync, _) => opcode::Fsync::new($file).flags(types::FsyncFlags::DATASYNC).build(),
-            (Call::Allocate { mode, offset, len }, _) => {
+            (Call::Sync, ..) => opcode::Fsync::new($file).flags(types::FsyncFlags::DATASYNC).build(),
+            (Call::Allocate { mode, offset, len }, ..) => {
                 opcode::Fallocate::new($file, len).offset(offset).mode(mode).build()
             }
             // Without memory there is nothing to transfer.
-            (Call::Read { .. } | Call::Write { .. }, Memory::None) => opcode::Nop::new().build(),
+            (Call::Read { .. } | Call::Write { .. }, Memory::None, _) => opcode::Nop::new().build(),
         }
     };
 }
@@ -160,6 +180,10 @@ pub struct Ring {
     /// Entries for which the submission queue had no room, oldest first.
     backlog: VecDeque<squeue::Entry>,
     files: Option<Vec<Registered>>,
+    /// Whether memory can be registered, and whether the kernel has a table for it.
+    fixed_buffers: bool,
+    has_table: bool,
+    fixed: FixedTable,
     /// Operations that the kernel has, or will have.
     in_flight: usize,
     watching: bool,
@@ -196,6 +220,9 @@ impl Ring {
             free: Vec::new(),
             backlog: VecDeque::new(),
             files,
+            fixed_buffers: capabilities.fixed_buffers,
+            has_table: false,
+            fixed: FixedTable::default(),
             in_flight: 0,
             watching: false,
             done: Vec::new(),
@@ -209,13 +236,14 @@ impl Ring {
         self.in_flight + self.done.len()
     }
 
-    /// Stages an operation; [`flush`](Self::flush) gives it to the kernel.
-    pub fn submit(&mut self, file: &Arc<OwnedFd>, call: Call, mut memory: Memory, token: u64) {
+    /// Stages an operation; [`flush`](Self::flush) gives it to the kernel. `plain`: registered buffers are not used.
+    pub fn submit(&mut self, file: &Arc<OwnedFd>, call: Call, mut memory: Memory, token: u64, plain: bool) {
+        let place = if plain { None } else { self.fixed_place(&memory) };
         let entry = match self.descriptor(file) {
-            Ok(fixed) => entry!(fixed, call, &mut memory),
-            Err(fd) => entry!(fd, call, &mut memory),
+            Ok(fixed) => entry!(fixed, call, &mut memory, place),
+            Err(fd) => entry!(fd, call, &mut memory, place),
         };
-        let operation = Operation { token, memory, _file: Arc::clone(file) };
+        let operation = Operation { token, memory, fixed: place.is_some(), _file: Arc::clone(file) };
         let index = match self.free.pop() {
             Some(index) => {
                 self.operations[index as usize] = Some(operation);
@@ -228,6 +256,59 @@ impl Ring {
         };
         self.in_flight += 1;
         self.stage(entry.user_data(u64::from(index)));
+    }
+
+    /// Where `memory` is registered: if it is the guest's, one piece, and lies in one buffer.
+    #[inline]
+    fn fixed_place(&mut self, memory: &Memory) -> Option<Fixed> {
+        let Memory::Guest(pieces) = memory else { return None };
+        let [piece] = pieces.slices() else { return None };
+        // SAFETY: a slice of guest memory is laid out as `struct iovec`; it is only looked at.
+        let iovec = unsafe { &*std::ptr::from_ref(piece).cast::<libc::iovec>() };
+        let len = u32::try_from(iovec.iov_len).ok()?;
+        let slot = self.fixed.find(iovec.iov_base as usize, iovec.iov_len)?;
+        Some(Fixed { start: iovec.iov_base.cast(), len, slot })
+    }
+
+    /// Registers the memory of a guest that has promised to keep it in place, for one of its rings: operations on one piece of
+    /// it cost the kernel less then. What cannot be registered is served without. Faults in and pins all of the memory, which
+    /// takes the kernel up to a few hundred milliseconds for each GiB.
+    pub fn pin(&mut self, memory: &MemoryTable) -> Pinned {
+        if !self.fixed_buffers {
+            return Pinned { error: Some(PinError::Facility), ..Pinned::default() };
+        }
+        if !self.has_table {
+            if let Err(error) = self.uring.submitter().register_buffers_sparse(SLOTS as u32) {
+                return Pinned { error: Some(PinError::Limit(error)), ..Pinned::default() };
+            }
+            self.has_table = true;
+        }
+        let submitter = self.uring.submitter();
+        self.fixed.pin(memory, |slot, start, len| {
+            let buffer = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len };
+            // SAFETY: the addresses lie in a mapping that the table keeps as long as they are registered.
+            unsafe { submitter.register_buffers_update(slot.into(), &[buffer], None) }
+        })
+    }
+
+    /// Gives back what [`pin`](Self::pin) gave. Of operations that are still in flight the kernel keeps the pages.
+    pub fn unpin(&mut self, pin: Pin) -> Unpinned {
+        // What is staged finds its buffer.
+        self.flush();
+        let submitter = self.uring.submitter();
+        self.fixed.unpin(pin, |slot| {
+            let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+            // SAFETY: no memory is named: the place is emptied.
+            unsafe { submitter.register_buffers_update(slot.into(), &[none], None) }
+        })
+    }
+
+    /// Empties the kernel's table behind our back.
+    #[cfg(test)]
+    pub fn forget_buffers(&self) {
+        let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: as in `unpin`.
+        unsafe { self.uring.submitter().register_buffers_update(0, &[none], None) }.unwrap();
     }
 
     /// Where `file` is in the table, or its descriptor.
@@ -329,8 +410,8 @@ impl Ring {
                     if let Some(operation) = place.and_then(Option::take) {
                         self.free.push(index as u32);
                         self.in_flight -= 1;
-                        let Operation { token, memory, .. } = operation;
-                        self.done.push(Done { token, result: entry.result(), memory });
+                        let Operation { token, memory, fixed, .. } = operation;
+                        self.done.push(Done { token, result: entry.result(), memory, fixed });
                     }
                 }
             }

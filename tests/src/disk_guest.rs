@@ -70,6 +70,7 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/sg_readcap",
     "/usr/bin/sg_requests",
     "/usr/bin/sg_reset",
+    "/usr/bin/sg_start",
     "/usr/bin/sg_sync",
     "/usr/bin/sg_turs",
     "/usr/bin/sg_unmap",

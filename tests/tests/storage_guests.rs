@@ -263,6 +263,16 @@ fn qemu_dvd() -> Result {
     )?;
     let text = guest.run("cat /mnt/hello.txt")?;
     ensure(text == "hello from the second disc", || text.clone())?;
+    // The guest opens and closes the tray itself.
+    guest.run("umount /mnt && sg_start --eject /dev/sr0")?;
+    ensure(daemon.lun("g1", 3)?["state"] == "NoMedia", || "ejected by the guest and not empty".to_owned())?;
+    guest.run("sg_start --load /dev/sr0")?;
+    guest.run_for(
+        60,
+        "for i in $(seq 50); do mount -t iso9660 -o ro /dev/sr0 /mnt && break; usleep 100000; done",
+    )?;
+    let text = guest.run("cat /mnt/hello.txt")?;
+    ensure(text == "hello from the second disc", || text.clone())?;
     daemon.ensure_healthy()
 }
 

@@ -95,11 +95,10 @@ impl HeldChains {
         place.readable_len = chain.readable_len;
         place.writable_len = chain.writable_len;
         place.pieces.clear();
+        let pieces = chain.readable.iter().chain(chain.writable);
         // SAFETY: the pieces lie in the table that `self.memory` keeps (compared above), and `chain` hands them out under
         // the store's borrow only.
-        place
-            .pieces
-            .extend(chain.readable.iter().chain(chain.writable).map(|piece| unsafe { piece.detach() }));
+        place.pieces.extend(pieces.map(|piece| unsafe { piece.detach() }));
         Some(HeldId(index))
     }
 

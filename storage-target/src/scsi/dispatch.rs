@@ -110,7 +110,7 @@ pub(super) const TABLE: &[Row] = &[
     row(MODE_SELECT_6, Gate::Write, Does::ModeSelect, On::Both, &[0x01, 0, 0, F]),
     row(MODE_SELECT_10, Gate::Write, Does::ModeSelect, On::Both, &[0x01, 0, 0, 0, 0, 0, F, F]),
     row(LOG_SENSE, Gate::Attention, Does::LogSense, On::Both, &[0x01, F, F, 0, F, F, F, F]),
-    row(START_STOP_UNIT, Gate::Attention, Does::StartStop, On::Both, &[0, 0, 0, 0xf3]),
+    row(START_STOP_UNIT, Gate::Attention, Does::StartStop, On::Both, &[0, 0, 0, 0xf7]),
     row(PREVENT_ALLOW, Gate::Attention, Does::Prevent, On::Both, &[0, 0, 0, 0x01]),
     row(RESERVE_6, Gate::Attention, Does::Reserve, On::Disk, &[0x11, 0, 0, 0]),
     row(RELEASE_6, Gate::Attention, Does::Release, On::Disk, &[0x11, 0, 0, 0]),
@@ -445,13 +445,18 @@ impl LogicalUnit {
             (DeviceKind::Disk, true) => Err(INVALID_FIELD.into()),
             (DeviceKind::Disk, false) => {
                 let mut state = self.lock();
+                let stops = state.media == Media::Ready && !start;
                 match (state.media, start) {
                     (Media::Ready, false) => state.media = Media::Stopped,
                     (Media::Stopped, true) => state.media = Media::Ready,
                     _ => {}
                 }
                 self.update_word(&state);
-                Ok(Outcome::Reply(Reply::good()))
+                // What is in the cache is on the medium before it stops, unless NO_FLUSH (SBC-3 5.25).
+                match stops && cdb[4] & 4 == 0 {
+                    true => Ok(Outcome::Medium(MediumOp::Flush { lba: 0, blocks: 0 })),
+                    false => Ok(Outcome::Reply(Reply::good())),
+                }
             }
             // MEDIUM REMOVAL PREVENTED.
             (DeviceKind::Dvd, true) if !start && self.is_locked_in() => {

@@ -150,6 +150,23 @@ fn what_is_wrong_is_named_as_the_standards_name_it() {
 }
 
 /// MMC-6 6.6 (RT and starting feature) and 6.25 (starting track), 6.7, 6.22.
+/// SBC-3 5.25: cached data is written before a stop, unless NO_FLUSH.
+#[test]
+fn a_disk_that_stops_flushes_first() {
+    let rig = Rig::new(profile());
+    let (stop, start) = ([START_STOP_UNIT], [START_STOP_UNIT, 0, 0, 0, 1]);
+    assert!(matches!(rig.run(&stop), Outcome::Medium(MediumOp::Flush { lba: 0, blocks: 0 })));
+    assert_eq!(rig.sense(&[TEST_UNIT_READY]), (2, 4, 2), "stopped");
+    assert!(
+        matches!(rig.run(&stop), Outcome::Reply(reply) if reply.status == status::GOOD),
+        "is stopped already"
+    );
+    assert!(matches!(rig.run(&start), Outcome::Reply(reply) if reply.status == status::GOOD));
+    let without_flush = [START_STOP_UNIT, 0, 0, 0, 4];
+    assert!(matches!(rig.run(&without_flush), Outcome::Reply(reply) if reply.status == status::GOOD));
+    assert_eq!(rig.sense(&[TEST_UNIT_READY]), (2, 4, 2));
+}
+
 #[test]
 fn a_drive_answers_what_it_is_asked_for() {
     let rig = Rig::new(Profile { kind: DeviceKind::Dvd, block_size: 2048, readonly: true, ..profile() });

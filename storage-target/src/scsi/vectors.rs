@@ -258,9 +258,9 @@ fn report_supported_operation_codes_tells_which_bits_count() {
         (0, &[0x00, 0, 0, 0, 0, 4]),
         (0, &[0x03, 0x01, 0, 0, F, 4]),
         (0, &[0x12, 0x01, F, F, F, 4]),
-        // MODE SENSE (6) (DBD), START STOP UNIT (POWER CONDITION, LOEJ, START).
+        // MODE SENSE (6) (DBD), START STOP UNIT (POWER CONDITION, NO_FLUSH, LOEJ, START).
         (0, &[0x1a, 0x08, F, F, F, 4]),
-        (0, &[0x1b, 0, 0, 0, 0xf3, 4]),
+        (0, &[0x1b, 0, 0, 0, 0xf7, 4]),
         // READ (6): 21 bits of address.
         (0, &[0x08, 0x1f, F, F, F, 4]),
         // READ (10), WRITE (12), READ (16): RDPROTECT or WRPROTECT, DPO, FUA; no group number.

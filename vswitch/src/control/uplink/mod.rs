@@ -10,6 +10,7 @@ mod closing;
 mod device;
 pub mod guardian;
 mod traffic;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use avio_host::blocking::{Helpers, Mailbox, answered};
 use avio_host::links::{Link, Links};
-use avio_proto::config::{AggregateConfig, Balance, Config, MacAddr, UplinkAccess, UplinkConfig};
+use avio_proto::config::{Config, MacAddr, UplinkAccess, UplinkConfig};
 use avio_proto::control::{AggregateReport, UplinkMember, UplinkReport};
 
 use self::aggregate::Bundle;
@@ -27,12 +28,13 @@ use self::closing::Closings;
 use self::device::{Device, Negotiated, Request};
 use self::guardian::Guardian;
 use self::traffic::{Sum, Traffic};
+pub(super) use self::wire::Half;
+use self::wire::{Member, OpenMember, State, Uplink, close, tell_link};
 use super::fabric::Fabric;
 use crate::aggregate::Aggregate;
 use crate::port::guest::Snapshot;
-use crate::port::uplink::{Distribution, Hold, UplinkPort};
+use crate::port::uplink::Hold;
 use crate::port::wire::{IntakeStopped, Lane, WireSource};
-use crate::port::xdp::interface_speed_mbps;
 use crate::table::{PortIndex, PortSpec, PortState, TableBuilder};
 use rustix::event::epoll;
 
@@ -68,224 +70,6 @@ pub(super) struct Opened {
     /// Which attempt it was.
     attempt: u64,
     device: Result<Device, String>,
-}
-
-/// Where a device is.
-enum State {
-    /// Not in this namespace, not set up, or not to be opened before that time.
-    Closed { retry: Option<Instant> },
-    /// A helper is at it.
-    Opening,
-    /// Its lanes, its sources with their workers, and what keeps it.
-    Open(Box<OpenMember>),
-}
-
-struct OpenMember {
-    lanes: Vec<Arc<Lane>>,
-    /// Worker and number of each source.
-    sources: Vec<(usize, u16)>,
-    /// Sources that have not come back yet; the device is kept until they have.
-    device: Device,
-    link: Link,
-}
-
-/// One device of an uplink.
-struct Member {
-    name: String,
-    state: State,
-    attempt: u64,
-    /// Found in the namespace now.
-    link: Option<Link>,
-    /// Asked for when the link came up; 0: the device does not say.
-    speed_mbps: Option<u32>,
-    /// Why it is closed.
-    trouble: Option<String>,
-    /// Where the ladder begins: lower after the watchdog stepped down.
-    access: UplinkAccess,
-    /// What came in through it.
-    inwards: Traffic,
-    /// What went out through it.
-    outwards: Traffic,
-}
-
-impl Member {
-    fn new(name: &str, access: UplinkAccess) -> Self {
-        Self {
-            name: name.to_owned(),
-            state: State::Closed { retry: None },
-            attempt: 0,
-            link: None,
-            speed_mbps: None,
-            trouble: None,
-            access,
-            inwards: Traffic::default(),
-            outwards: Traffic::default(),
-        }
-    }
-
-    /// Frames can go out through it.
-    fn is_up(&self) -> bool {
-        matches!(self.state, State::Open(_)) && self.link.as_ref().is_some_and(|link| link.has_carrier)
-    }
-}
-
-/// The wire of one vswitch.
-pub(super) struct Uplink {
-    name: String,
-    vswitch: String,
-    index: PortIndex,
-    spec: Arc<PortSpec>,
-    state: Arc<PortState>,
-    baseline: Snapshot,
-    members: Vec<Member>,
-    config: UplinkConfig,
-    balance: Balance,
-    /// The machines of an aggregate; `None`: a single device.
-    bundle: Option<Bundle>,
-    /// Where frames of moving flows wait, in an aggregate; `None`: it is being made.
-    hold: Option<Arc<Lane>>,
-    /// What waited there.
-    held: Traffic,
-}
-
-/// What of a port broke, by its number there.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Half {
-    /// A source.
-    Source(u16),
-    /// A lane.
-    Lane(u16),
-}
-
-impl Uplink {
-    /// The member that a source or lane belongs to, if that can be told.
-    fn member_of(&self, half: Half) -> Option<usize> {
-        match half {
-            Half::Source(number) => Some(usize::from(number / SOURCES_MAX)),
-            Half::Lane(number) => {
-                let mut first = 0;
-                self.members.iter().position(|member| {
-                    let State::Open(open) = &member.state else { return false };
-                    first += open.lanes.len();
-                    usize::from(number) < first
-                })
-            }
-        }
-    }
-
-    /// Which member each bucket goes out through. One device has all of them; an aggregate decides.
-    fn distribution(&self) -> Distribution {
-        if let Some(bundle) = &self.bundle {
-            let number = |name: &str| self.members.iter().position(|member| member.name == name);
-            return bundle.distribution(|name| number(name).map(|number| number as u8));
-        }
-        let first = self.members.iter().position(Member::is_up);
-        first.map_or_else(Distribution::nobody, |member| Distribution::all_to(member as u8))
-    }
-
-    /// Tells the aggregate how its devices are.
-    fn tell_aggregate(&mut self, control_frames: &OwnedFd, now: Instant) {
-        let Some(bundle) = &mut self.bundle else { return };
-        for member in &mut self.members {
-            let has_carrier = member.link.as_ref().is_some_and(|link| link.has_carrier);
-            // Asking the driver waits for whoever changes an interface: only when the link comes up, never when it is lost.
-            if !has_carrier {
-                member.speed_mbps = None;
-            } else if member.speed_mbps.is_none() {
-                member.speed_mbps = Some(interface_speed_mbps(&member.name).unwrap_or(0));
-            }
-            let up = has_carrier && matches!(member.state, State::Open(_));
-            let device = member.link.as_ref().filter(|link| link.is_up).and_then(|link| {
-                let mac = link.permanent_mac.or(link.mac)?;
-                let link_now = aggregate::link(up, member.speed_mbps);
-                Some((link.index, mac, link_now))
-            });
-            bundle.set_device(&member.name, device, control_frames, now);
-        }
-    }
-
-    /// Takes over a changed `[[aggregate]]`: devices come and go, those that stay go on. Returns what changed, a line each.
-    fn configure(
-        &mut self,
-        config: &AggregateConfig,
-        allowed: &Allowed,
-        fabric: &mut Fabric,
-        closing: &mut Closings,
-    ) -> Vec<String> {
-        let mut changes = Vec::new();
-        for member in &mut self.members {
-            if !member.name.is_empty() && !config.members.contains(&member.name) {
-                close(member, self.index, fabric, closing);
-                changes.push(format!("{}: member {} removed", self.name, member.name));
-                // Its place stays, for sources are numbered by it; the next new member takes it.
-                *member = Member::new("", member.access);
-            }
-        }
-        for name in &config.members {
-            if self.members.iter().any(|member| member.name == *name) {
-                continue;
-            }
-            let access = if allowed.xdp { self.config.access } else { UplinkAccess::Packet };
-            let new = Member::new(name, access);
-            match self.members.iter_mut().find(|member| member.name.is_empty()) {
-                Some(free) => {
-                    let attempt = free.attempt;
-                    *free = Member { attempt, ..new };
-                }
-                None => self.members.push(new),
-            }
-            changes.push(format!("{}: member {name} added", self.name));
-        }
-        self.balance = config.balance;
-        if let Some(bundle) = &mut self.bundle {
-            if bundle.aggregate().config() != config && changes.is_empty() {
-                changes.push(format!("{}: changed", self.name));
-            }
-            bundle.configure(config.clone(), Instant::now());
-        }
-        changes
-    }
-
-    /// What went through the members counts from here.
-    fn clear_traffic(&mut self) {
-        self.held.clear();
-        for member in &mut self.members {
-            member.inwards.clear();
-            member.outwards.clear();
-        }
-    }
-
-    fn port(&self) -> UplinkPort {
-        let lanes: Vec<Vec<Arc<Lane>>> = self
-            .members
-            .iter()
-            .map(|member| match &member.state {
-                State::Open(open) => open.lanes.clone(),
-                _ => Vec::new(),
-            })
-            .collect();
-        UplinkPort::new(&lanes, &self.distribution(), self.balance, self.hold.clone())
-            .with_gro(self.config.gro)
-    }
-
-    /// What the port is in the next table: its address and MTU are those of its first member that is there.
-    fn respecify(&mut self) {
-        let link = self.members.iter().find_map(|member| member.link.as_ref());
-        let of_aggregate =
-            self.bundle.as_ref().map(|bundle| bundle.aggregate().mac()).filter(|mac| !mac.is_zero());
-        let mac = of_aggregate.or_else(|| link.and_then(|link| link.mac)).unwrap_or(MacAddr([0; 6]));
-        let mtu = link.map_or(1500, |link| link.mtu.min(u32::from(u16::MAX)) as u16);
-        let spec = PortSpec {
-            guest: format!("uplink {}", self.name),
-            mac,
-            vlan: self.config.native_vlan,
-            mtu,
-            ..PortSpec::none()
-        };
-        if *self.spec != spec {
-            self.spec = Arc::new(spec);
-        }
-    }
 }
 
 /// See the module.
@@ -797,37 +581,4 @@ fn host_macs_on(links: &Links) -> Vec<(u32, MacAddr)> {
         [Some(link.index), through].into_iter().flatten().zip([link.mac, link.mac]).collect::<Vec<_>>()
     };
     links.iter().flat_map(of).filter_map(|(index, mac)| mac.map(|mac| (index, mac))).collect()
-}
-
-fn tell_link(uplink: &str, member: &Member, now: Option<&Link>) {
-    let name = &member.name;
-    let was_up = member.link.as_ref().is_some_and(|link| link.has_carrier);
-    match (member.link.as_ref(), now) {
-        (Some(_), None) => tracing::warn!("uplink {uplink}: {name} is gone; waiting until it comes back"),
-        (None, Some(link)) => tracing::info!("uplink {uplink}: {name} is there, interface {}", link.index),
-        (Some(_), Some(link)) if was_up && !link.has_carrier => {
-            tracing::warn!("uplink {uplink}: {name}: link down")
-        }
-        (Some(_), Some(link)) if !was_up && link.has_carrier => {
-            tracing::info!("uplink {uplink}: {name}: link up")
-        }
-        _ => {}
-    }
-}
-
-/// Takes a member's device away from the workers; it closes when they have let go.
-fn close(member: &mut Member, port: PortIndex, fabric: &mut Fabric, closing: &mut Closings) {
-    // What a helper brings later is nobody's.
-    member.attempt += 1;
-    let State::Open(open) = std::mem::replace(&mut member.state, State::Closed { retry: None }) else {
-        return;
-    };
-    let OpenMember { lanes, sources, device, .. } = *open;
-    closing.add(&member.name, port, sources.iter().map(|&(_, number)| number).collect(), &lanes, device);
-    for lane in lanes {
-        fabric.retire_lane(lane);
-    }
-    for (worker, number) in sources {
-        fabric.stop_intake(worker, port, number);
-    }
 }

@@ -121,7 +121,7 @@ impl Initiator {
     /// When it cannot be connected, or a target does not get ready.
     pub fn connect(socket: &Path, options: &StorageOptions, targets: &[u8]) -> Result<Initiator> {
         let options = StorageOptions { kind: Kind::Scsi, ..options.clone() };
-        let adapter = Adapter::connect(Endpoint::Connect(socket.to_owned()), &options).map_err(failed)?;
+        let adapter = Adapter::connect(Endpoint::Connect(socket.to_owned()), &options)?;
         let slots = vec![0; usize::from(options.depth)];
         let tags = vec![slots; usize::from(options.queues)];
         let mut initiator = Initiator { adapter, tags, timeout: options.reply_timeout };
@@ -141,7 +141,7 @@ impl Initiator {
     /// # Errors
     /// When it did not.
     pub fn reconnect(&mut self) -> Result {
-        self.adapter.reconnect().map_err(failed)
+        self.adapter.reconnect().map_err(Failure::from)
     }
 
     /// Takes all unit attentions of a target; returns them.
@@ -182,7 +182,7 @@ impl Initiator {
         in_len: usize,
     ) -> Result<Reply> {
         let lun = Lun::target(target).encode();
-        let outcome = self.adapter.command(queue, lun, cdb, out, in_len).map_err(failed)?;
+        let outcome = self.adapter.command(queue, lun, cdb, out, in_len)?;
         Ok(Reply::of(&outcome.response, outcome.data))
     }
 
@@ -288,7 +288,7 @@ impl Initiator {
     /// # Errors
     /// When none comes.
     pub fn task_management(&mut self, target: u8, subtype: u32, tag: u64) -> Result<u8> {
-        self.adapter.task_management(subtype, Lun::target(target).encode(), tag).map_err(failed)
+        self.adapter.task_management(subtype, Lun::target(target).encode(), tag).map_err(Failure::from)
     }
 
     /// Makes a command and a task management function available at once: the function's response, when it has come.
@@ -316,8 +316,4 @@ impl Initiator {
         q.give(slot);
         Ok(response)
     }
-}
-
-fn failed(error: avio_guest::storage::StorageError) -> Failure {
-    Failure::new(error.to_string())
 }

@@ -10,8 +10,8 @@ use crate::guest_image::{self, Extras};
 use crate::linux_guest::LinuxGuest;
 use crate::{Failure, Result, scratch};
 
-/// What a network device of Debian's cloud kernel needs, in load order. 8021q and what it needs come last.
-const MODULES: &[&str] = &[
+/// What a network device of Debian's cloud kernel needs, in load order.
+pub const NET_MODULES: &[&str] = &[
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -20,12 +20,10 @@ const MODULES: &[&str] = &[
     "failover",
     "net_failover",
     "virtio_net",
-    "llc",
-    "stp",
-    "garp",
-    "mrp",
-    "8021q",
 ];
+
+/// 8021q and what it needs.
+const VLAN_MODULES: &[&str] = &["llc", "stp", "garp", "mrp", "8021q"];
 
 /// What QEMU's e1000 needs.
 const E1000_MODULES: &[&str] = &["e1000"];
@@ -94,7 +92,8 @@ impl<'a> Qemu<'a> {
         let server = if self.server { ",server=on,wait=off" } else { ",reconnect=1" };
         let extra = if self.device.is_empty() { String::new() } else { format!(",{}", self.device) };
         let multi = if queues > 1 { ",mq=on" } else { "" };
-        let mut machine = Machine::new(self.name, MODULES);
+        let modules = [NET_MODULES, VLAN_MODULES].concat();
+        let mut machine = Machine::new(self.name, &modules);
         machine.cpus = queues;
         machine.arguments = [
             ["-chardev".to_owned(), format!("socket,id=c0,path={}{server}", self.socket.display())],

@@ -26,15 +26,11 @@ fn main() -> ExitCode {
     ])
 }
 
-fn failed(error: blkio::Error) -> Failure {
-    Failure::new(format!("{:?}: {}", error.errno(), error.message()))
-}
-
 fn connect(daemon: &Daemon<Storage>, read_only: bool) -> Result<Blkio> {
-    let mut device = Blkio::new("virtio-blk-vhost-user").map_err(failed)?;
-    device.set_str("path", &daemon.stor_socket("g1")?.display().to_string()).map_err(failed)?;
-    device.set_bool("read-only", read_only).map_err(failed)?;
-    device.connect().map_err(failed)?;
+    let mut device = Blkio::new("virtio-blk-vhost-user")?;
+    device.set_str("path", &daemon.stor_socket("g1")?.display().to_string())?;
+    device.set_bool("read-only", read_only)?;
+    device.connect()?;
     Ok(device)
 }
 
@@ -45,7 +41,7 @@ fn completed(queue: &mut Blkioq, count: usize) -> Result {
     // A queue that polls takes no timeout; the case has one.
     let mut seconds = Duration::from_secs(10);
     let timeout = queue.get_completion_fd().is_some().then_some(&mut seconds);
-    let ended = queue.do_io(&mut completions[..count], count, timeout, None).map_err(failed)?;
+    let ended = queue.do_io(&mut completions[..count], count, timeout, None)?;
     ensure(ended == count, || format!("{ended} of {count} requests have ended"))
 }
 
@@ -57,9 +53,9 @@ struct Memory {
 
 impl Memory {
     fn new(device: &mut Blkio) -> Result<Memory> {
-        let region = device.alloc_mem_region(2 * HALF).map_err(failed)?;
+        let region = device.alloc_mem_region(2 * HALF)?;
         let file = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", region.fd))?;
-        device.map_mem_region(&region).map_err(failed)?;
+        device.map_mem_region(&region)?;
         Ok(Memory { region, file })
     }
 
@@ -84,15 +80,15 @@ fn library() -> Result {
     let adapter = adapter.disk(0, &format!("file:{}", path.display()), "cache = \"writeback\"");
     let mut daemon = Daemon::start(Storage::one(adapter))?;
     let mut device = connect(&daemon, false)?;
-    let number = |device: &Blkio, name: &str| device.get_i32(name).map_err(failed);
-    ensure(device.get_u64("capacity").map_err(failed)? == 8 << 20, || "another capacity".into())?;
+    let number = |device: &Blkio, name: &str| device.get_i32(name).map_err(Failure::from);
+    ensure(device.get_u64("capacity")? == 8 << 20, || "another capacity".into())?;
     ensure(number(&device, "max-queues")? == 2, || "another number of queues".into())?;
     ensure(number(&device, "request-alignment")? == 512, || "another block size".into())?;
-    let flush = device.get_bool("flush-needed").map_err(failed)?;
+    let flush = device.get_bool("flush-needed")?;
     ensure(flush, || "writeback and no flush needed".into())?;
-    device.set_i32("num-queues", 1).map_err(failed)?;
-    device.set_i32("num-poll-queues", 1).map_err(failed)?;
-    let mut started = device.start().map_err(failed)?;
+    device.set_i32("num-queues", 1)?;
+    device.set_i32("num-poll-queues", 1)?;
+    let mut started = device.start()?;
     // One that waits, one that polls.
     let mut queues = [started.queues.remove(0), started.poll_queues.remove(0)];
     let mut expected = vec![0u8; HALF];
@@ -149,7 +145,7 @@ fn read_only() -> Result {
     ensure(device.start().is_err(), || "the library was not told that it may only read".into())?;
     drop(device);
     let mut device = connect(&daemon, true)?;
-    let mut started = device.start().map_err(failed)?;
+    let mut started = device.start()?;
     let memory = Memory::new(&mut device)?;
     started.queues[0].read(0, memory.at(HALF), HALF, 0, ReqFlags::empty());
     completed(&mut started.queues[0], 1)?;

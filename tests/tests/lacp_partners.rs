@@ -14,7 +14,7 @@ use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::ovs::Ovs;
-use avio_tests::qemu::Machine;
+use avio_tests::qemu::{Machine, NET_MODULES};
 use avio_tests::testpmd::Bond;
 use avio_tests::wire::run;
 use avio_tests::{Failure, Result};
@@ -111,26 +111,13 @@ impl Drop for Taps {
     }
 }
 
-/// A virtio NIC with bonding and a bridge, in load order.
-const MODULES: &[&str] = &[
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "failover",
-    "net_failover",
-    "virtio_net",
-    "llc",
-    "stp",
-    "bridge",
-    "tls",
-    "bonding",
-];
+/// Bonding and a bridge, in load order.
+const MODULES: &[&str] = &["llc", "stp", "bridge", "tls", "bonding"];
 
 /// A guest whose first two NICs are one bond in mode 802.3ad, bridged to the third.
 fn bonding_guest(taps: &Taps) -> Result<LinuxGuest> {
-    let mut machine = Machine::new("bonding", MODULES);
+    let modules = [NET_MODULES, MODULES].concat();
+    let mut machine = Machine::new("bonding", &modules);
     // Frames reach XDP on a TAP as they are: complete.
     let complete =
         "csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off";

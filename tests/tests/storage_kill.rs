@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use avio_tests::console::{Console, command};
 use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::initiator::{Initiator, RESERVATION_CONFLICT, Reply, cdb10, compare_and_write, reserve_out};
+use avio_tests::scratch::image;
 use avio_tests::storage::{Adapter, Storage};
 use avio_tests::{Failure, Result, scratch};
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -47,12 +48,6 @@ fn main() -> ExitCode {
 
 const MIB: u64 = 1 << 20;
 
-fn image(name: &str, len: u64) -> Result<PathBuf> {
-    let path = scratch::folder().join(name);
-    File::create(&path)?.set_len(len)?;
-    Ok(path)
-}
-
 fn tracked(kind: Kind, packed: bool) -> StorageOptions {
     StorageOptions {
         packed,
@@ -63,10 +58,6 @@ fn tracked(kind: Kind, packed: bool) -> StorageOptions {
         connect_timeout: Duration::from_secs(20),
         ..StorageOptions::new(kind)
     }
-}
-
-fn failed(error: avio_guest::storage::StorageError) -> Failure {
-    Failure::new(error.to_string())
 }
 
 fn pattern(block: u64, round: u64) -> Vec<u8> {
@@ -83,7 +74,7 @@ fn write_load(packed: bool) -> Result {
     let config = Storage::one(Adapter::new("g1", "avio_blk").disk(0, &backing, ""));
     let mut daemon = Daemon::start(config)?;
     let options = tracked(Kind::Blk, packed);
-    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options).map_err(failed)?;
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options)?;
     let (mut begun, mut ended, mut kills) = (0, 0, 0);
     // Slot -> block, and what each block was last told to hold.
     let (mut out, mut holds) = (BTreeMap::new(), BTreeMap::new());
@@ -115,7 +106,7 @@ fn write_load(packed: bool) -> Result {
             daemon.restart_with(&[], 20)?;
             // What the old one had published is taken back first: see `StorageGuest::reconnect`.
             ended += finished(&mut disk, &mut out)?;
-            disk.reconnect().map_err(failed)?;
+            disk.reconnect()?;
             next_kill = Instant::now() + Duration::from_millis(300);
         }
         let now = finished(&mut disk, &mut out)?;
@@ -179,7 +170,7 @@ fn old_io() -> Result {
         .adapter(Adapter::new("g2", "avio_stor").disk(0, "memory:1M", ""));
     let mut daemon = Daemon::start(config)?;
     let options = tracked(Kind::Blk, false);
-    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options).map_err(failed)?;
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options)?;
     let mut other = Initiator::connect(&daemon.stor_socket("g2")?, &tracked(Kind::Scsi, false), &[0])?;
     let queue = &mut disk.queues()[0];
     let slot = queue.take().ok_or_else(|| Failure::new("no slot"))?;
@@ -206,7 +197,7 @@ fn old_io() -> Result {
     other.reconnect()?;
     other.read(0, 0, 1)?;
     ensure(served.send(()).is_ok(), || "another guest was served after the old I/O only".into())?;
-    disk.reconnect().map_err(failed)?;
+    disk.reconnect()?;
     let back = Instant::now();
     let over = late.join().map_err(|_| Failure::new("the writer panicked"))??;
     ensure(back > over, || format!("back {:?} before the old I/O was over", over - back))?;
@@ -359,18 +350,24 @@ fn read_after_attentions(guest: &mut Initiator) -> Result<Reply> {
     Err(Failure::new("unit attentions without end"))
 }
 
+/// Two guests that share the store `slow`, the first with a write to it under way.
+fn writing_to_shared(slow: &str) -> Result<(Daemon<Storage>, Initiator, Initiator)> {
+    let daemon = Daemon::start(sharing(&[("g1", slow), ("g2", slow)]))?;
+    let options = tracked(Kind::Scsi, false);
+    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0])?;
+    let two = Initiator::connect(&daemon.stor_socket("g2")?, &options, &[0])?;
+    one.begin(0, 0, 1, &cdb10(0x2a, 0, 1), &[1; 512])?;
+    sleep(Duration::from_millis(200));
+    Ok((daemon, one, two))
+}
+
 /// Two guests share a store, writes to it are under way, and the host replaces it: a daemon killed meanwhile has not let
 /// anybody have the new one.
 fn shared_replacement() -> Result {
     let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
     let slow = format!("fault:write_delay_ms=4000:file:{}", old.display());
     let fresh = format!("file:{}", new.display());
-    let mut daemon = Daemon::start(sharing(&[("g1", &slow), ("g2", &slow)]))?;
-    let options = tracked(Kind::Scsi, false);
-    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0])?;
-    let mut two = Initiator::connect(&daemon.stor_socket("g2")?, &options, &[0])?;
-    one.begin(0, 0, 1, &cdb10(0x2a, 0, 1), &[1; 512])?;
-    sleep(Duration::from_millis(200));
+    let (mut daemon, mut one, mut two) = writing_to_shared(&slow)?;
     daemon.config = sharing(&[("g1", &fresh), ("g2", &fresh)]);
     daemon.reload_by_command()?;
     ensure(one.ended(0)?.is_empty(), || "the write was over before the kill".into())?;
@@ -401,12 +398,7 @@ fn one_parts() -> Result {
     let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
     let slow = format!("fault:write_delay_ms=1500:file:{}", old.display());
     let fresh = format!("file:{}", new.display());
-    let mut daemon = Daemon::start(sharing(&[("g1", &slow), ("g2", &slow)]))?;
-    let options = tracked(Kind::Scsi, false);
-    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0])?;
-    let mut two = Initiator::connect(&daemon.stor_socket("g2")?, &options, &[0])?;
-    one.begin(0, 0, 1, &cdb10(0x2a, 0, 1), &[1; 512])?;
-    sleep(Duration::from_millis(200));
+    let (mut daemon, mut one, mut two) = writing_to_shared(&slow)?;
     daemon.config = sharing(&[("g1", &fresh), ("g2", &slow)]);
     daemon.reload_by_command()?;
     read_after_attentions(&mut one)?.check((2, 4, 3), "who got another store")?;
@@ -446,9 +438,9 @@ fn missing_at_start() -> Result {
     let mut daemon = Daemon::start(config.clone())?;
     let (scsi, blk) = (tracked(Kind::Scsi, false), tracked(Kind::Blk, false));
     let mut one_guest = Initiator::connect(&daemon.stor_socket("g1")?, &scsi, &[0, 1])?;
-    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &blk).map_err(failed)?;
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &blk)?;
     one_guest.write(1, 0, &[5; 512])?;
-    disk.write(0, 0, &[6; 512]).map_err(failed)?;
+    disk.write(0, 0, &[6; 512])?;
     daemon.stop()?;
     let away = |path: &Path| path.with_extension("away");
     for path in &paths[1..] {
@@ -461,7 +453,7 @@ fn missing_at_start() -> Result {
         ensure(lines.count() == 1, || format!("not one line about {place} in {said}"))?;
     }
     one_guest.reconnect()?;
-    disk.reconnect().map_err(failed)?;
+    disk.reconnect()?;
     one_guest.read(0, 0, 1)?;
     one_guest.command(1, &cdb10(0x28, 0, 1), &[], 512)?.check((2, 4, 3), "a disk that is not there")?;
     ensure(one_guest.command(1, &[0x12, 0, 0, 0, 36, 0], &[], 36)?.is_good(), || "INQUIRY".into())?;
@@ -485,7 +477,7 @@ fn missing_at_start() -> Result {
     ensure(told.contains(&(0x28, 0)), || format!("not ready to ready: {told:02x?}"))?;
     ensure(one_guest.read(1, 0, 1)? == [5; 512], || "another disk came back".into())?;
     let mut got = [0; 512];
-    disk.read(0, 0, &mut got).map_err(failed)?;
+    disk.read(0, 0, &mut got)?;
     ensure(got == [6; 512], || "another disk came back".into())?;
     daemon.ensure_healthy()
 }

@@ -1,7 +1,6 @@
 //! The storage daemon against guests in this process: task management, fences, reservations, events, hostile rings, refusals.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::{self, sleep};
@@ -9,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use avio_guest::Endpoint;
 use avio_guest::storage::{Disk, Kind, StorageError, StorageOptions, Transfer};
-use avio_proto::ring::Used;
 use avio_proto::virtio::{blk, scsi};
 use avio_tests::case::{self, Case};
 use avio_tests::console::{Console, command};
 use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::initiator::{Initiator, RESERVATION_CONFLICT, cdb10, compare_and_write};
+use avio_tests::scratch::image;
 use avio_tests::storage::{Adapter, Storage};
 use avio_tests::{Failure, Result, scratch};
 
@@ -43,8 +42,6 @@ fn main() -> ExitCode {
         Case::new("a_removed_adapter_serves_nothing_more", 60, removed_adapter),
         Case::new("a_backing_that_hangs_fails_and_comes_back", 90, hanging_backing),
         Case::new("a_ring_that_drains_is_not_lost_to_a_new_one", 60, drains_beside_a_new_one),
-        Case::new("a_guest_that_pins_its_memory_uses_fixed_buffers", 60, fixed_buffers),
-        Case::new("without_fixed_buffers_plain_ones_serve", 60, without_fixed_buffers),
         Case::new("a_limit_holds_and_changes_live", 60, limits),
         Case::new("a_reload_says_what_it_changes_and_what_not", 60, changed_keys),
         Case::new("numbers_are_summed_by_adapter_and_start_over", 60, sums),
@@ -57,10 +54,6 @@ fn options() -> StorageOptions {
 
 fn two_queues() -> StorageOptions {
     StorageOptions { queues: 2, ..options() }
-}
-
-fn failed(error: StorageError) -> Failure {
-    Failure::new(error.to_string())
 }
 
 /// Two guests, each with two request queues, on one logical unit.
@@ -112,7 +105,7 @@ fn aborts() -> Result {
         let unknown = one.task_management(0, 99, 0)?;
         ensure(unknown == scsi::S_FUNCTION_REJECTED, || format!("an unknown function: {unknown}"))?;
         let other_lun = scsi::Lun { target: 0, lun: 1 }.encode();
-        let wrong = one.adapter().task_management(scsi::T_TMF_ABORT_TASK, other_lun, 1).map_err(failed)?;
+        let wrong = one.adapter().task_management(scsi::T_TMF_ABORT_TASK, other_lun, 1)?;
         ensure(wrong == scsi::S_INCORRECT_LUN, || format!("LUN 1: {wrong}"))?;
         let absent = one.task_management(9, scsi::T_TMF_ABORT_TASK, 1)?;
         ensure(absent == BAD_TARGET, || format!("target 9: {absent}"))?;
@@ -219,11 +212,11 @@ fn compare_race() -> Result {
                 })
             })
             .collect();
-        let mut disk = Disk::connect(Endpoint::Connect(looker), &two_queues()).map_err(failed)?;
+        let mut disk = Disk::connect(Endpoint::Connect(looker), &two_queues())?;
         let (mut last, mut looks) = (0, 0);
         while counting.iter().any(|thread| !thread.is_finished()) {
             let mut block = [0; 512];
-            disk.read(looks % 2, COUNTER.into(), &mut block).map_err(failed)?;
+            disk.read(looks % 2, COUNTER.into(), &mut block)?;
             let count = u64::from_le_bytes(block[..8].try_into().unwrap_or_default());
             ensure(block[..] == block_of(count), || {
                 format!("the disk shows a torn block: {:02x?}", &block[..32])
@@ -235,7 +228,7 @@ fn compare_race() -> Result {
             thread.join().map_err(|_| Failure::new("a guest panicked"))??;
         }
         let mut block = [0; 512];
-        disk.read(0, COUNTER.into(), &mut block).map_err(failed)?;
+        disk.read(0, COUNTER.into(), &mut block)?;
         ensure(block[..] == block_of(2 * COUNTS), || {
             format!(
                 "{} instead of {}",
@@ -281,7 +274,7 @@ fn lun_text(event: &scsi::Event) -> (u32, u8, u32) {
 }
 
 fn next_event(guest: &mut Initiator) -> Result<(u32, u8, u32)> {
-    let event = guest.adapter().event(Duration::from_secs(5)).map_err(failed)?;
+    let event = guest.adapter().event(Duration::from_secs(5))?;
     event.as_ref().map(lun_text).ok_or_else(|| Failure::new("no event within five seconds"))
 }
 
@@ -350,9 +343,8 @@ fn hostile_rings() -> Result {
     for packed in [false, true] {
         let reply_timeout = Duration::from_secs(1);
         let options = StorageOptions { packed, reply_timeout, ..two_queues() };
-        let mut other =
-            Disk::connect(Endpoint::Connect(daemon.stor_socket("g3")?), &self::options()).map_err(failed)?;
-        other.write(0, 0, &[3; 512]).map_err(failed)?;
+        let mut other = Disk::connect(Endpoint::Connect(daemon.stor_socket("g3")?), &self::options())?;
+        other.write(0, 0, &[3; 512])?;
         let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0])?;
         // A request in guest memory that does not exist.
         let bad = [(0xdead_0000_0000, 51)];
@@ -363,14 +355,13 @@ fn hostile_rings() -> Result {
         answer.good("the ring beside the broken one")?;
         let still = one.command(0, &[0; 6], &[], 0);
         ensure(still.is_err(), || format!("the broken ring answered: {still:?}"))?;
-        let mut disk =
-            Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &options).map_err(failed)?;
+        let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &options)?;
         let queue = &mut disk.queues()[1];
         ensure(queue.ring().add(&[(u64::MAX - 4, 16)], &[]).is_some(), || "room".into())?;
         queue.flush();
-        disk.write(0, 8, &[5; 512]).map_err(failed)?;
+        disk.write(0, 8, &[5; 512])?;
         let mut got = [0; 512];
-        other.read(0, 0, &mut got).map_err(failed)?;
+        other.read(0, 0, &mut got)?;
         ensure(got == [3; 512], || "another guest's disk has changed".into())?;
         // Requests that are none get what the standard has for them, and the ring goes on: no status byte, a head cut short,
         // a transfer that does not fit its buffers, data of half a block.
@@ -407,7 +398,7 @@ fn disk() -> Result {
         .adapter(Adapter::new("g3", "avio_blk").disk(0, "memory:1M", "block_size = 4096"));
     let mut daemon = Daemon::start(config)?;
     let options = StorageOptions { queues: 4, ..options() };
-    let mut one = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options).map_err(failed)?;
+    let mut one = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options)?;
     let config = one.config();
     ensure((config.capacity, config.blk_size, config.num_queues) == (8192, 512, 4), || {
         format!("{config:?}")
@@ -415,24 +406,22 @@ fn disk() -> Result {
     ensure(config.max_discard_seg > 0 && config.max_write_zeroes_seg > 0 && config.seg_max > 0, || {
         format!("{config:?}")
     })?;
-    ensure(one.serial(0).map_err(failed)?[..] == *b"S-123456789012345678", || {
-        "the serial number, cut at 20".into()
-    })?;
+    ensure(one.serial(0)?[..] == *b"S-123456789012345678", || "the serial number, cut at 20".into())?;
     for queue in 0..4 {
         let sector = 64 * queue as u64;
-        one.write(queue, sector, &[queue as u8 + 1; 4096]).map_err(failed)?;
-        one.flush(queue).map_err(failed)?;
+        one.write(queue, sector, &[queue as u8 + 1; 4096])?;
+        one.flush(queue)?;
         let mut got = [0; 4096];
-        one.read(3 - queue, sector, &mut got).map_err(failed)?;
+        one.read(3 - queue, sector, &mut got)?;
         ensure(got == [queue as u8 + 1; 4096], || format!("queue {queue} holds something else"))?;
     }
-    one.discard(1, 0, 8).map_err(failed)?;
-    one.write_zeroes(2, 64, 4, true).map_err(failed)?;
-    one.write_zeroes(3, 128, 0, false).map_err(failed)?;
+    one.discard(1, 0, 8)?;
+    one.write_zeroes(2, 64, 4, true)?;
+    one.write_zeroes(3, 128, 0, false)?;
     let mut got = [1; 4096];
-    one.read(0, 0, &mut got).map_err(failed)?;
+    one.read(0, 0, &mut got)?;
     ensure(got == [0; 4096], || "a discarded range of a file reads as zeroes".into())?;
-    one.read(0, 64, &mut got).map_err(failed)?;
+    one.read(0, 64, &mut got)?;
     ensure(got[..2048] == [0; 2048] && got[2048..] == [2; 2048], || {
         "zeroes where they were asked for".into()
     })?;
@@ -450,18 +439,16 @@ fn disk() -> Result {
     let flagged = one.request(0, blk::T_DISCARD, 0, &flags.to_bytes(), &mut []);
     ensure(matches!(flagged, Err(StorageError::Status(blk::S_UNSUPP))), || format!("{flagged:?}"))?;
 
-    let mut two =
-        Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &self::options()).map_err(failed)?;
+    let mut two = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &self::options())?;
     ensure(two.guest().features() & blk::F_RO != 0, || "a read-only disk says so".into())?;
     for answer in [two.write(0, 0, &[1; 512]), two.write_zeroes(0, 0, 1, false), two.discard(0, 0, 1)] {
         ensure(matches!(answer, Err(StorageError::Status(blk::S_IOERR))), || format!("{answer:?}"))?;
     }
-    let mut three =
-        Disk::connect(Endpoint::Connect(daemon.stor_socket("g3")?), &self::options()).map_err(failed)?;
+    let mut three = Disk::connect(Endpoint::Connect(daemon.stor_socket("g3")?), &self::options())?;
     ensure(three.config().blk_size == 4096 && three.config().capacity == 2048, || "blocks of 4,096".into())?;
     let odd = three.write(0, 1, &[1; 4096]);
     ensure(matches!(odd, Err(StorageError::Status(blk::S_IOERR))), || format!("{odd:?}"))?;
-    three.write(0, 8, &[1; 4096]).map_err(failed)?;
+    three.write(0, 8, &[1; 4096])?;
     let lun = daemon.lun("g1", 0)?;
     ensure(lun["stats"]["flushes"] == 4 && lun["stats"]["discards"] == 3, || format!("{lun:#}"))?;
     daemon.ensure_healthy()
@@ -491,7 +478,7 @@ fn targets() -> Result {
     }
     println!("256 targets asked, written and read in {:?}", begin.elapsed());
     let other = scsi::Lun { target: 0, lun: 1 }.encode();
-    let outcome = one.adapter().command(0, other, &[0x12, 0, 0, 0, 36, 0], &[], 36).map_err(failed)?;
+    let outcome = one.adapter().command(0, other, &[0x12, 0, 0, 0, 36, 0], &[], 36)?;
     ensure(outcome.data.first() == Some(&0x7f), || format!("INQUIRY of LUN 1: {:02x?}", outcome.data))?;
     daemon.ensure_healthy()
 }
@@ -515,12 +502,6 @@ fn refusal(name: &str, config: &Storage) -> Result<String> {
     let sockets = fs::read_dir(&left).map_or(0, |entries| entries.count());
     ensure(sockets == 0, || format!("{name} left {sockets} entries in {}", left.display()))?;
     Ok(lines[0].to_owned())
-}
-
-fn image(name: &str, len: u64) -> Result<PathBuf> {
-    let path = scratch::folder().join(name);
-    File::create(&path)?.set_len(len)?;
-    Ok(path)
 }
 
 /// A file system in an image on a loop device, mounted; undone when dropped.
@@ -616,8 +597,8 @@ fn removed_adapter() -> Result {
     let gone = Adapter::new("g2", "avio_blk").disk(0, &format!("file:{}", path.display()), "");
     let mut daemon = Daemon::start(Storage::one(keep.clone()).adapter(gone.clone()))?;
     let options = StorageOptions { reply_timeout: Duration::from_secs(2), ..options() };
-    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &options).map_err(failed)?;
-    disk.write(0, 0, &[1; 512]).map_err(failed)?;
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &options)?;
+    disk.write(0, 0, &[1; 512])?;
     fs::remove_file(daemon.config_folder().join("guests/g2.toml"))?;
     daemon.config = Storage::one(keep.clone());
     daemon.reload()?;
@@ -633,9 +614,9 @@ fn removed_adapter() -> Result {
     daemon.config = Storage::one(keep).adapter(gone);
     daemon.reload()?;
     daemon.console()?.wait_for("adapter added", 5)?;
-    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &options).map_err(failed)?;
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g2")?), &options)?;
     let mut got = [0; 512];
-    disk.read(0, 0, &mut got).map_err(failed)?;
+    disk.read(0, 0, &mut got)?;
     ensure(got == [1; 512], || "what was written before the removal".into())?;
     daemon.ensure_healthy()
 }
@@ -684,11 +665,11 @@ fn hanging_backing() -> Result {
 fn limits() -> Result {
     let adapter = Adapter::new("g1", "avio_blk").disk(0, "memory:1M", "iops = 200");
     let mut daemon = Daemon::start(Storage::one(adapter))?;
-    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options()).map_err(failed)?;
+    let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options())?;
     let mut rate = |seconds: u64| -> Result<u64> {
         let (begin, mut count) = (Instant::now(), 0);
         while begin.elapsed() < Duration::from_secs(seconds) {
-            disk.read(0, 0, &mut [0; 512]).map_err(failed)?;
+            disk.read(0, 0, &mut [0; 512])?;
             count += 1;
         }
         Ok(count / seconds)
@@ -796,175 +777,5 @@ fn drains_beside_a_new_one() -> Result {
     let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options(), &[0])?;
     ensure(one.read(0, 0, 8)? == vec![7; 4096], || "what was begun was done".into())?;
     two.write(0, 0, &[2; 512])?;
-    daemon.ensure_healthy()
-}
-
-/// Bytes of guests' memory that the daemon has pinned.
-fn pinned_kib(daemon: &mut Daemon<Storage>) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.console()?.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).unwrap_or_default();
-    Ok(line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0))
-}
-
-fn await_pinned(daemon: &mut Daemon<Storage>, wanted: impl Fn(u64) -> bool, what: &str) -> Result<u64> {
-    let end = Instant::now() + Duration::from_secs(5);
-    loop {
-        let kib = pinned_kib(daemon)?;
-        if wanted(kib) {
-            return Ok(kib);
-        }
-        ensure(Instant::now() < end, || format!("{what}: {kib} KiB are pinned"))?;
-        sleep(Duration::from_millis(10));
-    }
-}
-
-/// A guest's file with and without the promise that its memory stays in place, over a file.
-fn pinning(kind: &str, backing: &str, pin: bool) -> Storage {
-    let head = if pin { "pin_memory = true" } else { "" };
-    Storage::one(Adapter::new("g1", kind).head(head).lines("queues = 2").disk(0, backing, ""))
-}
-
-fn fixed_buffers() -> Result {
-    let path = image("pinned.img", 8 << 20)?;
-    let file = format!("file:{}", path.display());
-    let mut daemon = Daemon::start(pinning("avio_blk", &file, true))?;
-    for packed in [false, true] {
-        for indirect in [false, true] {
-            let options = StorageOptions { packed, indirect, depth: 16, data_len: 65536, ..two_queues() };
-            let mut disk =
-                Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &options).map_err(failed)?;
-            let output = daemon.console()?.wait_for("fixed buffers: 1 region", 5)?;
-            ensure(!output.contains("plain buffers serve"), || output.clone())?;
-            await_pinned(&mut daemon, |kib| kib > 0, "connected")?;
-            in_pieces(&mut disk, &path)?;
-            for round in 0..32usize {
-                // Also lengths and places that no buffer is aligned to.
-                let len = [512, 4096, 65536, 5 * 512][round % 4];
-                let data: Vec<u8> =
-                    (0..len).map(|at| (at / 3 + round * 7) as u8 ^ u8::from(packed)).collect();
-                let sector = 256 * round as u64 + round as u64 % 3;
-                disk.write(round % 2, sector, &data).map_err(failed)?;
-                let mut got = vec![0; len];
-                disk.read(1 - round % 2, sector, &mut got).map_err(failed)?;
-                ensure(got == data, || format!("round {round}: it read something else"))?;
-                let mut held = vec![0; len];
-                File::open(&path)?.read_exact_at(&mut held, sector * 512)?;
-                ensure(held == data, || format!("round {round}: the file holds something else"))?;
-            }
-            drop(disk);
-            await_pinned(&mut daemon, |kib| kib == 0, "gone")?;
-            // Both queues are on the one worker: every read and write but none of the flushes.
-            daemon
-                .console()?
-                .wait_for("fixed buffers: 1 region let go by worker 0; 64 operations used", 5)?;
-            // No more lines than are let through.
-            sleep(Duration::from_millis(700));
-        }
-    }
-    for round in 0..100 {
-        let mut disk = Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &two_queues())
-            .map_err(|error| Failure::new(format!("connection {round}: {error}")))?;
-        disk.write(0, 0, &[round; 512]).map_err(failed)?;
-        if round % 10 == 0 {
-            await_pinned(&mut daemon, |kib| kib > 0, "connected again")?;
-        }
-    }
-    await_pinned(&mut daemon, |kib| kib == 0, "gone a hundred times")?;
-    changed_promise(&mut daemon, &file)?;
-    daemon.ensure_healthy()
-}
-
-/// A request whose data lie in two places of the guest's memory, which plain I/O does: written, then read the other way round.
-fn in_pieces(disk: &mut Disk, path: &Path) -> Result {
-    let queue = &mut disk.queues()[0];
-    let (Some(a), Some(b)) = (queue.take(), queue.take()) else { return Err(Failure::new("no room")) };
-    let ([head, status, first], [_, _, second]) = (queue.addresses(a), queue.addresses(b));
-    let (long, short) = ([0xa5; 4096], [0x5a; 512]);
-    queue.data(a).copy_from(&long);
-    queue.data(b).copy_from(&short);
-    let mut request = |kind: u32, out: &[(u64, u32)], into: &[(u64, u32)]| -> Result {
-        queue.head(a).copy_from(&blk::RequestHeader { kind, sector: 8 }.to_bytes());
-        queue.response(a).copy_from(&[0xff]);
-        let out = [&[(head, 16)], out].concat();
-        let into = [into, &[(status, 1)]].concat();
-        ensure(queue.ring().add(&out, &into).is_some(), || "no room in the ring".into())?;
-        queue.flush();
-        let end = Instant::now() + Duration::from_secs(5);
-        while queue.ring().poll_used(&mut [Used::default()]) == 0 {
-            ensure(Instant::now() < end, || "no answer".into())?;
-            queue.wait(Duration::from_millis(10));
-        }
-        ensure(queue.response(a).read::<1>(0) == Some([0]), || "it was refused".into())
-    };
-    request(blk::T_OUT, &[(first, 4096), (second, 512)], &[])?;
-    request(blk::T_IN, &[], &[(second, 512), (first, 4096)])?;
-    let mut held = [0; 4608];
-    File::open(path)?.read_exact_at(&mut held, 4096)?;
-    ensure(held == [&long[..], &short].concat()[..], || "the file holds something else".into())?;
-    let (mut back, mut rest) = ([0; 512], [0; 4096]);
-    queue.data(b).copy_to(&mut back);
-    queue.data(a).copy_to(&mut rest);
-    ensure(back == held[..512] && rest == held[512..], || "it read something else".into())?;
-    queue.give(a);
-    queue.give(b);
-    Ok(())
-}
-
-/// A reload counts from the guest's next connection on.
-fn changed_promise(daemon: &mut Daemon<Storage>, file: &str) -> Result {
-    let takes_effect = "g1 stor-0-4: pin_memory takes effect when the guest connects again";
-    let connect = |daemon: &Daemon<Storage>| {
-        Disk::connect(Endpoint::Connect(daemon.stor_socket("g1")?), &two_queues()).map_err(failed)
-    };
-    for pin in [false, true] {
-        let mut disk = connect(daemon)?;
-        disk.write(0, 0, &[1; 512]).map_err(failed)?;
-        await_pinned(daemon, |kib| (kib == 0) == pin, "before")?;
-        daemon.config = pinning("avio_blk", file, pin);
-        let told = daemon.reload_by_command()?;
-        ensure(told.contains(takes_effect), || told.clone())?;
-        disk.write(0, 0, &[2; 512]).map_err(failed)?;
-        ensure((pinned_kib(daemon)? == 0) == pin, || "it took effect at once".into())?;
-        drop(disk);
-        await_pinned(daemon, |kib| kib == 0, "in between")?;
-    }
-    let mut disk = connect(daemon)?;
-    disk.write(0, 0, &[3; 512]).map_err(failed)?;
-    await_pinned(daemon, |kib| kib > 0, "after").map(drop)
-}
-
-fn without_fixed_buffers() -> Result {
-    let over = |name| -> Result<Storage> {
-        Ok(pinning("avio_stor", &format!("file:{}", image(name, 1 << 20)?.display()), true))
-    };
-    let mut daemon = Daemon::start(over("one.img")?)?;
-    daemon.stop()?;
-    daemon.restart_with(&[("AVIO_DISABLE", "uring_fixed_buffers")], 10)?;
-    serves_plainly(&mut daemon, "kernel facility uring_fixed_buffers is not there or switched off")?;
-    daemon.stop()?;
-    // A daemon that may lock less memory than the guest has; its rings count, too.
-    let limited = scratch::folder().join("limited-stord");
-    let stord = program("avio-stord")?;
-    let command = "exec setpriv --bounding-set=-ipc_lock prlimit --memlock=1048576";
-    fs::write(&limited, format!("#!/bin/sh\n{command} {} \"$@\"\n", stord.display()))?;
-    fs::set_permissions(&limited, fs::Permissions::from_mode(0o755))?;
-    let folder = scratch::folder().join("limited");
-    let mut daemon = Daemon::start_as(Some(limited), folder, over("two.img")?)?;
-    serves_plainly(
-        &mut daemon,
-        "Cannot allocate memory (os error 12); the daemon needs LimitMEMLOCK=infinity",
-    )
-}
-
-/// A guest that would have its memory registered is served without; one line says why.
-fn serves_plainly(daemon: &mut Daemon<Storage>, why: &str) -> Result {
-    let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &two_queues(), &[0])?;
-    let line = "g1 stor-0-4: pin_memory: plain buffers serve where memory cannot be registered: ";
-    daemon.console()?.wait_for(&format!("{line}{why}"), 5)?;
-    one.write(0, 3, &[5; 4096])?;
-    ensure(one.read(0, 3, 8)? == vec![5; 4096], || "it read something else".into())?;
-    let output = daemon.console()?.output();
-    ensure(output.matches("plain buffers serve").count() == 1, || "two rings, two lines".into())?;
-    ensure(pinned_kib(daemon)? == 0, || "something is pinned".into())?;
     daemon.ensure_healthy()
 }

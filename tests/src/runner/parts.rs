@@ -102,6 +102,7 @@ const SYSTEM: &[&str] = &[
     "lacp_partners",
     "storage_operator",
     "storage_target",
+    "storage_pinned",
     "storage_kill",
     "storage_model",
     "virtio_driver_crate",

@@ -5,12 +5,14 @@
 //! the daemon: everything goes through the sockets, files and commands that an operator has.
 
 pub mod aggregate;
+pub mod capture;
 pub mod case;
 pub mod config;
 pub mod console;
 pub mod counters;
 pub mod daemon;
 pub mod disk_guest;
+pub mod driver;
 pub mod failure;
 pub mod frames;
 pub mod guest_image;

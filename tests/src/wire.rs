@@ -1,7 +1,8 @@
 //! A wire for uplinks under test: a veth pair, one end here as the network device of a switch, the other in a network namespace with a host of
 //! its own. Everything is made for one case and deleted with it. Needs root, as uplinks do.
 
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 use crate::console::{Console, command};
 use crate::failure::ensure;
@@ -18,6 +19,28 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
         format!("{program} {}: {}{text}", arguments.join(" "), String::from_utf8_lossy(&output.stderr))
     })?;
     Ok(text)
+}
+
+/// Sends one raw frame out of a network device, in `namespace` if there is one. It is gone when this returns.
+///
+/// # Errors
+/// When the device does not take it.
+pub fn send_raw(namespace: Option<&str>, device: &str, frame: &[u8]) -> Result {
+    let mut socat = match namespace {
+        Some(namespace) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace, "socat"]);
+            command
+        }
+        None => Command::new("socat"),
+    };
+    socat.args(["-u", "-", &format!("INTERFACE:{device}")]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut socat = socat.spawn()?;
+    if let Some(mut input) = socat.stdin.take() {
+        input.write_all(frame)?;
+    }
+    let output = socat.wait_with_output()?;
+    ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The two ends and the namespace of the far one.

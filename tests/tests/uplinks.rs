@@ -12,7 +12,7 @@ use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
 use avio_tests::frames::{self, EXPERIMENT};
 use avio_tests::linux_guest::LinuxGuest;
-use avio_tests::wire::{Wire, run};
+use avio_tests::wire::{Wire, run, send_raw};
 use avio_tests::{Failure, Result, uml};
 use rustix::process::Signal;
 
@@ -218,20 +218,13 @@ fn wire_vlans() -> Result {
             Some(vlan) => frames::tagged(frames::BROADCAST, "02:00:00:00:00:63", vlan),
             None => frames::ethernet(frames::BROADCAST, "02:00:00:00:00:63", EXPERIMENT),
         };
-        send_far(&wired.wire, &frame)?;
+        send_raw(Some(&wired.wire.namespace), &far, &frame)?;
     }
     let arrived = |v: &Vswitch| v.port(1).is_ok_and(|p| p.counters.inbound_nonunicast_wire > before);
     wired.daemon.vswitch_when("vs", 3, arrived)?;
     let vswitch = wired.daemon.vswitch("vs")?;
     let got = vswitch.port(1)?.counters.inbound_nonunicast_wire - before;
     ensure(got == 1, || format!("{got} of three broadcasts reached VLAN 120"))
-}
-
-/// Sends one raw frame out of the far device.
-fn send_far(wire: &Wire, frame: &[u8]) -> Result {
-    let bytes: String = frame.iter().map(|byte| format!("\\x{byte:02x}")).collect();
-    let command = format!("printf '{bytes}' | socat -u - INTERFACE:{}", wire.far);
-    wire.far(&["bash", "-c", &command]).map(drop)
 }
 
 /// The host has an address on the device and keeps talking through it while the guest does; neither hears the other.

@@ -97,6 +97,7 @@ const SYSTEM: &[&str] = &[
     "linux_guests",
     "taps",
     "uplinks",
+    "wire_vlans",
     "migration",
     "aggregates",
     "lacp_partners",

@@ -17,7 +17,6 @@ use crate::port::wire::{Intake, OUT_PIECES_MAX, OutFrame, Outlet};
 const PACKET_ADD_MEMBERSHIP: i32 = 1;
 const PACKET_AUXDATA: i32 = 8;
 const PACKET_VNET_HDR: i32 = 15;
-const PACKET_QDISC_BYPASS: i32 = 20;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 const PACKET_MR_PROMISC: u16 = 1;
 const ETH_P_ALL: u16 = 3;
@@ -73,7 +72,8 @@ pub fn open_packet(ifindex: u32, capture: Capture) -> io::Result<OpenPacket> {
     // Protocol 0 until the filter is in place.
     let fd = sys::socket(libc::AF_PACKET, 0)?;
     let on = 1i32.to_ne_bytes();
-    for option in [PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING, PACKET_QDISC_BYPASS] {
+    // Not PACKET_QDISC_BYPASS: that way, a frame that the kernel has to cut for a device without TSO is dropped (`__dev_direct_xmit`).
+    for option in [PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING] {
         sys::set_option(fd.as_fd(), libc::SOL_PACKET, option, &on)?;
     }
     filter(&fd, capture)?;

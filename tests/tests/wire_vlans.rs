@@ -1,0 +1,291 @@
+//! VLANs on a real wire, frame by frame: access ports, trunks, the native VLAN, priority tags, offloads in a VLAN. What leaves is read off the wire by tcpdump, what arrives is compared byte for byte. Each case has a
+//! network namespace of its own (root).
+
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use avio_guest::net::Offloads;
+use avio_proto::virtio::net::{F_NEEDS_CSUM, GSO_TCPV4, NetHeader};
+use avio_tests::Result;
+use avio_tests::capture::{Capture, hex};
+use avio_tests::case::{self, Case};
+use avio_tests::config::{Config, mac_of};
+use avio_tests::daemon::Daemon;
+use avio_tests::driver::Driver;
+use avio_tests::failure::ensure;
+use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, tcp, tcp_unfinished, with_tag};
+use avio_tests::netns::{host, inside};
+use avio_tests::wire::{run, send_raw};
+
+/// For cases without a real guest, in seconds; they take about two.
+const ALONE_S: u64 = 40;
+/// A host at the far end.
+const FAR: &str = "02:00:00:00:00:63";
+/// The uplink, and the other end of its wire.
+const UPLINK: &str = "up0";
+const WIRE: &str = "wire0";
+
+fn main() -> ExitCode {
+    case::main(&[
+        Case::new("access_port", ALONE_S, || inside(access_port)).data_path(),
+        Case::new("trunk_port", ALONE_S, || inside(trunk_port)).data_path(),
+        Case::new("native_vlan", ALONE_S, || inside(native_vlan)).data_path(),
+        Case::new("priority_tags", ALONE_S, || inside(priority_tags)).data_path(),
+        Case::new("offloads_in_vlans", ALONE_S, || inside(offloads_in_vlans)).data_path(),
+    ])
+}
+
+/// A switch with a wire, guests on it, and a capture of what leaves.
+struct Site {
+    daemon: Daemon,
+    guests: Vec<Driver>,
+    capture: Capture,
+    sent: u16,
+}
+
+/// A guest for each of `ports`, whose text are lines of its `[[network]]`, in front of a veth pair.
+fn site(uplink: &str, ports: &[&str], offloads: Offloads) -> Result<Site> {
+    run("ip", &["link", "add", UPLINK, "type", "veth", "peer", "name", WIRE])?;
+    // A packet socket leaves checksums to the kernel, and the kernel to a device that can; a veth would pass that on to its other end.
+    for device in [UPLINK, WIRE] {
+        run("ethtool", &["-K", device, "tx", "off"])?;
+        // No IPv6: nobody but these tests speaks here.
+        host(&format!("echo 1 > /proc/sys/net/ipv6/conf/{device}/disable_ipv6"))?;
+        run("ip", &["link", "set", device, "up"])?;
+    }
+    let vswitch = format!("uplink = \"{UPLINK}\"\n[[uplink]]\nname = \"{UPLINK}\"\n{uplink}");
+    let mut config = Config::default().vswitch("vs", &vswitch);
+    for (number, lines) in (1..).zip(ports) {
+        config = config.guest(&format!("g{number}"), "vs", number, lines);
+    }
+    let daemon = Daemon::start(config)?;
+    let mut guests = Vec::new();
+    for index in 0..ports.len() {
+        guests.push(Driver::connect(&daemon.socket(index), offloads)?);
+        daemon.wait_active(index as u32 + 1)?;
+    }
+    let capture = Capture::start(None, WIRE, "")?;
+    let site = Site { daemon, guests, capture, sent: 0 };
+    site.wait_up()?;
+    Ok(site)
+}
+
+impl Site {
+    /// Until the device is open.
+    fn wait_up(&self) -> Result {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let output = self.daemon.avio(&["--json", "net", "-S", "vs", "-A"])?;
+            let shown: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+            if shown["wire"]["members"][0]["state"] == "Up" {
+                return Ok(());
+            }
+            ensure(Instant::now() < end, || format!("the uplink is not up: {shown}"))?;
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Puts one frame on the wire at the far end.
+    fn arrive(&self, frame: &[u8]) -> Result {
+        send_raw(None, WIRE, frame)
+    }
+
+    /// A frame that is told from every other.
+    fn frame(&mut self, destination: &str, source: &str) -> Vec<u8> {
+        self.sent += 1;
+        let mut frame = ethernet(destination, source, EXPERIMENT);
+        frame[20..22].copy_from_slice(&self.sent.to_be_bytes());
+        frame
+    }
+
+    /// The frames of these tests that have left, once `last` has.
+    fn left(&self, last: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.capture.frames_when("the last frame", |frames| frames.iter().any(|frame| frame == last))
+    }
+
+    /// Guest `index` has got exactly `wanted`, the last of which ends the wait.
+    fn ensure_got(&mut self, index: usize, wanted: &[Vec<u8>], what: &str) -> Result {
+        let last = wanted.last().map(Vec::as_slice).unwrap_or_default();
+        let got = self.guests[index].received_until(last).map_err(|e| e.while_doing(what))?;
+        ensure(got == wanted, || format!("{what}: got {}, not {}", hex(&got), hex(wanted)))
+    }
+}
+
+/// Each of `frames` arrives on its own way: group-addressed ones come to the switch by way of the kernel, which takes tags out and keeps them beside the
+/// frame, and unicast through XDP with its tag inside; both by way of the kernel where packet sockets are all that there is.
+const TO_GUEST: [fn() -> String; 2] = [|| mac_of(1), || BROADCAST.to_owned()];
+
+fn access_port() -> Result {
+    let mut site = site("", &["vlan = 120", "vlan = 121"], Offloads::None)?;
+    // Out: a tag, priority 0; also for a frame to all; none of what a guest tags itself.
+    let mut wanted = Vec::new();
+    for destination in [FAR, BROADCAST] {
+        let frame = site.frame(destination, &mac_of(1));
+        for tci in [120, 121, 0, 5 << 13] {
+            site.guests[0].send(&with_tag(&frame, tci))?;
+        }
+        site.guests[0].send(&frame)?;
+        wanted.push(with_tag(&frame, 120));
+    }
+    let left = site.left(&wanted[1])?;
+    ensure(left == wanted, || format!("left: {}", hex(&left)))?;
+    let port = site.daemon.vswitch_when("vs", 3, |v| v.port(1).is_ok_and(|p| p.counters.passed() == 2))?;
+    ensure(port.port(1)?.discarded("guest_tagged") == 8, || format!("{port:?}"))?;
+    // In: without its tag, whatever its priority; nothing of another VLAN, without a tag, with a priority tag, or with two.
+    for to in TO_GUEST {
+        let mut wanted = Vec::new();
+        for tci in [120, 120 | 5 << 13, 120 | 1 << 12] {
+            let frame = site.frame(&to(), FAR);
+            for other in [121, 122, 0, 7 << 13, 4095] {
+                site.arrive(&with_tag(&frame, other))?;
+            }
+            site.arrive(&frame)?;
+            site.arrive(&with_tag(&with_tag(&frame, 120), 120))?;
+            site.arrive(&with_tag(&frame, tci))?;
+            wanted.push(frame);
+        }
+        site.ensure_got(0, &wanted, &to())?;
+    }
+    // The other guest has got its three broadcasts, without a tag, and nothing else.
+    let others = site.guests[1].received()?;
+    ensure(others.len() == 3 && others.iter().all(|frame| frame.len() == 60), || hex(&others))?;
+    site.daemon.ensure_healthy()
+}
+
+fn trunk_port() -> Result {
+    let mut site = site("", &["trunk = [10, 20]", "vlan = 20"], Offloads::None)?;
+    // Out: the tags that it may send, and no others.
+    let mut wanted = Vec::new();
+    for vlan in [10, 20] {
+        let frame = site.frame(FAR, &mac_of(1));
+        for other in [30, 1, 4094, 4095] {
+            site.guests[0].send(&with_tag(&frame, other))?;
+        }
+        site.guests[0].send(&with_tag(&with_tag(&frame, vlan), vlan))?;
+        site.guests[0].send(&with_tag(&frame, vlan))?;
+        wanted.push(with_tag(&frame, vlan));
+    }
+    let left = site.left(&wanted[1])?;
+    ensure(left == wanted, || format!("left: {}", hex(&left)))?;
+    // In: with their tags.
+    for to in TO_GUEST {
+        let mut wanted = Vec::new();
+        for vlan in [10, 20] {
+            let frame = site.frame(&to(), FAR);
+            for other in [30, 1, 4095] {
+                site.arrive(&with_tag(&frame, other))?;
+            }
+            site.arrive(&with_tag(&frame, vlan))?;
+            wanted.push(with_tag(&frame, vlan));
+        }
+        site.ensure_got(0, &wanted, &to())?;
+    }
+    // The access port of VLAN 20 got one broadcast from the wire.
+    let others = site.guests[1].received()?;
+    ensure(others.len() == 1 && others[0].len() == 60, || hex(&others))?;
+    site.daemon.ensure_healthy()
+}
+
+fn native_vlan() -> Result {
+    let mut site = site("native_vlan = 10", &["vlan = 10", "vlan = 20", "trunk = [10, 20]"], Offloads::None)?;
+    // Out: VLAN 10 goes without a tag, from an access port and from a trunk; VLAN 20 with it.
+    let frames: Vec<Vec<u8>> = (1..=3).map(|port| site.frame(FAR, &mac_of(port))).collect();
+    site.guests[0].send(&frames[0])?;
+    site.guests[1].send(&frames[1])?;
+    site.guests[2].send(&with_tag(&frames[2], 10))?;
+    site.guests[2].send(&with_tag(&frames[2], 20))?;
+    let wanted = [frames[0].clone(), with_tag(&frames[1], 20), frames[2].clone(), with_tag(&frames[2], 20)];
+    let left = site.left(&wanted[3])?;
+    ensure(left == wanted, || format!("left: {}", hex(&left)))?;
+    // In: what has no tag, or a priority tag, is VLAN 10's; so is what has its tag.
+    let mut of_ten = Vec::new();
+    for tag in [None, Some(0), Some(3 << 13), Some(10)] {
+        let frame = site.frame(BROADCAST, FAR);
+        site.arrive(&tag.map_or_else(|| frame.clone(), |tci| with_tag(&frame, tci)))?;
+        of_ten.push(frame);
+        let frame = site.frame(&mac_of(1), FAR);
+        site.arrive(&tag.map_or_else(|| frame.clone(), |tci| with_tag(&frame, tci)))?;
+        of_ten.push(frame);
+    }
+    let of_twenty = site.frame(BROADCAST, FAR);
+    site.arrive(&with_tag(&of_twenty, 20))?;
+    site.ensure_got(1, &[of_twenty], "VLAN 20")?;
+    let mut got = site.guests[0].received()?;
+    // Broadcasts and unicast come on two ways.
+    got.sort();
+    of_ten.sort();
+    ensure(got == of_ten, || format!("VLAN 10: {}, not {}", hex(&got), hex(&of_ten)))?;
+    site.daemon.ensure_healthy()
+}
+
+fn priority_tags() -> Result {
+    let mut site = site("", &["", "trunk = [10]"], Offloads::None)?;
+    // From the wire a frame with a priority tag is one without (IEEE 802.1Q clause 6.9.1), with whatever priority.
+    for to in TO_GUEST {
+        let mut wanted = Vec::new();
+        for priority in 0..8 {
+            let frame = site.frame(&to(), FAR);
+            site.arrive(&with_tag(&frame, priority << 13))?;
+            wanted.push(frame);
+        }
+        site.ensure_got(0, &wanted, &to())?;
+    }
+    // From a guest it is a tag, and guests have none (SEMANTICS 3.2); a trunk has only its own.
+    let frame = site.frame(FAR, &mac_of(1));
+    for priority in 0..8 {
+        site.guests[0].send(&with_tag(&frame, priority << 13))?;
+        let trunk = site.frame(FAR, &mac_of(2));
+        site.guests[1].send(&with_tag(&trunk, priority << 13))?;
+    }
+    site.guests[0].send(&frame)?;
+    let left = site.left(&frame)?;
+    ensure(left == [frame], || format!("left: {}", hex(&left)))?;
+    let port = site.daemon.vswitch("vs")?;
+    ensure(port.port(1)?.discarded("guest_tagged") == 8, || format!("{port:?}"))?;
+    ensure(port.port(2)?.counters.outbound_discards == 8, || format!("{port:?}"))?;
+    // The trunk is on the untagged network, too, and has got the eight broadcasts as they are there.
+    let trunk = site.guests[1].received()?;
+    ensure(trunk.len() == 8 && trunk.iter().all(|frame| frame.len() == 60), || hex(&trunk))?;
+    site.daemon.ensure_healthy()
+}
+
+/// Headers of the guest's frames: a checksum to be filled in, and segments of `size` bytes to be cut if there is one.
+fn unfinished(tag_len: u16, size: Option<u16>) -> NetHeader {
+    NetHeader {
+        flags: F_NEEDS_CSUM,
+        gso_type: if size.is_some() { GSO_TCPV4 } else { 0 },
+        hdr_len: 54 + tag_len,
+        gso_size: size.unwrap_or(0),
+        csum_start: 34 + tag_len,
+        csum_offset: 16,
+        ..NetHeader::default()
+    }
+}
+
+/// What a guest leaves to the switch is done inside a tag, too: checksums, segments; seen by tcpdump.
+fn offloads_in_vlans() -> Result {
+    let mut site = site("", &["vlan = 120", "trunk = [10]"], Offloads::Tso)?;
+    let [access, trunk] = [1, 2].map(|port| tcp_unfinished(FAR, &mac_of(port), 10_000));
+    site.guests[0].send_with(&unfinished(0, Some(1000)), &access)?;
+    site.guests[1].send_with(&unfinished(4, Some(1000)), &with_tag(&trunk, 10))?;
+    let short = tcp_unfinished(FAR, &mac_of(1), 300);
+    site.guests[0].send_with(&unfinished(0, None), &short)?;
+    let last = with_tag(&tcp(FAR, &mac_of(1), 300), 120);
+    let left = site.left(&last)?;
+    ensure(left.len() == 21, || hex(&left))?;
+    for (n, frame) in left.iter().enumerate() {
+        let vlan = if (10..20).contains(&n) { 10 } else { 120 };
+        ensure(frame[12..16] == [0x81, 0, 0, vlan], || format!("frame {n}: {}", hex(&left)))?;
+        ensure(n == 20 || frame.len() == 1058, || format!("frame {n} has {} bytes", frame.len()))?;
+    }
+    let payload: Vec<u8> = left[..10].iter().flat_map(|frame| frame[58..].to_vec()).collect();
+    ensure(payload == access[54..], || "the payload has changed".to_owned())?;
+    // And back: tagged, complete frames; merged ones, if they are merged, have the same payload.
+    let arriving = tcp(&mac_of(1), FAR, 900);
+    site.arrive(&with_tag(&arriving, 120))?;
+    site.ensure_got(0, &[arriving], "a tagged TCP segment")?;
+    let right = site.capture.ensure_checksums()?;
+    ensure(right == 21, || format!("{right} checksums"))?;
+    site.daemon.ensure_healthy()
+}

@@ -66,9 +66,9 @@ bench: ## bench-net, bench-stor and bench-wire, one after the other (root); QUIC
 	    $(MAKE) --no-print-directory $$each || exit 1; done
 
 bench-micro: ## micro-benchmarks of the data path (criterion)
-	@$(CARGO) bench -q --locked -p avio-benches --bench rings --bench frames
+	@$(CARGO) bench -q --locked -p avio-benches --bench rings --bench frames --bench requests
 
-instructions-update: test-deps ## takes today's instructions per frame as the baseline that make test compares with
+instructions-update: test-deps ## takes today's instructions per frame and request as the baseline that make test compares with
 	@$(CARGO) run -q --release --locked -p avio-benches --bin avio-instructions -- update
 
 deb: build ## a Debian package of what `make install` installs, in target/debian

@@ -1,8 +1,8 @@
-//! Instructions per frame: a figure that a noisy machine does not change, so that CI sees a regression.
+//! Instructions per frame and per request: a figure that a noisy machine does not change, so that CI sees a regression.
 //!
 //! `avio-instructions check` runs each path of [`PATHS`] under callgrind and compares with `benches/instructions.toml`;
-//! `avio-instructions update` writes that file. Only what runs inside [`measured_part`] counts: the switch's work, not the
-//! guests'. Called by that program and by the test of this crate.
+//! `avio-instructions update` writes that file. Only what runs inside [`measured_part`] counts: the work of the switch or of the
+//! disk's worker, not the guests' and not the kernel's. Called by that program and by the test of this crate.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,9 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use avio_proto::virtio::features::{IN_ORDER, NET_MRG_RXBUF, RING_PACKED, VERSION_1};
+use avio_proto::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC};
+use avio_storage::adapter::AdapterKind;
 use serde::Deserialize;
 
-use crate::rig::{BATCH, Rig, Shape};
+use crate::rig::{self, Rig, Shape};
+use crate::storage_rig::{self, StorageRig, Store};
 
 /// More than this over the baseline fails.
 pub const RISE_MAX: f64 = 0.05;
@@ -23,74 +26,189 @@ const WARMUP_ROUNDS: usize = 16;
 
 const SPLIT: u64 = VERSION_1 | NET_MRG_RXBUF;
 
-/// A path of the switch whose instructions are counted.
+/// Split rings as Linux's drivers use them, but for indirect tables.
+const CHAINS: u64 = VERSION_1 | RING_EVENT_IDX;
+/// With them.
+const TABLES: u64 = CHAINS | RING_INDIRECT_DESC;
+
+/// What a path carries, and how its rig is built.
+#[derive(Clone, Copy, Debug)]
+enum Cargo {
+    /// Frames through the switch.
+    Frames(Shape),
+    /// Requests to a disk.
+    Requests(storage_rig::Shape),
+}
+
+/// A path whose instructions are counted.
 #[derive(Clone, Copy, Debug)]
 pub struct PathCase {
     /// Its key in the baseline.
     pub name: &'static str,
     /// What it is.
     pub what: &'static str,
-    shape: Shape,
+    cargo: Cargo,
 }
 
-const fn case(name: &'static str, what: &'static str, features: u64, frame_len: u32) -> PathCase {
-    let shape = Shape { features, frame_len, port_count: 2, pair_count: 1, worker_count: 1, is_known: true };
-    PathCase { name, what, shape }
+const fn shape(features: u64, frame_len: u32) -> Shape {
+    Shape { features, frame_len, port_count: 2, pair_count: 1, worker_count: 1, is_known: true }
+}
+
+const fn frames(name: &'static str, what: &'static str, shape: Shape) -> PathCase {
+    PathCase { name, what, cargo: Cargo::Frames(shape) }
+}
+
+const fn reads(name: &'static str, what: &'static str, adapter: AdapterKind, features: u64) -> PathCase {
+    let shape = storage_rig::Shape { adapter, features, store: Store::Null, writes: false };
+    PathCase { name, what, cargo: Cargo::Requests(shape) }
+}
+
+const fn stored(name: &'static str, what: &'static str, store: Store, writes: bool) -> PathCase {
+    let shape = storage_rig::Shape { adapter: AdapterKind::Blk, features: TABLES, store, writes };
+    PathCase { name, what, cargo: Cargo::Requests(shape) }
 }
 
 /// All paths.
 pub const PATHS: &[PathCase] = &[
-    case("split-64", "64 B, split, mergeable", SPLIT, 64),
-    case("split-1518", "1518 B, split, mergeable: a tail is copied", SPLIT, 1518),
-    case("split-9000", "9000 B, split, mergeable: five buffers a frame", SPLIT, 9000),
-    case("split-nomrg-64", "64 B, split", VERSION_1, 64),
-    case("packed-64", "64 B, packed, mergeable", SPLIT | RING_PACKED, 64),
-    case("packed-inorder-64", "64 B, packed, in-order", VERSION_1 | RING_PACKED | IN_ORDER, 64),
-    PathCase {
-        shape: Shape { port_count: 4096, ..case("", "", SPLIT, 64).shape },
-        ..case("ports-4096-64", "64 B, 4,096 addresses", SPLIT, 64)
-    },
-    PathCase {
-        shape: Shape { is_known: false, ..case("", "", SPLIT, 64).shape },
-        ..case(
-            "decision-64",
-            "64 B for an address that nobody has: ring walk, snapshot, guard, look-up",
-            SPLIT,
-            64,
-        )
-    },
-    PathCase {
-        shape: Shape { pair_count: 4, ..case("", "", SPLIT, 64).shape },
-        ..case("pairs-4-64", "64 B, four queue pairs, one worker", SPLIT, 64)
-    },
-    PathCase {
-        shape: Shape { pair_count: 4, worker_count: 2, ..case("", "", SPLIT, 64).shape },
-        ..case("pairs-4-workers-2-64", "64 B, four queue pairs, two workers", SPLIT, 64)
-    },
+    frames("split-64", "64 B, split, mergeable", shape(SPLIT, 64)),
+    frames("split-1518", "1518 B, split, mergeable: a tail is copied", shape(SPLIT, 1518)),
+    frames("split-9000", "9000 B, split, mergeable: five buffers a frame", shape(SPLIT, 9000)),
+    frames("split-nomrg-64", "64 B, split", shape(VERSION_1, 64)),
+    frames("packed-64", "64 B, packed, mergeable", shape(SPLIT | RING_PACKED, 64)),
+    frames("packed-inorder-64", "64 B, packed, in-order", shape(VERSION_1 | RING_PACKED | IN_ORDER, 64)),
+    frames("ports-4096-64", "64 B, 4,096 addresses", Shape { port_count: 4096, ..shape(SPLIT, 64) }),
+    frames(
+        "decision-64",
+        "64 B for an address that nobody has: ring walk, snapshot, guard, look-up",
+        Shape { is_known: false, ..shape(SPLIT, 64) },
+    ),
+    frames("pairs-4-64", "64 B, four queue pairs, one worker", Shape { pair_count: 4, ..shape(SPLIT, 64) }),
+    frames(
+        "pairs-4-workers-2-64",
+        "64 B, four queue pairs, two workers",
+        Shape { pair_count: 4, worker_count: 2, ..shape(SPLIT, 64) },
+    ),
+    reads("blk-split", "avio_blk, null, read 4 KiB, split, chains", AdapterKind::Blk, CHAINS),
+    reads("blk-indirect", "avio_blk, null, read 4 KiB, split, indirect", AdapterKind::Blk, TABLES),
+    reads("blk-packed", "avio_blk, null, read 4 KiB, packed, chains", AdapterKind::Blk, CHAINS | RING_PACKED),
+    reads(
+        "blk-packed-indirect",
+        "avio_blk, null, read 4 KiB, packed, indirect",
+        AdapterKind::Blk,
+        TABLES | RING_PACKED,
+    ),
+    reads("stor-split", "avio_stor, null, READ(10) of 4 KiB, split, chains", AdapterKind::Scsi, CHAINS),
+    reads("stor-indirect", "avio_stor, null, READ(10) of 4 KiB, split, indirect", AdapterKind::Scsi, TABLES),
+    reads(
+        "stor-packed",
+        "avio_stor, null, READ(10) of 4 KiB, packed, chains",
+        AdapterKind::Scsi,
+        CHAINS | RING_PACKED,
+    ),
+    reads(
+        "stor-packed-indirect",
+        "avio_stor, null, READ(10) of 4 KiB, packed, indirect",
+        AdapterKind::Scsi,
+        TABLES | RING_PACKED,
+    ),
+    stored("blk-memory-read", "avio_blk, memory, read 4 KiB, indirect, its copy too", Store::Memory, false),
+    stored("blk-memory-write", "avio_blk, memory, write 4 KiB, indirect, its copy too", Store::Memory, true),
+    stored(
+        "blk-file-read",
+        "avio_blk, file on tmpfs, read 4 KiB, indirect, without the kernel",
+        Store::File,
+        false,
+    ),
 ];
+
+/// What is driven round by round.
+trait Rounds {
+    fn offer(&mut self);
+    fn work(&mut self) -> usize;
+    fn collect(&mut self);
+}
+
+impl Rounds for Rig {
+    fn offer(&mut self) {
+        self.offer();
+    }
+
+    fn work(&mut self) -> usize {
+        self.forward()
+    }
+
+    fn collect(&mut self) {
+        self.collect();
+    }
+}
+
+impl Rounds for StorageRig {
+    fn offer(&mut self) {
+        self.offer();
+    }
+
+    fn work(&mut self) -> usize {
+        self.serve()
+    }
+
+    fn collect(&mut self) {
+        self.collect();
+    }
+}
+
+impl PathCase {
+    fn rig(&self) -> Box<dyn Rounds> {
+        match self.cargo {
+            Cargo::Frames(shape) => Box::new(Rig::new(shape)),
+            Cargo::Requests(shape) => Box::new(StorageRig::new(shape)),
+        }
+    }
+
+    /// Frames or requests in the counted rounds.
+    fn count(&self) -> usize {
+        let round = match self.cargo {
+            Cargo::Frames(shape) => rig::BATCH * usize::from(shape.pair_count),
+            Cargo::Requests(_) => storage_rig::BATCH,
+        };
+        round * ROUNDS
+    }
+
+    fn unit(&self) -> &'static str {
+        match self.cargo {
+            Cargo::Frames(_) => "frame",
+            Cargo::Requests(_) => "request",
+        }
+    }
+}
+
+/// What is counted of the path called `name`.
+#[must_use]
+pub fn unit(name: &str) -> &'static str {
+    PATHS.iter().find(|case| case.name == name).map_or("frame", PathCase::unit)
+}
 
 /// What callgrind counts: nothing of the guests, nothing of the set-up.
 #[inline(never)]
-pub fn measured_part(rig: &mut Rig) -> usize {
+fn measured_part(rig: &mut dyn Rounds) -> usize {
     // Not the last thing this function does, so that it stays a call with a return.
-    std::hint::black_box(rig.forward())
+    std::hint::black_box(rig.work())
 }
 
-/// Runs one path; the program does it under callgrind. Returns the frames that were forwarded in the counted rounds.
+/// Runs one path; the program does it under callgrind. Returns the frames or requests that were done in the counted rounds.
 #[must_use]
 pub fn run(case: &PathCase) -> usize {
-    let mut rig = Rig::new(case.shape);
-    let mut frames = 0;
+    let mut rig = case.rig();
+    let mut done = 0;
     for round in 0..WARMUP_ROUNDS + ROUNDS {
         rig.offer();
         if round < WARMUP_ROUNDS {
-            rig.forward();
+            rig.work();
         } else {
-            frames += measured_part(&mut rig);
+            done += measured_part(&mut *rig);
         }
         rig.collect();
     }
-    frames
+    done
 }
 
 /// The committed figures.
@@ -98,7 +216,7 @@ pub fn run(case: &PathCase) -> usize {
 pub struct Baseline {
     /// Compiler that they were taken with.
     pub rustc: String,
-    /// Instructions per frame, by path.
+    /// Instructions per frame or request, by path.
     pub instructions: BTreeMap<String, f64>,
 }
 
@@ -144,8 +262,7 @@ pub fn count(program: &Path, case: &PathCase) -> Result<f64, String> {
         .and_then(|n| n.trim().parse::<f64>().ok())
         .filter(|&n| n > 0.0)
         .ok_or_else(|| format!("{}: callgrind counted nothing: {said}", case.name))?;
-    let frames = BATCH * usize::from(case.shape.pair_count) * ROUNDS;
-    Ok(total / frames as f64)
+    Ok(total / case.count() as f64)
 }
 
 /// Counts all paths.
@@ -161,10 +278,11 @@ pub fn count_all(program: &Path) -> Result<BTreeMap<String, f64>, String> {
 pub fn compare(baseline: &Baseline, now: &BTreeMap<String, f64>) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, &count) in now {
+        let unit = unit(name);
         match baseline.instructions.get(name) {
-            None => lines.push(format!("{name}: {count:.1} instructions per frame, not in the baseline")),
+            None => lines.push(format!("{name}: {count:.1} instructions per {unit}, not in the baseline")),
             Some(&before) if count > before * (1.0 + RISE_MAX) => lines.push(format!(
-                "{name}: {count:.1} instructions per frame, {:+.1} % over the baseline of {before:.1} ({})",
+                "{name}: {count:.1} instructions per {unit}, {:+.1} % over the baseline of {before:.1} ({})",
                 (count / before - 1.0) * 100.0,
                 baseline.rustc
             )),
@@ -180,8 +298,8 @@ pub fn compare(baseline: &Baseline, now: &BTreeMap<String, f64>) -> Vec<String> 
 #[must_use]
 pub fn to_toml(rustc: &str, now: &BTreeMap<String, f64>) -> String {
     let mut text = format!(
-        "# Instructions per frame of the switch's part of each path, counted by callgrind. `make test` fails when one rises by\n\
-         # more than {:.0} %. Written by `make instructions-update`; commit it with the change that explains it.\n\
+        "# Instructions per frame of the switch's part of each path, and per request of a disk's worker's, counted by callgrind.\n\
+         # `make test` fails when one rises by more than {:.0} %. Written by `make instructions-update`; commit it with the change that explains it.\n\
          rustc = \"{rustc}\"\n\n[instructions]\n",
         RISE_MAX * 100.0
     );
@@ -223,8 +341,7 @@ mod tests {
     #[test]
     fn every_path_runs_and_delivers_what_it_should() {
         for case in PATHS {
-            let frames = BATCH * usize::from(case.shape.pair_count) * ROUNDS;
-            assert_eq!(run(case), frames, "{}", case.name);
+            assert_eq!(run(case), case.count(), "{}", case.name);
         }
     }
 }

@@ -17,7 +17,18 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("vswitch", &["avio-host", "avio-proto"]),
     ("storage-target", &["avio-host", "avio-proto"]),
     ("tools", &["avio-proto", "avio-guest"]),
-    ("benches", &["avio-proto", "avio-host", "avio-guest", "avio-vswitch", "avio-tools", "avio-tests"]),
+    (
+        "benches",
+        &[
+            "avio-proto",
+            "avio-host",
+            "avio-guest",
+            "avio-vswitch",
+            "avio-storage",
+            "avio-tools",
+            "avio-tests",
+        ],
+    ),
     ("tests", &["avio-proto", "avio-host", "avio-guest", "avio-vswitch", "avio-tools"]),
     ("fuzz", &["avio-proto", "avio-guest"]),
 ];

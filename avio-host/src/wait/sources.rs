@@ -102,8 +102,12 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// An empty set whose epoll also listens to `own`, the eventfd by which control wakes the worker.
-    pub(crate) fn new(own: &EventFd, stats: Arc<WorkerStats>) -> std::io::Result<Self> {
+    /// An empty set whose epoll also listens to `own`, the eventfd by which control wakes the worker. The worker's; whoever drives
+    /// an engine without one makes it himself.
+    ///
+    /// # Errors
+    /// What epoll_create1 or epoll_ctl say.
+    pub fn new(own: &EventFd, stats: Arc<WorkerStats>) -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(
             &epoll,
@@ -205,7 +209,8 @@ impl Sources {
 
     /// Sources that are polled now, in no particular order.
     #[inline]
-    pub(crate) fn active(&self) -> &[Token] {
+    #[must_use]
+    pub fn active(&self) -> &[Token] {
         &self.active
     }
 

@@ -1,9 +1,9 @@
-//! `avio-instructions check | update | run PATH`: instructions per frame against the committed baseline; see
+//! `avio-instructions check | update | run PATH`: instructions per frame and request against the committed baseline; see
 //! [`avio_benches::instructions`].
 
 use std::process::{Command, ExitCode};
 
-use avio_benches::instructions::{Baseline, PATHS, compare, count_all, run, to_toml};
+use avio_benches::instructions::{Baseline, PATHS, compare, count_all, run, to_toml, unit};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         ["update"] => update(),
         ["run", path] => match PATHS.iter().find(|case| case.name == *path) {
             Some(case) => {
-                println!("{} frames", run(case));
+                println!("{} {}s", run(case), unit(path));
                 Ok(())
             }
             None => Err(format!("there is no path '{path}'")),
@@ -37,7 +37,8 @@ fn check() -> Result<(), String> {
     let (baseline, now) = (Baseline::read()?, count_all(&program)?);
     for (name, count) in &now {
         println!(
-            "{name:<24} {count:8.1} instructions per frame, baseline {:8.1}",
+            "{name:<24} {count:8.1} instructions per {:<7}, baseline {:8.1}",
+            unit(name),
             baseline.instructions.get(name).unwrap_or(&0.0)
         );
     }

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,9 @@ impl Capture {
     /// # Errors
     /// When tcpdump is missing or there is no such device.
     pub fn start(namespace: Option<&str>, device: &str, filter: &str) -> Result<Capture> {
-        let file = scratch::folder().join(format!("{device}.pcap"));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{device}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let file = scratch::folder().join(format!("{name}.pcap"));
         let mut dump = match namespace {
             Some(namespace) => {
                 let mut dump = command("ip");
@@ -40,7 +43,7 @@ impl Capture {
         // As root from end to end: the folder is nobody else's. Each frame is in the file as soon as it is here.
         dump.args(["-Z", "root", "-U", "--immediate-mode", "-n", "-Q", "in", "-i", device, "-w"]);
         dump.arg(&file).arg(filter);
-        let mut tcpdump = Console::spawn(&format!("tcpdump-{device}"), &mut dump)?;
+        let mut tcpdump = Console::spawn(&format!("tcpdump-{name}"), &mut dump)?;
         tcpdump.wait_for("listening on", 10)?;
         Ok(Capture { tcpdump, file })
     }

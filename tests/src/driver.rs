@@ -40,7 +40,7 @@ impl Driver {
     /// Sends a complete frame, and waits until the switch has taken it.
     ///
     /// # Errors
-    /// When it is not taken within five seconds.
+    /// When it is not taken within ten seconds.
     pub fn send(&mut self, frame: &[u8]) -> Result {
         self.send_with(&NetHeader::default(), frame)
     }
@@ -50,14 +50,24 @@ impl Driver {
     /// # Errors
     /// As [`Driver::send`].
     pub fn send_with(&mut self, header: &NetHeader, frame: &[u8]) -> Result {
-        let before = self.queue.tx.completed();
-        ensure(self.queue.tx.push(header, frame), || "no room to send".to_owned())?;
+        self.send_all(header, &[frame])
+    }
+
+    /// Sends several frames at once, fewer than its ring has entries, and waits until the switch has taken them.
+    ///
+    /// # Errors
+    /// When there is no room for one, or they are not taken within ten seconds.
+    pub fn send_all(&mut self, header: &NetHeader, frames: &[impl AsRef<[u8]>]) -> Result {
+        let done = self.queue.tx.completed() + frames.len() as u64;
+        for frame in frames {
+            ensure(self.queue.tx.push(header, frame.as_ref()), || "no room to send".to_owned())?;
+        }
         self.queue.tx.flush();
-        let end = Instant::now() + Duration::from_secs(5);
-        while self.queue.tx.completed() == before {
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.queue.tx.completed() < done {
             self.queue.tx.reclaim().map_err(told)?;
-            ensure(Instant::now() < end, || "the switch does not take the frame".to_owned())?;
-            std::thread::yield_now();
+            ensure(Instant::now() < end, || "the switch does not take the frames".to_owned())?;
+            sleep(Duration::from_micros(20));
         }
         Ok(())
     }

@@ -100,6 +100,7 @@ const SYSTEM: &[&str] = &[
     "wire_vlans",
     "migration",
     "aggregates",
+    "aggregate_guard",
     "lacp_partners",
     "storage_operator",
     "storage_target",

@@ -1,8 +1,8 @@
-//! Panics on demand: the hidden test hook of DESIGN section 6.
+//! Panics and mishaps on demand: the hidden test hook of DESIGN section 6.
 //!
 //! The data path calls [`point`] at each of its steps; a test names a step and an occurrence, in the environment of a daemon
-//! (`AVIO_TEST_PANIC=step:nth`, several separated by commas) or by [`arm`] in its own process, and that call panics. Nobody
-//! else uses it; when off, a point is one relaxed load.
+//! (`AVIO_TEST_PANIC=step:nth`, several separated by commas) or by [`arm`] in its own process, and that call panics. Where something
+//! happens that no test can bring about, [`happens`] says so instead. Nobody else uses it; when off, a point is one relaxed load.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,13 @@ pub fn point(step: &str) {
     if ARMED.load(Ordering::Relaxed) {
         reached(step);
     }
+}
+
+/// Whether what `step` stands for is to happen here: this is the occurrence that a test asked for.
+#[inline]
+#[must_use]
+pub fn happens(step: &str) -> bool {
+    ARMED.load(Ordering::Relaxed) && is_due(step)
 }
 
 /// Makes the `nth` next call of `point(step)` (1: the very next) panic, once.
@@ -42,15 +49,23 @@ fn arm_list(list: &str) -> Result<(), String> {
 
 #[cold]
 fn reached(step: &str) {
-    let mut steps = STEPS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let Some(at) = steps.iter().position(|(name, _)| name == step) else { return };
-    steps[at].1 -= 1;
-    if steps[at].1 == 0 {
-        steps.swap_remove(at);
-        ARMED.store(!steps.is_empty(), Ordering::Relaxed);
-        drop(steps);
+    if is_due(step) {
         panic!("injected at step {step}");
     }
+}
+
+/// Counts an occurrence of `step`; true for the one that was asked for.
+#[cold]
+fn is_due(step: &str) -> bool {
+    let mut steps = STEPS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let Some(at) = steps.iter().position(|(name, _)| name == step) else { return false };
+    steps[at].1 -= 1;
+    let is_due = steps[at].1 == 0;
+    if is_due {
+        steps.swap_remove(at);
+        ARMED.store(!steps.is_empty(), Ordering::Relaxed);
+    }
+    is_due
 }
 
 #[cfg(test)]
@@ -66,6 +81,13 @@ mod tests {
         arm("inject::test", 3);
         let outcome: Vec<bool> = (0..5).map(|_| panics("inject::test")).collect();
         assert_eq!(outcome, [false, false, true, false, false]);
+    }
+
+    #[test]
+    fn the_nth_occurrence_happens_once() {
+        arm("inject::mishap", 2);
+        let outcome: Vec<bool> = (0..4).map(|_| happens("inject::mishap")).collect();
+        assert_eq!(outcome, [false, true, false, false]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod scratch;
 pub mod storage;
 pub mod testpmd;
 pub mod uml;
+pub mod uplink;
 pub mod wire;
 
 pub use failure::{Failure, Result};

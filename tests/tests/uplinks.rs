@@ -12,6 +12,7 @@ use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
 use avio_tests::frames::{self, EXPERIMENT};
 use avio_tests::linux_guest::LinuxGuest;
+use avio_tests::uplink::{best, daemon, device, wait_device};
 use avio_tests::wire::{Wire, run, send_raw};
 use avio_tests::{Failure, Result, uml};
 use rustix::process::Signal;
@@ -49,35 +50,6 @@ struct Wired {
     daemon: Daemon,
     guest: LinuxGuest,
     wire: Wire,
-}
-
-/// What `avio net -V` says of the uplink's only device.
-fn device(daemon: &Daemon, key: &str) -> Result<serde_json::Value> {
-    let output = daemon.avio(&["--json", "net", "-S", "vs", "-A"])?;
-    let value: serde_json::Value = serde_json::from_slice(&output.stdout)
-        .map_err(|e| Failure::new(format!("{e}: {}", String::from_utf8_lossy(&output.stderr))))?;
-    Ok(value["wire"]["members"][0][key].clone())
-}
-
-fn wait_device(daemon: &Daemon, state: &str) -> Result {
-    let end = Instant::now() + Duration::from_secs(10);
-    loop {
-        let now = device(daemon, "state")?;
-        if now == state {
-            return Ok(());
-        }
-        ensure(Instant::now() < end, || format!("the device is {now}, not {state}"))?;
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// A daemon with a switch whose uplink is the wire, up.
-fn daemon(wire: &Wire, uplink: &str, extra: &str) -> Result<Daemon> {
-    let name = &wire.near;
-    let vswitch = format!("uplink = \"{name}\"\n[[uplink]]\nname = \"{name}\"\n{uplink}");
-    let daemon = Daemon::start(Config::default().vswitch("vs", &vswitch).guest("g1", "vs", 1, extra))?;
-    wait_device(&daemon, "Up")?;
-    Ok(daemon)
 }
 
 impl Wired {
@@ -125,11 +97,6 @@ impl Wired {
         })?;
         ensure(port.counters.outbound_unicast_local == 0, || format!("local, with one guest: {port:?}"))
     }
-}
-
-/// The best way that this run may take: `AVIO_DISABLE=all` leaves packet sockets.
-fn best() -> &'static str {
-    if std::env::var_os("AVIO_DISABLE").is_some_and(|value| value == "all") { "packet" } else { "copy" }
 }
 
 fn wire_traffic() -> Result {

@@ -98,6 +98,7 @@ const SYSTEM: &[&str] = &[
     "taps",
     "uplinks",
     "wire_vlans",
+    "uplink_devices",
     "migration",
     "aggregates",
     "aggregate_guard",

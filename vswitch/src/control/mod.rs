@@ -25,6 +25,7 @@ use avio_host::config::{check, load, surroundings};
 use avio_host::control::Reloads;
 use avio_host::daemon::EventLoop;
 use avio_host::facility::Facilities;
+use avio_host::inject;
 use avio_host::links::Links;
 use avio_host::options::DaemonOptions;
 use avio_host::service::Service;
@@ -59,6 +60,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
         return Ok(());
     }
     avio_host::log::init().map_err(|e| e.to_string())?;
+    inject::arm_from_environment().map_err(|part| format!("AVIO_TEST_PANIC: `{part}` is not step:nth"))?;
     let config = load(&options.config, &around).map_err(|e| e.to_string())?;
     let event_loop = EventLoop::open(options, SOCKET_FILE_NAME)?;
     let waker = event_loop.waker();

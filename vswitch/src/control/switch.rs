@@ -186,7 +186,7 @@ impl Switch {
         }
         let publish = self.fabric.learner.publish_at().map(|at| at.saturating_duration_since(now));
         let age = (self.aged + AGE_EVERY).saturating_duration_since(now);
-        let retry = self.uplinks.next_retry().map(|at| at.saturating_duration_since(now));
+        let retry = self.uplinks.next_at().map(|at| at.saturating_duration_since(now));
         let aggregates = self.uplinks.next_of_aggregates().map(|at| at.saturating_duration_since(now));
         let taps = self.taps.next_turn(now);
         [publish, retry, aggregates].into_iter().flatten().chain(taps).fold(age, Duration::min)

@@ -13,6 +13,7 @@ use avio_proto::virtio::features as f;
 use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 
 use super::guardian::Guardian;
+use super::watchdog::Watchdog;
 use crate::port::wire::{Intake, Lane};
 use crate::port::xdp::{
     AttachError, AttachMode, Attached, Capture, Promiscuous, Wanted, XskError, driver_info,
@@ -94,6 +95,8 @@ pub(super) struct Device {
     pub sources: Vec<Source>,
     pub lanes: Vec<Arc<Lane>>,
     pub negotiated: Negotiated,
+    /// One per queue, with AF_XDP.
+    pub watchdogs: Vec<Watchdog>,
     /// For addresses that show up later; `None`: no program.
     pub program: Option<Attached>,
     _promiscuous: Promiscuous,
@@ -165,13 +168,14 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
                 continue;
             }
             match open_xdp(request, mode, copy) {
-                Ok((sources, lanes, mut negotiated, program)) => {
+                Ok((sources, lanes, mut negotiated, watchdogs, program)) => {
                     negotiated.remarks = remarks;
                     let program = Some(program);
                     return Ok(Device {
                         sources,
                         lanes,
                         negotiated,
+                        watchdogs,
                         program,
                         _promiscuous: promiscuous,
                         _claim: claim,
@@ -191,6 +195,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         sources: vec![source],
         lanes,
         negotiated,
+        watchdogs: Vec::new(),
         program: None,
         _promiscuous: promiscuous,
         _claim: claim,
@@ -209,7 +214,7 @@ fn open_patiently(index: u32, queue: u32, wanted: Wanted) -> Result<crate::port:
     open_xsk(index, queue, wanted)
 }
 
-type OpenXdp = (Vec<Source>, Vec<Arc<Lane>>, Negotiated, Attached);
+type OpenXdp = (Vec<Source>, Vec<Arc<Lane>>, Negotiated, Vec<Watchdog>, Attached);
 
 /// The program, a socket on each queue, and the packet socket for what goes to many.
 fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, String> {
@@ -231,16 +236,17 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         Wanted { copy, frame_len_max: request.link.mtu as usize + HEADER_MAX, busy_poll: request.busy_poll };
     let told = driver_info(name).map_or(0, |info| info.queues);
     let queues = if told > 0 { told.min(request.link.rx_queues) } else { request.link.rx_queues };
-    let (mut sources, mut lanes) = (Vec::new(), Vec::new());
+    let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
     for queue in 0..queues.min(crate::port::xdp::QUEUES_MAX) {
-        let (intake, outlet, info, socket, _) = match open_patiently(index, queue, wanted) {
+        let (intake, outlet, info, watch) = match open_patiently(index, queue, wanted) {
             Ok(open) => open,
             // The device has room for more queues than it uses.
             Err(XskError::NoQueue) if queue > 0 => break,
             Err(error) => return Err(format!("{step}: queue {queue}: {error}")),
         };
-        program.add(queue, socket.as_fd()).map_err(io)?;
+        program.add(queue, watch.as_fd()).map_err(io)?;
+        watchdogs.push(Watchdog::new(watch));
         sources.push(Source { intake, header_len: 0, features: 0 });
         lanes.push(Lane::new(outlet, 0, 0));
         all.get_or_insert(info).zero_copy &= info.zero_copy;
@@ -261,5 +267,5 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         busy_poll: info.busy_poll,
         remarks: Vec::new(),
     };
-    Ok((sources, lanes, negotiated, program))
+    Ok((sources, lanes, negotiated, watchdogs, program))
 }

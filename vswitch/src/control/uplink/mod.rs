@@ -10,6 +10,7 @@ mod closing;
 mod device;
 pub mod guardian;
 mod traffic;
+mod watchdog;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -53,6 +54,13 @@ pub(super) struct Allowed {
     pub busy_poll: bool,
 }
 
+impl Allowed {
+    /// Where the ladder begins for a device that is to be opened like that.
+    fn best(&self, configured: UplinkAccess) -> UplinkAccess {
+        if self.xdp { configured } else { UplinkAccess::Packet }
+    }
+}
+
 /// What a helper sends back.
 pub(super) enum Answer {
     /// A device was opened, or not.
@@ -86,6 +94,8 @@ pub(super) struct Uplinks {
     closing: Closings,
     /// The interfaces may have changed.
     stale: bool,
+    /// When the rings are looked at next; `None`: there are none.
+    watch_at: Option<Instant>,
     /// Readable when some member's control socket is.
     control_frames: OwnedFd,
     /// Vswitches whose guests are to be announced.
@@ -112,6 +122,7 @@ impl Uplinks {
             uplinks: BTreeMap::new(),
             closing: Closings::default(),
             stale: true,
+            watch_at: None,
         })
     }
 
@@ -251,7 +262,7 @@ impl Uplinks {
                 changes.push(format!("{vswitch}: no uplink: all port indices are taken"));
                 continue;
             };
-            let access = if self.allowed.xdp { new.access } else { UplinkAccess::Packet };
+            let access = self.allowed.best(new.access);
             let members = members(config, &new.name);
             let aggregate = config.aggregates.iter().find(|a| a.name == new.name);
             let balance = aggregate.map(|a| a.balance);
@@ -307,7 +318,8 @@ impl Uplinks {
             }
             changed = true;
         }
-        let due = self.next_retry().is_some_and(|at| at <= now);
+        changed |= self.watch(now, fabric);
+        let due = self.retry_at().is_some_and(|at| at <= now);
         if std::mem::take(&mut self.stale) || due {
             changed |= self.look(now, fabric);
         }
@@ -326,7 +338,12 @@ impl Uplinks {
     }
 
     /// When [`Self::turn`] is due even if nothing happens.
-    pub(super) fn next_retry(&self) -> Option<Instant> {
+    pub(super) fn next_at(&self) -> Option<Instant> {
+        [self.retry_at(), self.watch_at].into_iter().flatten().min()
+    }
+
+    /// When a device is to be opened.
+    fn retry_at(&self) -> Option<Instant> {
         let members = self.uplinks.values().flat_map(|uplink| &uplink.members);
         let retries = members
             .filter_map(|member| if let State::Closed { retry } = member.state { retry } else { None });
@@ -336,6 +353,33 @@ impl Uplinks {
     /// When an aggregate has something to do even if nothing happens.
     pub(super) fn next_of_aggregates(&self) -> Option<Instant> {
         self.uplinks.values().filter_map(|uplink| uplink.bundle.as_ref()?.next_at()).min()
+    }
+
+    /// Looks at the rings of all devices, if it is time. One that is stuck has its device opened anew, a step down the ladder.
+    fn watch(&mut self, now: Instant, fabric: &mut Fabric) -> bool {
+        if self.watch_at.is_none_or(|at| now < at) {
+            return false;
+        }
+        let mut changed = false;
+        self.watch_at = None;
+        for uplink in self.uplinks.values_mut() {
+            for member in &mut uplink.members {
+                if let Some(line) = member.look_at_rings() {
+                    tracing::warn!("uplink {}: {}: {line}", uplink.name, member.name);
+                    close(member, uplink.index, fabric, &mut self.closing);
+                    member.state = State::Closed { retry: Some(now + REOPEN_AFTER) };
+                    changed = true;
+                }
+                if member.watched().is_some() {
+                    self.watch_at = Some(now + watchdog::LOOK_EVERY);
+                }
+            }
+            if changed {
+                uplink.tell_aggregate(&self.control_frames, now);
+                uplink.respecify();
+            }
+        }
+        changed
     }
 
     /// Brings every member in line with the interfaces as they are.
@@ -354,10 +398,23 @@ impl Uplinks {
                     changed = true;
                     tell_link(&uplink.name, member, link.as_ref());
                 }
+                let is_new = match (&member.link, &link) {
+                    (Some(was), Some(link)) => was.index != link.index || !was.is_up && link.is_up,
+                    (None, link) => link.is_some(),
+                    (Some(_), None) => false,
+                };
+                // Another device, or one that the operator has set up anew: what was stuck may not be so any more.
+                let begins_anew = is_new && member.stepped_down.take().is_some();
+                if is_new {
+                    member.access = self.allowed.best(uplink.config.access);
+                }
                 member.link = link;
                 let lost = match (&member.state, &member.link) {
                     (State::Open(open), Some(link)) => {
-                        is_overtaken || open.link.index != link.index || open.link.mtu != link.mtu
+                        is_overtaken
+                            || begins_anew
+                            || open.link.index != link.index
+                            || open.link.mtu != link.mtu
                     }
                     (State::Open(_), None) => true,
                     _ => false,
@@ -438,6 +495,7 @@ impl Uplinks {
             tracing::warn!("uplink {}: {}: not {remark}", uplink.name, member.name);
         }
         tracing::info!("uplink {}: {}: open, {access}, {queues} queues", uplink.name, member.name);
+        device.negotiated.remarks.extend(member.stepped_down.clone());
         let first = number as u16 * SOURCES_MAX;
         let sources = device.sources.drain(..).zip(first..).map(|(source, lane)| {
             let (header_len, features) = (source.header_len, source.features);
@@ -448,6 +506,7 @@ impl Uplinks {
         let sources = sources.collect();
         device.lanes.iter().for_each(|lane| member.outwards.add(Arc::clone(lane.counters())));
         member.trouble = None;
+        self.watch_at.get_or_insert(now + watchdog::LOOK_EVERY);
         member.state = State::Open(Box::new(OpenMember {
             lanes: std::mem::take(&mut device.lanes),
             sources,

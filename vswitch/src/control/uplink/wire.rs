@@ -13,7 +13,7 @@ use super::aggregate::{self, Bundle};
 use super::closing::Closings;
 use super::device::Device;
 use super::traffic::Traffic;
-use super::{Allowed, SOURCES_MAX};
+use super::{Allowed, SOURCES_MAX, watchdog};
 use crate::control::fabric::Fabric;
 use crate::port::guest::Snapshot;
 use crate::port::uplink::{Distribution, UplinkPort};
@@ -53,6 +53,8 @@ pub(super) struct Member {
     pub(super) trouble: Option<String>,
     /// Where the ladder begins: lower after the watchdog stepped down.
     pub(super) access: UplinkAccess,
+    /// Why that is lower than configured.
+    pub(super) stepped_down: Option<String>,
     /// What came in through it.
     pub(super) inwards: Traffic,
     /// What went out through it.
@@ -69,6 +71,7 @@ impl Member {
             speed_mbps: None,
             trouble: None,
             access,
+            stepped_down: None,
             inwards: Traffic::default(),
             outwards: Traffic::default(),
         }
@@ -84,6 +87,34 @@ impl Member {
     /// `member` takes its place.
     fn occupy(&mut self, member: Member) {
         *self = Member { attempt: self.attempt, ..member };
+    }
+
+    /// Its device, if it is open, with AF_XDP, and its link: what the watchdog looks at.
+    pub(super) fn watched(&mut self) -> Option<(&mut OpenMember, bool)> {
+        let has_carrier = self.link.as_ref().is_some_and(|link| link.has_carrier);
+        match &mut self.state {
+            State::Open(open) if !open.device.watchdogs.is_empty() => Some((open, has_carrier)),
+            _ => None,
+        }
+    }
+
+    /// Looks at the rings of its device. A ring that is stuck: its line for the log, and the device is to be opened anew, a step lower.
+    pub(super) fn look_at_rings(&mut self) -> Option<String> {
+        let (open, has_carrier) = self.watched()?;
+        let mut stuck = None;
+        for (queue, watchdog) in open.device.watchdogs.iter_mut().enumerate() {
+            if has_carrier {
+                stuck = watchdog.look().map(|ring| (queue, ring)).or(stuck);
+            } else {
+                watchdog.rest();
+            }
+        }
+        let (queue, ring) = stuck?;
+        let access = open.device.negotiated.access;
+        self.access = watchdog::below(access)?;
+        let what = format!("the {} ring of queue {queue} was stuck", ring.name());
+        self.stepped_down = Some(format!("stepped down from {access}: {what}"));
+        Some(format!("{what}; opened anew, a step down from {access}"))
     }
 
     /// Frames can go out through it.
@@ -187,8 +218,7 @@ impl Uplink {
             if self.members.iter().any(|member| member.name == *name) {
                 continue;
             }
-            let access = if allowed.xdp { self.config.access } else { UplinkAccess::Packet };
-            let new = Member::new(name, access);
+            let new = Member::new(name, allowed.best(self.config.access));
             match self.members.iter_mut().find(|member| member.name.is_empty()) {
                 Some(free) => free.occupy(new),
                 None => self.members.push(new),

@@ -1,7 +1,7 @@
 //! The kernel's ends of an uplink: AF_XDP sockets with our own XDP program, and packet sockets where XDP cannot attach.
 //!
 //! `program` is the program as bytecode and how it is attached, `socket` an AF_XDP socket as intake and outlet, `packet` the same over a packet
-//! socket, `rings` the memory shared with the kernel, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides nothing: what is
+//! socket, `rings` the memory shared with the kernel, `watch` how a watchdog sees it, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides nothing: what is
 //! opened, and what after a failure, is up to `control/uplink`.
 
 mod control_socket;
@@ -10,11 +10,14 @@ mod program;
 mod rings;
 mod socket;
 mod sys;
+mod watch;
 
 pub use control_socket::ControlSocket;
 pub use packet::{Capture, Promiscuous, open_packet};
 pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
-pub use socket::{OpenXsk, Wanted, XskError, XskInfo, XskProbe, open_xsk};
+pub use rings::Indices;
+pub use socket::{OpenXsk, Wanted, XskError, XskInfo, open_xsk};
 pub use sys::{
     DriverInfo, LinkFeatures, driver_info, features, interface_speed_mbps, set_features, xdp_available,
 };
+pub use watch::{CHUNKS_OUT_MAX, Reading, XskWatch};

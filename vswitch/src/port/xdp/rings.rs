@@ -35,6 +35,14 @@ pub(super) struct Offsets {
     pub flags: usize,
 }
 
+/// A word of a ring's mapping.
+#[inline]
+fn word(mapping: &RingMapping, offset: usize) -> &AtomicU32 {
+    // SAFETY: `at` checks that the word is inside the mapping, which lives as long as the borrow; the kernel aligns it, and both sides
+    // access it atomically.
+    unsafe { AtomicU32::from_ptr(mapping.at(offset, 4).cast()) }
+}
+
 /// One ring. Which side is ours is up to who holds it.
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -61,9 +69,7 @@ impl Ring {
 
     #[inline]
     fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: `at` checks that the word is inside the mapping, which lives as long as `self`; the kernel aligns it, and both sides
-        // access it atomically.
-        unsafe { AtomicU32::from_ptr(self.mapping.at(offset, 4).cast()) }
+        word(&self.mapping, offset)
     }
 
     #[inline]
@@ -116,13 +122,7 @@ impl Ring {
     /// Whether the kernel has consumed all that was published.
     #[inline]
     pub(super) fn is_drained(&self) -> bool {
-        self.consumed() == self.local
-    }
-
-    /// How far the kernel has consumed: a number that grows.
-    #[inline]
-    pub(super) fn consumed(&self) -> u32 {
-        self.word(self.offsets.consumer).load(Ordering::Acquire)
+        self.word(self.offsets.consumer).load(Ordering::Acquire) == self.local
     }
 
     /// Whether the kernel wants a system call to look at the ring.
@@ -160,5 +160,50 @@ impl Ring {
     pub(super) fn consume(&mut self, count: u32) {
         self.local = self.local.wrapping_add(count);
         self.word(self.offsets.consumer).store(self.local, Ordering::Release);
+    }
+}
+
+/// A ring as somebody sees it who neither produces nor consumes: what both sides have published. A mapping of its own, so that its owner's ring stays
+/// in one place.
+#[derive(Debug)]
+pub(super) struct Gauge {
+    mapping: RingMapping,
+    offsets: Offsets,
+}
+
+impl Gauge {
+    /// Maps the indices of the ring at page offset `at` once more.
+    pub(super) fn new(fd: BorrowedFd<'_>, at: i64, offsets: Offsets) -> io::Result<Self> {
+        Ok(Self { mapping: RingMapping::new(fd, offsets.desc, at)?, offsets })
+    }
+
+    /// How far its producer and its consumer are.
+    pub(super) fn indices(&self) -> Indices {
+        let of = |offset| word(&self.mapping, offset).load(Ordering::Acquire);
+        // The consumer first: it is then never ahead of the producer.
+        let consumer = of(self.offsets.consumer);
+        Indices { producer: of(self.offsets.producer), consumer }
+    }
+
+    /// Whether the kernel wants a system call to look at the ring.
+    pub(super) fn needs_wakeup(&self) -> bool {
+        word(&self.mapping, self.offsets.flags).load(Ordering::Relaxed) & NEED_WAKEUP != 0
+    }
+}
+
+/// How far the two sides of a ring are: numbers that grow, and wrap around.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Indices {
+    /// Entries that were put in.
+    pub producer: u32,
+    /// Entries that were taken out.
+    pub consumer: u32,
+}
+
+impl Indices {
+    /// Entries that are in the ring.
+    #[must_use]
+    pub fn waiting(self) -> u32 {
+        self.producer.wrapping_sub(self.consumer)
     }
 }

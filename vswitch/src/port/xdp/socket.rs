@@ -6,18 +6,19 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use avio_host::frame_memory::FrameMemory;
 use avio_proto::mem::{GuestSlice, RegionHint};
 use avio_proto::ring::{Batch, CHAINS_MAX, ChainArena, Collector, Undelivered};
 
-use super::rings::{Desc, Offsets, Ring};
+use super::rings::{Desc, Gauge, Offsets, Ring};
 use super::sys;
+use super::watch::XskWatch;
 use crate::port::wire::{Intake, OUT_PIECES_MAX, OutFrame, Outlet};
 
 const AF_XDP: i32 = 44;
-const SOL_XDP: i32 = 283;
+pub(super) const SOL_XDP: i32 = 283;
 const XDP_MMAP_OFFSETS: i32 = 1;
 const XDP_RX_RING: i32 = 2;
 const XDP_TX_RING: i32 = 3;
@@ -41,7 +42,7 @@ const CHUNK: usize = 4096;
 /// Longest frame that is sure to fit one chunk.
 const SINGLE_MAX: usize = CHUNK - 256;
 /// Entries of each ring, and chunks of each half: 1.3 ms of 64-byte frames at 1.5 Mpps.
-const ENTRIES: u32 = 2048;
+pub(super) const ENTRIES: u32 = 2048;
 /// Chunks of a frame from the wire, at most; the kernel's own limit is 17 (MAX_SKB_FRAGS).
 const RX_PIECES_MAX: usize = 20;
 /// System calls to get one batch out. In copy mode one sends 32 frames (or what XDP_MAX_TX_SKB_BUDGET says).
@@ -85,28 +86,16 @@ pub enum XskError {
     Io(#[from] io::Error),
 }
 
-/// What control's watchdog looks at, without any lock.
-#[derive(Debug, Default)]
-pub struct XskProbe {
-    /// Frames handed to the transmit ring.
-    pub submitted: AtomicU32,
-    /// Frames that the kernel has taken from it.
-    pub consumed: AtomicU32,
-    /// Frames that came in.
-    pub received: AtomicU32,
-}
-
 struct Socket {
     fd: OwnedFd,
     memory: FrameMemory,
     busy_poll: bool,
-    probe: Arc<XskProbe>,
 }
 
 /// The two halves, what was negotiated, and what the watchdog looks at.
-pub type OpenXsk = (Box<dyn Intake>, Box<dyn Outlet>, XskInfo, OwnedFd, Arc<XskProbe>);
+pub type OpenXsk = (Box<dyn Intake>, Box<dyn Outlet>, XskInfo, XskWatch);
 
-/// Opens a socket on queue `queue` of interface number `ifindex`. Helper thread: a driver may reset its rings for it. The returned descriptor is
+/// Opens a socket on queue `queue` of interface number `ifindex`. Helper thread: a driver may reset its rings for it. The watch has the descriptor
 /// for [`super::Attached::add`].
 ///
 /// # Errors
@@ -139,9 +128,9 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
     let mut options = [0; 4];
     let got = sys::get_option(fd.as_fd(), SOL_XDP, XDP_OPTIONS, &mut options)?;
     let zero_copy = got == 4 && u32::from_ne_bytes(options) & OPTION_ZERO_COPY != 0;
-    let handle = fd.try_clone()?;
-    let probe = Arc::<XskProbe>::default();
-    let socket = Arc::new(Socket { fd, memory, busy_poll, probe: Arc::clone(&probe) });
+    let gauge = |which: usize| Gauge::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which]);
+    let watch = XskWatch::new(fd.try_clone()?, [gauge(0)?, gauge(1)?, gauge(2)?, gauge(3)?]);
+    let socket = Arc::new(Socket { fd, memory, busy_poll });
     let intake =
         XskIntake { socket: Arc::clone(&socket), receive, fill, taken: Vec::with_capacity(taken_max()) };
     let free = (u64::from(ENTRIES)..2 * u64::from(ENTRIES)).map(|chunk| chunk * CHUNK as u64).collect();
@@ -154,7 +143,7 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         multi_buffer,
     };
     let info = XskInfo { zero_copy, multi_buffer, busy_poll };
-    Ok((Box::new(intake), Box::new(outlet), info, handle, probe))
+    Ok((Box::new(intake), Box::new(outlet), info, watch))
 }
 
 fn taken_max() -> usize {
@@ -265,7 +254,6 @@ impl Intake for XskIntake {
             count += 1;
         }
         self.receive.consume(used);
-        self.socket.probe.received.fetch_add(count as u32, Ordering::Relaxed);
         if count == 0 && used > 0 {
             // Nothing that anybody will call `done` for.
             refill(&mut self.taken, &mut self.fill);
@@ -340,12 +328,8 @@ impl Outlet for XskOutlet {
 
     fn commit(&mut self) -> io::Result<()> {
         self.transmit.publish();
-        let sent = self.reserved.len() as u32;
         self.reserved.clear();
         let outcome = self.kick();
-        let probe = &self.socket.probe;
-        probe.submitted.fetch_add(sent, Ordering::Relaxed);
-        probe.consumed.store(self.transmit.consumed(), Ordering::Relaxed);
         self.reap();
         outcome
     }

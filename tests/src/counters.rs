@@ -54,6 +54,9 @@ pub struct PortStatus {
     /// Dropped frames by reason; reasons that never came up are left out.
     #[serde(default, deserialize_with = "not_zero")]
     pub discards: BTreeMap<String, u64>,
+    /// What the guest sees of its wire: `Up` or `Down`, if its VMM can be told.
+    #[serde(default)]
+    pub link_status: Option<String>,
 }
 
 /// The eleven counters of a port.

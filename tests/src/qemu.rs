@@ -28,18 +28,25 @@ const VLAN_MODULES: &[&str] = &["llc", "stp", "garp", "mrp", "8021q"];
 /// What QEMU's e1000 needs.
 const E1000_MODULES: &[&str] = &["e1000"];
 
-/// Starts a guest whose NIC is an emulated e1000 on the TAP `tap`.
+/// What makes QEMU take commands for the guest `name` where the daemon with this run directory looks for it.
+pub fn control_socket(run_dir: &Path, name: &str) -> Vec<String> {
+    let path = run_dir.join("guests").join(name).join("qmp.sock");
+    vec!["-qmp".to_owned(), format!("unix:{},server=on,wait=off", path.display())]
+}
+
+/// Starts a guest whose NIC is an emulated e1000 on the TAP `tap`; `arguments` are further ones of the VMM.
 ///
 /// # Errors
 /// When something is missing.
-pub fn launch_e1000(name: &str, tap: &str, mac: &str) -> Result<Booting> {
+pub fn launch_e1000(name: &str, tap: &str, mac: &str, arguments: Vec<String>) -> Result<Booting> {
     let mut machine = Machine::new(name, E1000_MODULES);
     machine.kernel = "kernel-pc";
     machine.arguments = [
         ["-netdev".to_owned(), format!("tap,id=n0,ifname={tap},script=no,downscript=no")],
-        ["-device".to_owned(), format!("e1000,netdev=n0,mac={mac}")],
+        ["-device".to_owned(), format!("e1000,id=net-0-5,netdev=n0,mac={mac}")],
     ]
     .concat();
+    machine.arguments.extend(arguments);
     machine.launch()
 }
 

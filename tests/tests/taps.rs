@@ -44,7 +44,7 @@ struct Pair {
 impl Pair {
     fn start() -> Result<Pair> {
         let daemon = Daemon::start(config())?;
-        let emulated = qemu::launch_e1000("e1000", &tap(&daemon)?, &mac_of(1))?;
+        let emulated = qemu::launch_e1000("e1000", &tap(&daemon)?, &mac_of(1), Vec::new())?;
         let avio = Qemu::new("avio", &daemon.socket(1), &mac_of(2)).launch()?;
         Pair { daemon, emulated: emulated.wait()?, avio: avio.wait()? }.addressed()
     }
@@ -209,7 +209,7 @@ fn lost_taps_come_back() -> Result {
     wait_for_device(&tap)?;
     wait_for_device("vt")?;
     // And they carry frames again.
-    let emulated = qemu::launch_e1000("e1000", &tap, &mac_of(1))?;
+    let emulated = qemu::launch_e1000("e1000", &tap, &mac_of(1), Vec::new())?;
     let avio = Qemu::new("avio", &daemon.socket(1), &mac_of(2)).launch()?;
     let mut pair = Pair { daemon, emulated: emulated.wait()?, avio: avio.wait()? }.addressed()?;
     pair.ensure_reach()?;

@@ -95,6 +95,7 @@ pub const VSWITCHES_SECTIONS: &[Section] = &[
             noted("access", Live, "the device is opened anew"),
             key("host_macs", Live),
             key("gro", Live),
+            key("link_status", Live),
         ],
     },
     Section {

@@ -156,6 +156,9 @@ pub struct UplinkConfig {
     /// Frames of one TCP flow from the wire reach guests that can take them so as one frame (GRO).
     #[serde(default = "super::on")]
     pub gro: bool,
+    /// Guests whose VMM can be told (QMP) see whether the wire is up as their link's status.
+    #[serde(default = "super::on")]
+    pub link_status: bool,
 }
 
 impl UplinkConfig {
@@ -169,6 +172,7 @@ impl UplinkConfig {
             access: UplinkAccess::default(),
             host_macs: Vec::new(),
             gro: true,
+            link_status: true,
         }
     }
 }

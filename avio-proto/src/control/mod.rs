@@ -21,7 +21,7 @@ pub use stord::{
     ShowStorageParams, StorageReply, stord_method,
 };
 pub use vswitchd::{
-    ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, INTERFACE,
+    ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, GuestLink, INTERFACE,
     INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, PROTOCOL_VERSION, Port, PortState, RefusedParams,
     ReloadReply, RestartParams, SOCKET_FILE_NAME, ShowParams, ShowReply, StatisticsBucket, UplinkMember,
     UplinkReport, Vswitch, VswitchState, WorkerReport, WorkersReply, error, method,

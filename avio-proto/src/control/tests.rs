@@ -32,6 +32,7 @@ fn vswitch() -> Vswitch {
             queue_pairs: 1,
             features: None,
             socket: None,
+            link_status: Some(GuestLink::Up),
         }],
         wire: None,
     }

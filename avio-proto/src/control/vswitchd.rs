@@ -194,6 +194,29 @@ pub struct Port {
     /// Path of its vhost-user socket (an addition to INTERFACE).
     #[serde(default)]
     pub socket: Option<String>,
+    /// What the guest sees of its wire, if its VMM can be told (an addition to INTERFACE).
+    #[serde(default)]
+    pub link_status: Option<GuestLink>,
+}
+
+/// The status of a guest's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestLink {
+    /// The wire is up, or there is none.
+    Up,
+    /// The wire is down.
+    Down,
+}
+
+impl GuestLink {
+    /// The name in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            GuestLink::Up => "Up",
+            GuestLink::Down => "Down",
+        }
+    }
 }
 
 /// State of a port.

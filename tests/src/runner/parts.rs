@@ -99,6 +99,7 @@ const SYSTEM: &[&str] = &[
     "uplinks",
     "wire_vlans",
     "uplink_devices",
+    "link_status",
     "migration",
     "aggregates",
     "aggregate_guard",

@@ -183,6 +183,7 @@ fn port_details(text: &mut String, port: &Port, statistics: bool, verbose: bool)
         labelled(text, "MTU", &port.mtu);
         labelled(text, "Queue Pairs", &port.queue_pairs);
         labelled(text, "Features", &port.features.as_deref().unwrap_or("none"));
+        labelled(text, "Link Status", &port.link_status.map_or("not available", |link| link.name()));
         labelled(text, "Socket", &port.socket.as_deref().unwrap_or("none"));
     }
     if verbose && statistics && counted {

@@ -31,6 +31,7 @@ fn port(number: u32, guest: &str, adaptor: NetworkAdaptor, state: PortState) -> 
         queue_pairs: u16::from(state == PortState::Active),
         features: None,
         socket: Some(format!("/run/avio/guests/{guest}/net-0-5.sock")),
+        link_status: None,
     }
 }
 
@@ -255,6 +256,7 @@ fn verbose_adds_addresses_and_every_reason() {
         "\nMac Address                      : 1e:29:8c:88:a5:eb\nTagged VlanIds                   : none\n\
          MTU                              : 1500\nQueue Pairs                      : 1\n\
          Features                         : none\n\
+         Link Status                      : not available\n\
          Socket                           : /run/avio/guests/guest1/net-0-5.sock\n\
          Discards spoofed_source          : 2\n"
     ));

@@ -6,6 +6,7 @@ mod control_queue;
 mod device;
 mod fabric;
 mod interface;
+mod link_status;
 mod reconcile;
 mod reload;
 mod show;
@@ -36,8 +37,9 @@ use avio_proto::control::SOCKET_FILE_NAME;
 use crate::forward;
 use crate::port::xdp::xdp_available;
 use fabric::Fabric;
+use link_status::LinkStatus;
 use reload::Reader;
-use switch::Switch;
+use switch::{Start, Switch};
 use taps::Taps;
 use uplink::{Allowed, Uplinks};
 use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS};
@@ -98,15 +100,10 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     event_loop.watches().add(uplinks.control_frames_fd(), CONTROL_FRAMES).map_err(system)?;
     let started_with = config.workers.clone();
     let taps = Taps::new(waker.clone(), helpers.clone(), Mailbox::new(event_loop.helper_waker()));
-    let mut switch = Switch::new(
-        options.run_dir.clone(),
-        sessions,
-        Fabric::new(workers),
-        taps,
-        uplinks,
-        events,
-        started_with,
-    );
+    let link_status =
+        LinkStatus::new(options.run_dir.clone(), helpers.clone(), Mailbox::new(event_loop.helper_waker()));
+    let start = Start { run_dir: options.run_dir.clone(), workers: started_with };
+    let mut switch = Switch::new(start, sessions, Fabric::new(workers), taps, uplinks, link_status, events);
     switch.look_at_host();
     for warning in &config.warnings {
         tracing::warn!("{warning}");

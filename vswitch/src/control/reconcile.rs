@@ -83,6 +83,7 @@ impl Switch {
         }
         changes.extend(self.taps.reconcile(&self.config, &mut self.fabric, Instant::now()));
         self.fabric.touch();
+        self.link_status.touch();
         Ok(changes)
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use avio_host::stats::WorkerTotals;
-use avio_proto::config::{Config, NetworkAdaptor, NetworkConfig, NumberedVswitch};
+use avio_proto::config::{NetworkAdaptor, NetworkConfig, NumberedVswitch};
 use avio_proto::control::{
     Direction, DiscardEntry, DiscardReason, Discards, Port, PortState, StatisticsBucket, UplinkReport,
     Vswitch, VswitchState, WorkerReport,
@@ -14,6 +14,7 @@ use avio_proto::control::{
 
 use super::interface::{Interface, InterfaceKey};
 use super::sockets::socket_path;
+use super::switch::Switch;
 use super::taps::Taps;
 
 /// All interfaces by name.
@@ -22,21 +23,18 @@ pub(super) type Interfaces = BTreeMap<InterfaceKey, Interface>;
 /// One vswitch with its ports.
 pub(super) fn vswitch(
     numbered: &NumberedVswitch,
-    config: &Config,
-    interfaces: &Interfaces,
-    taps: &Taps,
-    run_dir: &std::path::Path,
+    switch: &Switch,
     wire: Option<UplinkReport>,
     ip: Option<Ipv4Addr>,
 ) -> Vswitch {
     let settings = &numbered.settings;
     let mut reservations: BTreeMap<u32, Vec<(&str, &NetworkConfig)>> = BTreeMap::new();
-    for (guest, network) in config.networks().filter(|(_, network)| network.vswitch == settings.name) {
+    for (guest, network) in switch.config.networks().filter(|(_, network)| network.vswitch == settings.name) {
         reservations.entry(network.port).or_default().push((guest, network));
     }
     let ports: Vec<Port> = reservations
         .into_iter()
-        .map(|(number, reserved)| port(number, &reserved, settings.enabled, interfaces, taps, run_dir))
+        .map(|(number, reserved)| port(number, &reserved, settings.enabled, switch))
         .collect();
     Vswitch {
         name: settings.name.clone(),
@@ -53,25 +51,19 @@ pub(super) fn vswitch(
 }
 
 /// One port. Its numbers are those of all interfaces that reserve it: they follow each other in using it.
-fn port(
-    number: u32,
-    reserved: &[(&str, &NetworkConfig)],
-    enabled: bool,
-    interfaces: &Interfaces,
-    taps: &Taps,
-    run_dir: &std::path::Path,
-) -> Port {
-    let find = |guest: &str, network: &NetworkConfig| {
-        let key = InterfaceKey { guest: guest.to_owned(), bus: network.bus, device: network.device };
-        interfaces.get(&key)
+fn port(number: u32, reserved: &[(&str, &NetworkConfig)], enabled: bool, switch: &Switch) -> Port {
+    let key = |guest: &str, network: &NetworkConfig| InterfaceKey {
+        guest: guest.to_owned(),
+        bus: network.bus,
+        device: network.device,
     };
+    let find = |guest: &str, network: &NetworkConfig| switch.interfaces.get(&key(guest, network));
     let active = reserved.iter().find_map(|(guest, network)| {
         find(guest, network).filter(|i| i.is_connected()).map(|i| (*guest, *network, i))
     });
     // An emulated NIC: its VMM has the TAP open. It has no counters (SEMANTICS 1.3).
     let plugged = reserved.iter().copied().find(|(guest, network)| {
-        let key = || InterfaceKey { guest: (*guest).to_owned(), bus: network.bus, device: network.device };
-        network.adaptor == NetworkAdaptor::Lan && taps.is_plugged(&key())
+        network.adaptor == NetworkAdaptor::Lan && switch.taps.is_plugged(&key(guest, network))
     });
     let shown = active.map(|(guest, network, _)| (guest, network)).or(plugged);
     let active_vm = shown.map(|(guest, _)| guest.to_owned());
@@ -95,7 +87,8 @@ fn port(
         queue_pairs: active.map_or(0, |(_, _, i)| i.enabled_pairs()),
         features: active.and_then(|(_, _, i)| i.features).map(|bits| format!("{bits:#018x}")),
         socket: (shown.adaptor == NetworkAdaptor::AvioLan)
-            .then(|| socket_path(run_dir, shown_guest, shown).display().to_string()),
+            .then(|| socket_path(&switch.run_dir, shown_guest, shown).display().to_string()),
+        link_status: switch.link_status.shown(&key(shown_guest, shown)),
     };
     for interface in reserved.iter().filter_map(|(guest, network)| find(guest, network)) {
         let numbers = interface.numbers();

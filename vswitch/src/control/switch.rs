@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use avio_host::ratelimit::RateLimit;
 use avio_host::session::{EndpointId, Event as SessionEvent, RingStart, Sessions};
-use avio_proto::config::{Config, MacAddr, WorkersConfig};
+use avio_proto::config::{Config, MacAddr, NetworkAdaptor, WorkersConfig};
 use avio_proto::ring::RingError;
 use crossbeam_channel::Receiver;
 
 use super::fabric::{Fabric, Released};
 use super::interface::{Interface, InterfaceKey, StopRing};
+use super::link_status::LinkStatus;
 use super::show::Interfaces;
 use super::taps::Taps;
 use super::uplink::{Half, Uplinks};
@@ -50,6 +51,7 @@ pub(super) struct Switch {
     /// Ports that are no vhost-user device.
     pub(super) taps: Taps,
     pub(super) uplinks: Uplinks,
+    pub(super) link_status: LinkStatus,
     /// Which interface an endpoint belongs to. An interface whose definition is gone stays here until its session has ended.
     pub(super) owners: HashMap<EndpointId, Owner>,
     pub(super) host_macs: Vec<MacAddr>,
@@ -65,6 +67,14 @@ pub(super) struct Switch {
     aged: Instant,
 }
 
+/// What holds until the daemon ends.
+pub(super) struct Start {
+    /// Where the sockets are.
+    pub run_dir: PathBuf,
+    /// The workers' settings.
+    pub workers: WorkersConfig,
+}
+
 /// What an endpoint belongs to.
 pub(super) enum Owner {
     /// A defined interface.
@@ -75,14 +85,15 @@ pub(super) enum Owner {
 
 impl Switch {
     pub(super) fn new(
-        run_dir: PathBuf,
+        start: Start,
         sessions: Sessions,
         fabric: Fabric,
         taps: Taps,
         uplinks: Uplinks,
+        link_status: LinkStatus,
         events: Receiver<WorkerEvent>,
-        started_with: WorkersConfig,
     ) -> Self {
+        let Start { run_dir, workers: started_with } = start;
         Self {
             config: Config::default(),
             interfaces: BTreeMap::new(),
@@ -91,6 +102,7 @@ impl Switch {
             fabric,
             taps,
             uplinks,
+            link_status,
             owners: HashMap::new(),
             host_macs: Vec::new(),
             watches: Vec::new(),
@@ -128,6 +140,7 @@ impl Switch {
         let uplinks_changed = self.uplinks.turn(now, &mut self.fabric);
         if uplinks_changed {
             self.fabric.touch();
+            self.link_status.touch();
         }
         for vswitch in self.uplinks.take_announce() {
             self.announce_guests(&vswitch);
@@ -145,11 +158,28 @@ impl Switch {
         if self.fabric.is_changed(now) {
             self.publish(now);
         }
+        if self.link_status.is_due(now) {
+            self.tell_guests(now);
+        }
+    }
+
+    /// Guests see whether their wire is up, as far as their VMMs can be told.
+    fn tell_guests(&mut self, now: Instant) {
+        let connected = self.interfaces.values().filter(|interface| interface.is_connected());
+        let connected = connected.map(|interface| (interface.key.clone(), interface.network.vswitch.clone()));
+        let emulated = self.config.networks().filter(|(_, network)| network.adaptor == NetworkAdaptor::Lan);
+        let emulated = emulated.filter_map(|(guest, network)| {
+            let key = InterfaceKey { guest: guest.to_owned(), bus: network.bus, device: network.device };
+            self.taps.is_plugged(&key).then(|| (key, network.vswitch.clone()))
+        });
+        let guests = connected.chain(emulated).collect();
+        self.link_status.turn(&self.uplinks.lost_to_guests(), &guests, now);
     }
 
     /// The host's interfaces may have changed (rtnetlink): uplinks follow, and their addresses are protected from now on.
     pub(super) fn on_links(&mut self) {
         self.uplinks.on_links();
+        self.link_status.touch();
         self.look_at_host();
     }
 
@@ -189,7 +219,8 @@ impl Switch {
         let retry = self.uplinks.next_at().map(|at| at.saturating_duration_since(now));
         let aggregates = self.uplinks.next_of_aggregates().map(|at| at.saturating_duration_since(now));
         let taps = self.taps.next_turn(now);
-        [publish, retry, aggregates].into_iter().flatten().chain(taps).fold(age, Duration::min)
+        let link_status = self.link_status.next_turn().map(|at| at.saturating_duration_since(now));
+        [publish, retry, aggregates, link_status].into_iter().flatten().chain(taps).fold(age, Duration::min)
     }
 
     /// Forgets what was learned on a vswitch and publishes it anew.
@@ -283,6 +314,7 @@ impl Switch {
                     && interface.is_connected()
                 {
                     interface.disconnect();
+                    self.link_status.touch();
                     self.fabric.learner.forget_port(interface.index);
                     self.fabric.touch();
                     let name = key.to_string();
@@ -300,6 +332,11 @@ impl Switch {
 
     fn on_ring_start(&mut self, endpoint: EndpointId, start: RingStart, now: Instant) {
         let index = start.index;
+        if index == 0
+            && let Some(Owner::Interface(key)) = self.owners.get(&endpoint)
+        {
+            self.link_status.started(key);
+        }
         let Some((interface, fabric)) = self.interface_and_fabric(endpoint) else { return };
         match interface.start_ring(start, fabric) {
             Ok(Some(kick)) => self.watches.push(Watch::Add(kick, endpoint)),

@@ -22,7 +22,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use super::device::device_spec;
 use super::fabric::Fabric;
 use super::interface::{Interface, InterfaceKey};
-use super::switch::{Owner, Switch};
+use super::link_status::LinkStatus;
+use super::switch::{Owner, Start, Switch};
 use super::taps::Taps;
 use super::uplink::{Allowed, Uplinks};
 
@@ -55,9 +56,10 @@ fn switch() -> (Switch, UnixStream) {
         Taps::new(ControlWaker::new().unwrap(), Helpers::new(1).unwrap(), Mailbox::new(Arc::clone(&waker)));
     let allowed = Allowed { xdp: false, zero_copy: false, busy_poll: false };
     let (links, helpers) = (Links::new().unwrap(), Helpers::new(1).unwrap());
-    let uplinks = Uplinks::new(links, helpers, Mailbox::new(waker), allowed, 1).unwrap();
-    let mut switch =
-        Switch::new(PathBuf::new(), sessions, fabric, taps, uplinks, events, WorkersConfig::default());
+    let uplinks = Uplinks::new(links, helpers, Mailbox::new(Arc::clone(&waker)), allowed, 1).unwrap();
+    let link_status = LinkStatus::new(PathBuf::new(), Helpers::new(1).unwrap(), Mailbox::new(waker));
+    let start = Start { run_dir: PathBuf::new(), workers: WorkersConfig::default() };
+    let mut switch = Switch::new(start, sessions, fabric, taps, uplinks, link_status, events);
     let key = InterfaceKey { guest: "guest1".into(), bus: 0, device: 5 };
     let mut interface = Interface::new(key.clone(), network, index, 1);
     interface.attach(endpoint);

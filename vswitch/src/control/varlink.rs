@@ -71,7 +71,7 @@ impl Daemon {
                 let wire = switch.uplinks.report(&v.settings.name);
                 let uplink = v.settings.uplink.as_deref().and_then(|name| switch.uplinks.index_of(name));
                 let ip = uplink.and_then(|index| addresses.get(&index).copied());
-                show::vswitch(v, &switch.config, &switch.interfaces, &switch.taps, &switch.run_dir, wire, ip)
+                show::vswitch(v, switch, wire, ip)
             })
             .collect();
         let asked = wanted.vswitch.clone().or(wanted.number.map(|number| number.to_string()));

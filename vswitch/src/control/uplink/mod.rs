@@ -13,7 +13,7 @@ mod traffic;
 mod watchdog;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -167,6 +167,12 @@ impl Uplinks {
     /// The number of the host's interface called `name`.
     pub(super) fn index_of(&self, name: &str) -> Option<u32> {
         self.links.named(name).map(|link| link.index)
+    }
+
+    /// The vswitches whose wire is down, where guests are to see that.
+    pub(super) fn lost_to_guests(&self) -> BTreeSet<String> {
+        let lost = self.uplinks.values().filter(|uplink| uplink.config.link_status && !uplink.is_up());
+        lost.map(|uplink| uplink.vswitch.clone()).collect()
     }
 
     /// Readable when the host's interfaces change; call [`Self::on_links`] then.

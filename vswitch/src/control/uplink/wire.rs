@@ -177,6 +177,16 @@ impl Uplink {
         first.map_or_else(Distribution::nobody, |member| Distribution::all_to(member as u8))
     }
 
+    /// Whether frames can go out, or could if a device were not just being opened anew.
+    pub(super) fn is_up(&self) -> bool {
+        match &self.bundle {
+            Some(_) => !self.distribution().is_nobody(),
+            None => {
+                self.members.iter().any(|member| member.link.as_ref().is_some_and(|link| link.has_carrier))
+            }
+        }
+    }
+
     /// Tells the aggregate how its devices are.
     pub(super) fn tell_aggregate(&mut self, control_frames: &OwnedFd, now: Instant) {
         let Some(bundle) = &mut self.bundle else { return };

@@ -31,6 +31,12 @@ impl Distribution {
         Self(Box::new([member; BUCKETS]))
     }
 
+    /// Whether nothing goes out, and nothing waits to.
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        self.0.iter().all(|&member| member == NOBODY)
+    }
+
     /// The member of `bucket`; `None`: nobody can carry its frames, or they are held.
     #[must_use]
     pub fn member(&self, bucket: u8) -> Option<u8> {

@@ -83,6 +83,21 @@ pub fn by_thread(pid: u32) -> Result<ByThread> {
     Ok(threads)
 }
 
+/// The same of `pid` and its children, which have no children of their own: fio does its work in one.
+///
+/// # Errors
+/// When it is gone.
+pub fn by_family(pid: u32) -> Result<ByThread> {
+    let mut threads = by_thread(pid)?;
+    for child in fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?.split_whitespace() {
+        // One that has just ended has nothing to tell.
+        if let Ok(more) = child.parse().map_err(Failure::from).and_then(by_thread) {
+            threads.extend(more);
+        }
+    }
+    Ok(threads)
+}
+
 /// What the busiest thread did between two looks: the one that polls. Others may wait behind the guests, and do no harm.
 pub fn busiest_since(before: &ByThread, after: &ByThread) -> Scheduled {
     let since = |(id, now): (&String, &Scheduled)| now.since(before.get(id).copied().unwrap_or_default());

@@ -8,6 +8,7 @@ use avio_tests::daemon::Daemon;
 use avio_tests::storage::{Adapter, Storage};
 use avio_tests::{Result, scratch};
 
+use super::options::Options;
 use super::peers::SIZE;
 use crate::beside::machine::Machine;
 use crate::beside::{TARGET_CORE, process};
@@ -19,7 +20,7 @@ const WINDOW: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the daemon does not start.
-pub fn measure(machine: &Machine) -> Result<Vec<(String, String)>> {
+pub fn measure(machine: &Machine, _: &Options) -> Result<Vec<(String, String)>> {
     machine.ensure_wanted()?;
     let backing = format!("null:{SIZE}");
     let adapter = (0..128).fold(Adapter::new("g", "avio_stor"), |adapter, i| adapter.disk(i, &backing, ""));

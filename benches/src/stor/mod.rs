@@ -4,6 +4,7 @@
 //! its own I/O on the daemon's core. Owns the order of things; rows that were measured are kept, so that a long run can be
 //! taken in slices (`--only`).
 
+mod emulation;
 mod idle;
 mod options;
 mod peers;
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
         rows(&options).iter().for_each(|row| println!("{}", row.name));
+        ["idle", "emulation"].iter().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
     let result = run(&options);
@@ -47,6 +49,9 @@ pub fn main() -> ExitCode {
         }
     }
 }
+
+/// What measures single figures: what, and value.
+type Figures = fn(&Machine, &Options) -> Result<Vec<(String, String)>>;
 
 fn run(options: &Options) -> Result {
     let begin = Instant::now();
@@ -94,10 +99,18 @@ fn run(options: &Options) -> Result {
         }
     }
     drop(stand);
-    if !options.quick && options.wants("idle") && !(options.missing && store.has_figures()) {
-        for (what, value) in idle::measure(&machine)? {
-            println!("{what}: {value}");
-            store.add_figure(what, value);
+    let kinds: [(&str, Figures); 2] = [("idle", idle::measure), ("emulation", emulation::measure)];
+    for (name, measure) in kinds {
+        let wanted = !options.quick && options.wants(name) && !(options.missing && store.has_figures(name));
+        let in_time = options.seconds.is_none_or(|limit| begin.elapsed().as_secs_f64() <= limit);
+        if wanted && in_time {
+            eprintln!("== {name}");
+            machine.prioritise(name == "idle");
+            store.forget_figures(name);
+            for (what, value) in measure(&machine, options)? {
+                println!("{what}: {value}");
+                store.add_figure(name, what, value);
+            }
         }
     }
     if !options.quick {

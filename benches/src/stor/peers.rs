@@ -1,7 +1,7 @@
 //! qemu-storage-daemon and fio, as PEERS runs them.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use avio_tests::console::{Console, command};
@@ -12,10 +12,12 @@ use serde_json::Value;
 use super::rows::{Backing, Row};
 use super::target::Target;
 use super::window::Reading;
-use crate::beside::TARGET_CORE;
+use crate::beside::{TARGET_CORE, process};
 
 /// Size of null and memory disks, bytes.
 pub const SIZE: u64 = 1 << 30;
+/// What fio does before its window.
+const RAMP: Duration = Duration::from_millis(100);
 
 /// Starts qemu-storage-daemon, known as `name`, on `path` (`None`: null-co); returns it and its socket. It runs on the daemon's core.
 ///
@@ -35,7 +37,7 @@ pub fn start_qsd(
             format!("driver=file,node-name=d0,filename={},locking=off", path.display())
         }
         Some(path) => {
-            let driver = if matches!(backing, Backing::File) { "file" } else { "host_device" };
+            let driver = if backing.is_file() { "file" } else { "host_device" };
             format!(
                 "driver={driver},node-name=d0,filename={},aio=io_uring,cache.direct=on,locking=off",
                 path.display()
@@ -67,18 +69,32 @@ pub fn start_qsd(
 pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<Reading> {
     let mut command = Command::new("fio");
     command.args(["--name=w", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"]);
-    command.args(["--thread", "--norandommap", "--randrepeat=1", "--gtod_cpu=-1"].iter().take(3));
+    command.args(["--norandommap", "--randrepeat=1"]);
+    if row.backing.is_zeroes() {
+        command.arg("--zero_buffers");
+    }
     command.arg(format!("--filename={}", path.display()));
     command.arg(format!("--rw={}", row.rw)).arg(format!("--bs={}", row.block));
     command.arg(format!("--iodepth={}", row.depth)).arg(format!("--rwmixread={}", row.mix));
-    command.arg(format!("--runtime={}ms", window.as_millis())).arg("--ramp_time=100ms");
+    command
+        .arg(format!("--runtime={}ms", window.as_millis()))
+        .arg(format!("--ramp_time={}ms", RAMP.as_millis()));
     command.arg(format!("--cpus_allowed={TARGET_CORE}"));
     match target {
         Target::FioFixed => drop(command.args(["--fixedbufs=1", "--registerfiles=1"])),
         Target::FioDsync => drop(command.arg("--sync=dsync")),
         _ => {}
     }
-    let output = command.output().map_err(|e| Failure::new(format!("fio: {e}")))?;
+    let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = started.map_err(|e| Failure::new(format!("fio: {e}")))?;
+    // Its own figures leave out the threads that the kernel adds to it for I/O that has to wait.
+    std::thread::sleep(RAMP + window / 3);
+    let before = (process::by_family(child.id())?, Instant::now());
+    std::thread::sleep(window / 3);
+    let after = process::by_family(child.id())?;
+    let cpu_share =
+        process::sum_since(&before.0, &after).ran_ns as f64 / before.1.elapsed().as_nanos() as f64;
+    let output = child.wait_with_output().map_err(|e| Failure::new(format!("fio: {e}")))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure(output.status.success(), || format!("fio: {said}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -90,7 +106,6 @@ pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<R
     ensure(iops > 0.0, || "fio: no request ended".to_owned())?;
     let main = if of("read", "iops") > 0.0 { "read" } else { "write" };
     let at = |p: &str| job[main]["clat_ns"]["percentile"][p].as_f64().unwrap_or(0.0) / 1e3;
-    let cpu_share = (job["usr_cpu"].as_f64().unwrap_or(0.0) + job["sys_cpu"].as_f64().unwrap_or(0.0)) / 100.0;
     Ok(Reading {
         iops,
         latency_us: [at("50.000000"), at("99.000000"), at("99.900000")],

@@ -97,6 +97,18 @@ pub fn verdicts(row: &Row, results: &[Results]) -> Vec<String> {
         .iter()
         .filter_map(|goal| Some(verdict(row, goal, find(goal.ours)?, find(goal.peer)?)))
         .collect();
+    if let (Some(budget), Some(ours)) = (row.budget_ns, results.first())
+        && let Some(rate) = median(ours, Some(true), Metric::Kiops)
+    {
+        let ns = 1e6 / rate.median;
+        let word = if ns <= budget { "reached" } else { "MISSED" };
+        lines.push(format!(
+            "{}: {ns:.0} ns a whole request of {} near ({} windows; budget <= {budget:.0} ns: {word})",
+            row.title,
+            ours.target.name(),
+            rate.count
+        ));
+    }
     if row.goals.is_empty()
         && let Some(ours) = results.first()
     {
@@ -173,7 +185,7 @@ fn all_verdicts(options: &Options, store: &Store) -> Vec<String> {
             },
         }
     }
-    lines.extend(store.figures().iter().map(|(what, value)| format!("{what}: {value}")));
+    lines.extend(store.figures().iter().map(|figure| format!("{}: {}", figure.what, figure.value)));
     lines
 }
 
@@ -190,8 +202,9 @@ pub fn write(options: &Options, store: &Store) -> Result {
         (
             "stor-disk.svg",
             "files and devices, thousands of requests per second",
-            &["file-", "loop", "zram"][..],
+            &["file-", "loop", "zram-"][..],
         ),
+        ("stor-fast.svg", "files on zram, thousands of requests per second", &["zramfile-"][..]),
     ] {
         let groups = rows(options)
             .iter()
@@ -213,18 +226,47 @@ pub fn write(options: &Options, store: &Store) -> Result {
     for verdict in all_verdicts(options, store) {
         let _ = writeln!(text, "- {verdict}");
     }
+    text += &transitions(options, store);
     text += "\n## Rows\n\nMedian (smallest to largest; windows). *Crossing*: what a cache line takes between the two cores. *Kicks*, *notified*: per\n\
              thousand requests, of the daemon and of the guest. *CPU-s per 1 M*: of all threads of the target, the guest not counted.\n\
              *Thrown away*: windows in which somebody waited for a processor or the cores moved.\n";
     for one in rows(options) {
         text += &row(&one, store);
     }
-    for (what, value) in store.figures() {
-        let _ = write!(text, "\n### {what}\n\n{value}\n");
+    for figure in store.figures() {
+        let _ = write!(text, "\n### {}\n\n{}\n", figure.what, figure.value);
     }
     let _ = write!(text, "\n## Plots\n\n{plots}");
     fs::write(options.results.join("stor.md"), text)?;
     Ok(())
+}
+
+/// Kicks and notifications per thousand requests of a worker that sleeps and a guest that does, by depth: what adaptive algorithms
+/// are judged by.
+fn transitions(options: &Options, store: &Store) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["target", "QD1", "QD8", "QD32", "QD128", "as load rises"]);
+    for target in [Target::BlkAdaptiveSleeping, Target::QsdSleeping] {
+        let of_row = |row: &Row| {
+            let results = store.row(row.name)?.results.iter().find(|r| r.target == target)?;
+            spread(results.samples.iter().map(|s| s.reading.kicks + s.reading.signals)).map(|s| s.median)
+        };
+        let counts: Vec<f64> =
+            rows(options).iter().filter(|row| row.name.starts_with("sleep-")).filter_map(of_row).collect();
+        if counts.len() == 4 {
+            let falls = counts.windows(2).all(|pair| pair[1] < pair[0]);
+            let cells = counts.iter().map(|count| format!("{count:.1}"));
+            let word = if falls { "falls: reached" } else { "MISSED" };
+            table.add_row([target.name().to_owned()].into_iter().chain(cells).chain([word.to_owned()]));
+        }
+    }
+    if table.row_iter().next().is_none() {
+        return String::new();
+    }
+    format!(
+        "\n## Transitions\n\nKicks and notifications per thousand requests, null, randread 4 KiB, both sides asleep when there is nothing to do.\n\n{table}\n"
+    )
 }
 
 fn group(row: &Row, store: &Store) -> Option<Group> {

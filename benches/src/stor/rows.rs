@@ -16,12 +16,24 @@ pub enum Backing {
     Loop(u32),
     /// A compressed memory disk, native 4 KiB blocks.
     Zram,
+    /// A file on ext4 on such a disk, all zeroes, which it keeps without compressing them: a disk that is as fast as memory.
+    ZramFile,
 }
 
 impl Backing {
     /// Whether the kernel does the I/O.
     pub fn is_kernels(self) -> bool {
         !matches!(self, Backing::Null | Backing::Memory)
+    }
+
+    /// Whether it is a file.
+    pub fn is_file(self) -> bool {
+        matches!(self, Backing::File | Backing::ZramFile)
+    }
+
+    /// Whether it holds zeroes, and is to be written nothing else.
+    pub fn is_zeroes(self) -> bool {
+        matches!(self, Backing::Zram | Backing::ZramFile)
     }
 }
 
@@ -94,13 +106,15 @@ pub struct Row {
     pub targets: Vec<Target>,
     /// What must be reached.
     pub goals: Vec<Goal>,
+    /// What a request of the first target may take, ns (DESIGN section 11).
+    pub budget_ns: Option<f64>,
 }
 
 use Bound::{Added, AtLeast, AtMost};
 use Metric::{Cpu, Kiops, P50};
 use Target::{
-    Blk, BlkAdaptive, BlkAdaptiveSleeping, BlkThrough, Fio, FioDsync, FioFixed, Qsd, QsdSleeping, Stor,
-    Stor128All, Stor128One,
+    Blk, BlkAdaptive, BlkAdaptiveOther, BlkAdaptiveSleeping, BlkOther, BlkPinned, BlkThrough, Fio, FioDsync,
+    FioFixed, Qsd, QsdSleeping, Stor, Stor128All, Stor128One,
 };
 
 fn goal(ours: Target, peer: Target, metric: Metric, bound: Bound) -> Goal {
@@ -114,6 +128,7 @@ fn row(name: &'static str, backing: Backing, rw: &'static str, depth: u16, targe
         Backing::File => "file".to_owned(),
         Backing::Loop(block) => format!("loop {block}"),
         Backing::Zram => "zram".to_owned(),
+        Backing::ZramFile => "file on zram".to_owned(),
     };
     Row {
         name,
@@ -126,6 +141,7 @@ fn row(name: &'static str, backing: Backing, rw: &'static str, depth: u16, targe
         queues: 1,
         targets: targets.to_vec(),
         goals: Vec::new(),
+        budget_ns: None,
     }
 }
 
@@ -134,12 +150,19 @@ pub fn rows(options: &Options) -> Vec<Row> {
     let mut rows = null(options.quick);
     rows.extend(memory(options.quick));
     rows.extend(file(options.quick));
+    rows.extend(fast_file(options.quick));
     if !options.quick {
         rows.extend(devices());
     }
     if options.against.is_some() {
         rows.retain(|row| row.targets.contains(&Blk));
-        rows.iter_mut().for_each(|row| row.targets.insert(1, Target::BlkOther));
+        for row in &mut rows {
+            for (ours, other) in [(Blk, BlkOther), (BlkAdaptive, BlkAdaptiveOther)] {
+                if let Some(place) = row.targets.iter().position(|&target| target == ours) {
+                    row.targets.insert(place + 1, other);
+                }
+            }
+        }
     }
     rows
 }
@@ -153,7 +176,11 @@ fn null(quick: bool) -> Vec<Row> {
             goals: vec![goal(Blk, Qsd, Kiops, AtLeast(5.6)), goal(Stor, Blk, Kiops, AtLeast(0.7))],
             ..n("null-read-32", "randread", 32, &us)
         },
-        Row { goals: vec![goal(Blk, Qsd, Kiops, AtLeast(9.0))], ..n("null-read-128", "randread", 128, &us) },
+        Row {
+            goals: vec![goal(Blk, Qsd, Kiops, AtLeast(9.0))],
+            budget_ns: Some(110.0),
+            ..n("null-read-128", "randread", 128, &us)
+        },
     ];
     if !quick {
         rows.extend([
@@ -202,24 +229,33 @@ fn memory(quick: bool) -> Vec<Row> {
     rows
 }
 
+/// What rates and costs on a file must reach; `qsd`: the rate against qemu-storage-daemon's.
+fn file_goals(qsd: f64) -> Vec<Goal> {
+    vec![
+        goal(Blk, Fio, Kiops, AtLeast(0.97)),
+        goal(BlkPinned, FioFixed, Kiops, AtLeast(0.97)),
+        goal(Blk, Qsd, Kiops, AtLeast(qsd)),
+        goal(BlkAdaptive, Fio, Cpu, AtMost(1.15)),
+        goal(BlkAdaptive, Qsd, Cpu, AtMost(0.7)),
+    ]
+}
+
+const FILE_TARGETS: [Target; 6] = [Blk, BlkAdaptive, BlkPinned, Fio, FioFixed, Qsd];
+
 fn file(quick: bool) -> Vec<Row> {
     let f = |name, rw, depth, targets: &[Target]| row(name, Backing::File, rw, depth, targets);
-    let all = [Blk, BlkAdaptive, Fio, FioFixed, Qsd];
-    let rates = |qsd| {
-        vec![
-            goal(Blk, Fio, Kiops, AtLeast(0.97)),
-            goal(Blk, Qsd, Kiops, AtLeast(qsd)),
-            goal(BlkAdaptive, Fio, Cpu, AtMost(1.15)),
-            goal(BlkAdaptive, Qsd, Cpu, AtMost(0.7)),
-        ]
-    };
+    let all = FILE_TARGETS;
+    let few = [Blk, BlkAdaptive, Fio, Qsd];
     let mut rows = vec![
         Row {
             goals: vec![goal(Blk, Fio, P50, Added(3.0)), goal(BlkAdaptive, Fio, P50, Added(25.0))],
-            ..f("file-read-1", "randread", 1, &all)
+            ..f("file-read-1", "randread", 1, &few)
         },
-        Row { goals: rates(1.05), ..f("file-read-32", "randread", 32, &all) },
-        Row { goals: rates(1.8), ..f("file-write-32", "randwrite", 32, &all) },
+        Row { goals: file_goals(1.05), ..f("file-read-32", "randread", 32, if quick { &few } else { &all }) },
+        Row {
+            goals: file_goals(1.8),
+            ..f("file-write-32", "randwrite", 32, if quick { &few } else { &all })
+        },
         Row {
             goals: vec![goal(BlkThrough, FioDsync, Kiops, AtLeast(0.97))],
             ..f("file-through-32", "randwrite", 32, &[BlkThrough, FioDsync])
@@ -230,13 +266,13 @@ fn file(quick: bool) -> Vec<Row> {
             Row {
                 title: "file, read 128 KiB, QD32".into(),
                 block: 131_072,
-                goals: vec![goal(Blk, Fio, Kiops, AtLeast(0.97)), goal(Blk, Qsd, Kiops, AtLeast(1.3))],
+                goals: file_goals(1.3).into_iter().filter(|goal| goal.metric == Kiops).collect(),
                 ..f("file-seq-32", "read", 32, &all)
             },
             Row {
                 title: "file, 70/30 8 KiB, QD32".into(),
                 block: 8192,
-                ..f("file-mix-32", "randrw", 32, &all)
+                ..f("file-mix-32", "randrw", 32, &few)
             },
             f("file-read-128", "randread", 128, &all),
             f("file-stor-32", "randread", 32, &[Blk, Stor, Fio]),
@@ -245,9 +281,48 @@ fn file(quick: bool) -> Vec<Row> {
     rows
 }
 
-/// Block devices that the kernel can make here.
+/// The same on a disk whose rate nobody limits.
+fn fast_file(quick: bool) -> Vec<Row> {
+    let f = |name, rw, depth, targets: &[Target]| row(name, Backing::ZramFile, rw, depth, targets);
+    let all = FILE_TARGETS;
+    let few = [Blk, BlkAdaptive, Fio, Qsd];
+    let mut rows = vec![
+        Row {
+            goals: file_goals(1.05),
+            ..f("zramfile-read-32", "randread", 32, if quick { &few } else { &all })
+        },
+        Row {
+            goals: file_goals(1.8),
+            ..f("zramfile-write-32", "randwrite", 32, if quick { &few } else { &all })
+        },
+    ];
+    if !quick {
+        rows.extend([
+            Row {
+                title: "file on zram, read 128 KiB, QD32".into(),
+                block: 131_072,
+                goals: file_goals(1.3).into_iter().filter(|goal| goal.metric == Kiops).collect(),
+                ..f("zramfile-seq-32", "read", 32, &all)
+            },
+            Row {
+                goals: vec![goal(Blk, Fio, P50, Added(3.0)), goal(BlkAdaptive, Fio, P50, Added(25.0))],
+                ..f("zramfile-read-1", "randread", 1, &few)
+            },
+            Row { goals: file_goals(1.05), ..f("zramfile-read-128", "randread", 128, &all) },
+            Row {
+                goals: vec![goal(BlkThrough, FioDsync, Kiops, AtLeast(0.97))],
+                ..f("zramfile-through-32", "randwrite", 32, &[BlkThrough, FioDsync])
+            },
+        ]);
+    }
+    rows
+}
+
+/// Block devices that the kernel can make here. Loop devices also with a guest that sleeps: their I/O is done by threads, which need
+/// a core.
 fn devices() -> Vec<Row> {
     let targets = [Blk, BlkAdaptive, Fio, Qsd];
+    let sleeping = [BlkAdaptiveSleeping, Fio, QsdSleeping];
     let mut rows = Vec::new();
     for (backing, read, write) in [
         (Backing::Loop(512), "loop512-read-32", "loop512-write-32"),
@@ -256,6 +331,15 @@ fn devices() -> Vec<Row> {
     ] {
         rows.push(row(read, backing, "randread", 32, &targets));
         rows.push(row(write, backing, "randwrite", 32, &targets));
+    }
+    for (backing, read, write) in [
+        (Backing::Loop(512), "loop512-read-32-asleep", "loop512-write-32-asleep"),
+        (Backing::Loop(4096), "loop4096-read-32-asleep", "loop4096-write-32-asleep"),
+    ] {
+        for (name, rw) in [(read, "randread"), (write, "randwrite")] {
+            let one = row(name, backing, rw, 32, &sleeping);
+            rows.push(Row { title: format!("{}, guest sleeps", one.title), ..one });
+        }
     }
     rows
 }

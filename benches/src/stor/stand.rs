@@ -73,7 +73,7 @@ impl Stand {
     /// # Errors
     /// When a program or a kernel facility is missing, or a guest is refused.
     pub fn start(options: &Options, row: &Row) -> Result<Self> {
-        let mut disks = Disks { files: Vec::new(), loops: Vec::new(), zrams: Vec::new() };
+        let mut disks = Disks::default();
         let (mut served, mut fio, mut bare) = (BTreeMap::new(), Vec::new(), None);
         for &target in row.targets.iter().filter(|t| options.wants_target(t.family())) {
             eprintln!("   starting {}", target.name());
@@ -183,28 +183,29 @@ fn start_avio(
     let backing = match row.backing {
         Backing::Null => format!("null:{SIZE}"),
         Backing::Memory => format!("memory:{SIZE}"),
-        Backing::File => format!("file:{}", disks.make(options, row.backing)?.display()),
+        backing if backing.is_file() => format!("file:{}", disks.make(options, backing)?.display()),
         backing => format!("disk:{}", disks.make(options, backing)?.display()),
     };
     // A file's cache is as the row says: the others compare writes that are not durable yet.
-    let cache = match (row.backing, target) {
-        (Backing::File, Target::BlkThrough) => "cache = \"writethrough\"",
-        (Backing::File, _) => "cache = \"writeback\"",
+    let cache = match (row.backing.is_file(), target) {
+        (true, Target::BlkThrough) => "cache = \"writethrough\"",
+        (true, _) => "cache = \"writeback\"",
         _ => "",
     };
     let mut adapter = Adapter::new("g", if scsi { "avio_stor" } else { "avio_blk" })
         .lines(&format!("queues = {}", row.queues))
+        .head(if target == Target::BlkPinned { "pin_memory = true" } else { "" })
         .disk(0, &backing, cache);
     if matches!(target, Target::Stor128One | Target::Stor128All) {
         adapter = (1..CROWD).fold(adapter, |adapter, i| adapter.disk(i, &backing, cache));
     }
     let poll = match target {
-        Target::BlkAdaptive | Target::BlkAdaptiveSleeping => "adaptive",
+        Target::BlkAdaptive | Target::BlkAdaptiveSleeping | Target::BlkAdaptiveOther => "adaptive",
         _ => "always",
     };
     let head = format!("[workers]\ncores = [{TARGET_CORE}]\npoll = \"{poll}\"\n");
     let binary = match (target, &options.against) {
-        (Target::BlkOther, Some(folder)) => Some(folder.join("avio-stord")),
+        (Target::BlkOther | Target::BlkAdaptiveOther, Some(folder)) => Some(folder.join("avio-stord")),
         _ => None,
     };
     let folder = scratch::folder().join(format!("stord-{target:?}"));
@@ -235,15 +236,17 @@ impl Drop for Served {
 }
 
 /// Disks that were made, to be taken away.
-struct Disks {
+#[derive(Default)]
+pub(super) struct Disks {
     files: Vec<PathBuf>,
     loops: Vec<String>,
+    mounts: Vec<PathBuf>,
     zrams: Vec<u32>,
 }
 
 impl Disks {
     /// A disk of its own for one target: claims of two daemons on one would exclude each other.
-    fn make(&mut self, options: &Options, backing: Backing) -> Result<PathBuf> {
+    pub(super) fn make(&mut self, options: &Options, backing: Backing) -> Result<PathBuf> {
         match backing {
             Backing::Null => Err(Failure::new("null has no path")),
             Backing::Memory => self.file(Path::new("/dev/shm"), SIZE),
@@ -257,29 +260,45 @@ impl Disks {
                 Ok(device.into())
             }
             Backing::Zram => {
-                let number: u32 = fs::read_to_string("/sys/class/zram-control/hot_add")?.trim().parse()?;
-                self.zrams.push(number);
-                fs::write(format!("/sys/block/zram{number}/disksize"), FILE_LEN.to_string())?;
-                let path = PathBuf::from(format!("/dev/zram{number}"));
-                fill(&path, FILE_LEN)?;
+                let path = self.zram(FILE_LEN)?;
+                fill(&path, FILE_LEN, "/dev/zero")?;
+                Ok(path)
+            }
+            Backing::ZramFile => {
+                let device = self.zram(FILE_LEN * 3 / 2)?;
+                output(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&device))?;
+                let folder = scratch::folder().join(format!("zram-{}", self.mounts.len()));
+                fs::create_dir_all(&folder)?;
+                output(Command::new("mount").arg(&device).arg(&folder))?;
+                self.mounts.push(folder.clone());
+                let path = folder.join("disk");
+                fill(&path, FILE_LEN, "/dev/zero")?;
                 Ok(path)
             }
         }
     }
 
+    /// A new device, kept in the memory of this machine.
+    fn zram(&mut self, len: u64) -> Result<PathBuf> {
+        let number: u32 = fs::read_to_string("/sys/class/zram-control/hot_add")?.trim().parse()?;
+        self.zrams.push(number);
+        fs::write(format!("/sys/block/zram{number}/disksize"), len.to_string())?;
+        Ok(PathBuf::from(format!("/dev/zram{number}")))
+    }
+
     fn file(&mut self, folder: &Path, len: u64) -> Result<PathBuf> {
         let path = folder.join(format!("avio-bench-stor-{}-{}", std::process::id(), self.files.len()));
         self.files.push(path.clone());
-        fill(&path, len)?;
+        fill(&path, len, "/dev/urandom")?;
         Ok(path)
     }
 }
 
 /// Writes all of a file or device, so that reads meet data and writes meet space.
-fn fill(path: &Path, len: u64) -> Result {
+fn fill(path: &Path, len: u64, from: &str) -> Result {
     let mut dd = Command::new("dd");
-    dd.args(["if=/dev/urandom", "bs=1M", "conv=fsync,notrunc", "status=none"]);
-    dd.arg(format!("of={}", path.display())).arg(format!("count={}", len >> 20));
+    dd.args(["bs=1M", "conv=fsync,notrunc", "status=none"]);
+    dd.arg(format!("if={from}")).arg(format!("of={}", path.display())).arg(format!("count={}", len >> 20));
     output(&mut dd).map(drop)
 }
 
@@ -296,6 +315,9 @@ impl Drop for Disks {
     fn drop(&mut self) {
         for device in &self.loops {
             drop(Command::new("losetup").args(["--detach", device]).status());
+        }
+        for folder in &self.mounts {
+            drop(Command::new("umount").arg(folder).status());
         }
         for number in &self.zrams {
             drop(fs::write("/sys/class/zram-control/hot_remove", number.to_string()));

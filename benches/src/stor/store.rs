@@ -21,11 +21,22 @@ pub struct Measured {
     pub failure: Option<String>,
 }
 
+/// A single figure.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Figure {
+    /// What it was measured with: a name for `--only`.
+    pub kind: String,
+    /// What it is.
+    pub what: String,
+    /// With its unit.
+    pub value: String,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Kept {
     facts: String,
     rows: Vec<Measured>,
-    figures: Vec<(String, String)>,
+    figures: Vec<Figure>,
 }
 
 /// See the module.
@@ -68,13 +79,13 @@ impl Store {
         self.row(name).is_some_and(|row| row.failure.is_none())
     }
 
-    /// Whether single figures have been measured.
-    pub fn has_figures(&self) -> bool {
-        !self.kept.figures.is_empty()
+    /// Whether single figures of this kind have been measured.
+    pub fn has_figures(&self, kind: &str) -> bool {
+        self.kept.figures.iter().any(|figure| figure.kind == kind)
     }
 
-    /// Single figures: what, and value.
-    pub fn figures(&self) -> &[(String, String)] {
+    /// Single figures.
+    pub fn figures(&self) -> &[Figure] {
         &self.kept.figures
     }
 
@@ -89,10 +100,14 @@ impl Store {
         self.put(Measured { name: row.name.into(), results: Vec::new(), failure });
     }
 
+    /// Forgets the figures of a kind, which is measured again.
+    pub fn forget_figures(&mut self, kind: &str) {
+        self.kept.figures.retain(|figure| figure.kind != kind);
+    }
+
     /// Keeps a single figure.
-    pub fn add_figure(&mut self, what: String, value: String) {
-        self.kept.figures.retain(|(other, _)| *other != what);
-        self.kept.figures.push((what, value));
+    pub fn add_figure(&mut self, kind: &str, what: String, value: String) {
+        self.kept.figures.push(Figure { kind: kind.into(), what, value });
     }
 
     fn put(&mut self, measured: Measured) {

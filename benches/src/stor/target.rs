@@ -13,8 +13,12 @@ pub enum Target {
     BlkAdaptiveSleeping,
     /// `avio_blk` with `cache = "writethrough"`, `poll = "always"`.
     BlkThrough,
+    /// `avio_blk` of a guest with `pin_memory = true`, `poll = "always"`.
+    BlkPinned,
     /// `avio_blk` of another build.
     BlkOther,
+    /// The same, `poll = "adaptive"`.
+    BlkAdaptiveOther,
     /// `avio_stor`, one LUN, `poll = "always"`.
     Stor,
     /// `avio_stor`, 128 LUNs, I/O on one of them.
@@ -50,7 +54,9 @@ impl Target {
             Target::BlkAdaptive => "avio_blk, adaptive",
             Target::BlkAdaptiveSleeping => "avio_blk, adaptive, guest sleeps",
             Target::BlkThrough => "avio_blk, writethrough",
+            Target::BlkPinned => "avio_blk, pin_memory",
             Target::BlkOther => "the other build",
+            Target::BlkAdaptiveOther => "the other build, adaptive",
             Target::Stor => "avio_stor",
             Target::Stor128One => "avio_stor, 128 LUNs, one busy",
             Target::Stor128All => "avio_stor, 128 LUNs, all busy",

@@ -623,6 +623,7 @@ impl Run<'_> {
             stats,
             from_wire: self.source.from_wire,
             copied_len: 0,
+            spins_max: 0,
             waited: false,
         };
         courier.run(jobs);

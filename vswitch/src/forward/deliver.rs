@@ -1,8 +1,8 @@
 //! Delivery: one list of frames into one receive ring, under that ring's lock and with one publication.
 //!
 //! The engine calls [`Courier::run`] with the jobs of a batch. A ring that another worker holds is left for later, the other
-//! jobs go first; no two locks are ever held together. What cannot be delivered is counted at the receiver, and one frame
-//! that does not fit never blocks another.
+//! jobs go first, and only then is it waited for; no two locks are ever held together. What cannot be delivered is counted at the
+//! receiver, and one frame that does not fit never blocks another.
 
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
@@ -23,8 +23,8 @@ use crate::port::guest::{PortCell, RxQueue, RxRing};
 use crate::port::wire::Lane;
 use crate::table::{Port, Table};
 
-/// Looks at a taken lock before the next job is tried: a holder needs 2 us at most for 64 small frames, and other jobs are
-/// better than waiting.
+/// Looks at a taken lock before the next job is tried, once every job has been tried without any: a holder needs 2 us at most for 64
+/// small frames, and other jobs are better than waiting.
 const SPINS_MAX: u32 = 64;
 /// Rounds over all remaining jobs (3.5 us each with its spins) before the processor is given up: a holder that has not finished by
 /// then has itself lost its core, maybe to this very worker.
@@ -49,7 +49,10 @@ pub(super) struct Courier<'a> {
     pub from_wire: bool,
     /// Octets written into receive rings: what the batch cost.
     pub copied_len: u64,
-    /// A lock of this batch was found taken, which is counted once, however often it is tried again.
+    /// Looks at a lock that is taken: none while other jobs have not been tried yet.
+    pub spins_max: u32,
+    /// A lock of this batch was waited for, which is counted once, however often it is tried again. One that was free when the other
+    /// jobs were done was not waited for.
     pub waited: bool,
 }
 
@@ -68,6 +71,7 @@ impl Courier<'_> {
     /// Does all jobs.
     pub(super) fn run(&mut self, jobs: &mut Vec<Job>) {
         let mut rounds = 0;
+        self.spins_max = 0;
         loop {
             jobs.retain(|job| !self.deliver(job));
             if jobs.is_empty() {
@@ -76,6 +80,7 @@ impl Courier<'_> {
                 }
                 return;
             }
+            self.spins_max = SPINS_MAX;
             rounds += 1;
             if rounds % ROUNDS_MAX == 0 {
                 std::thread::yield_now();
@@ -94,7 +99,7 @@ impl Courier<'_> {
             PortKind::Lan(lane) => return lane.as_ref().is_none_or(|lane| self.send(job, port, lane)),
         };
         let Some(Some(rx)) = guest.rx.get(usize::from(job.pair)) else { return true };
-        let Some(mut ring) = lock_ring(rx, &mut self.waited) else { return false };
+        let Some(mut ring) = lock_ring(rx, self.spins_max, &mut self.waited) else { return false };
         inject::point("forward::deliver");
         let mut out = Outcome::default();
         let mut notify = false;
@@ -136,7 +141,9 @@ impl Courier<'_> {
     /// One job of a lane; `false`: another worker has it, nothing was done.
     #[inline(never)]
     fn send(&mut self, job: &Job, port: &Port, lane: &Lane) -> bool {
-        let Some((mut state, poisoned)) = lock(&lane.state, &mut self.waited) else { return false };
+        let Some((mut state, poisoned)) = lock(&lane.state, self.spins_max, &mut self.waited) else {
+            return false;
+        };
         inject::point("forward::deliver");
         if poisoned {
             // What a batch that panicked had written halfway.
@@ -431,16 +438,16 @@ fn push_plain(
 
 /// The ring, unless another worker keeps it. A lock that a panic left behind is taken over: the delivery was rolled back when
 /// the panic passed through it, unless it was being published.
-fn lock_ring<'r>(rx: &'r RxQueue, waited: &mut bool) -> Option<MutexGuard<'r, RxRing>> {
-    let (mut ring, poisoned) = lock(&rx.ring, waited)?;
+fn lock_ring<'r>(rx: &'r RxQueue, spins_max: u32, waited: &mut bool) -> Option<MutexGuard<'r, RxRing>> {
+    let (mut ring, poisoned) = lock(&rx.ring, spins_max, waited)?;
     if poisoned {
         ring.broken |= ring.publishing;
     }
     Some(ring)
 }
 
-/// The lock, unless another worker keeps it, and whether a panic had left it behind.
-pub(super) fn lock<'r, T>(mutex: &'r Mutex<T>, waited: &mut bool) -> Option<(MutexGuard<'r, T>, bool)> {
+/// The lock, unless another worker keeps it for longer than `spins_max` looks, and whether a panic had left it behind.
+fn lock<'r, T>(mutex: &'r Mutex<T>, spins_max: u32, waited: &mut bool) -> Option<(MutexGuard<'r, T>, bool)> {
     let mut spins = 0;
     loop {
         match mutex.try_lock() {
@@ -449,7 +456,7 @@ pub(super) fn lock<'r, T>(mutex: &'r Mutex<T>, waited: &mut bool) -> Option<(Mut
                 mutex.clear_poison();
                 return Some((poisoned.into_inner(), true));
             }
-            Err(TryLockError::WouldBlock) if spins == SPINS_MAX => return None,
+            Err(TryLockError::WouldBlock) if spins == spins_max => return None,
             Err(TryLockError::WouldBlock) => {
                 *waited = true;
                 spins += 1;

@@ -59,6 +59,8 @@ pub(super) trait Queue {
     fn prefetch_used(&self, count: usize);
     /// Publishes used elements at once; true = the driver wants a notification.
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool;
+    /// Addresses of the line that every delivery reads first, or at the end, and of the one that it writes, if it is always the same.
+    fn forefront(&self) -> (usize, Option<usize>);
     fn has_work(&self) -> bool;
     fn enable_notifications(&mut self, memory: &MemoryTable) -> bool;
     fn disable_notifications(&mut self, memory: &MemoryTable);

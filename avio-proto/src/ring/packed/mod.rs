@@ -288,6 +288,11 @@ impl Queue for PackedQueue {
         self.driver_wants(old)
     }
 
+    fn forefront(&self) -> (usize, Option<usize>) {
+        // Its descriptors are other ones each time.
+        (self.driver.addr(0), None)
+    }
+
     #[inline]
     fn has_work(&self) -> bool {
         self.is_available(self.descriptor(self.avail.index(), Ordering::Relaxed).flags)

@@ -336,6 +336,10 @@ impl Queue for SplitQueue {
         self.driver_wants(old)
     }
 
+    fn forefront(&self) -> (usize, Option<usize>) {
+        (self.avail.addr(INDEX), Some(self.used.addr(INDEX)))
+    }
+
     #[inline]
     fn has_work(&self) -> bool {
         self.avail_seen != self.last_avail || self.load_avail_idx(Ordering::Relaxed) != self.last_avail.get()

@@ -17,6 +17,11 @@ use std::sync::atomic::{Ordering, fence};
 /// How many descriptors ahead used ones are fetched: four lines.
 const FETCH_AHEAD: usize = 16;
 
+/// Descriptors in a cache line.
+const LINE_DESCRIPTORS: u16 = 4;
+/// How many descriptors ahead the lines of those to come are fetched for writing: two lines.
+const OWN_AHEAD: usize = 8;
+
 /// What the driver remembers of a chain, by its buffer ID.
 #[derive(Clone, Copy, Default)]
 struct Chain {
@@ -171,6 +176,10 @@ impl PackedDriver {
         let mark = if self.avail.wrap() { F_AVAIL } else { F_USED };
         let word = u64::from(buffer.1) | u64::from(id) << 32 | u64::from(flags | mark) << 48;
         let offset = usize::from(self.avail.index()) * DESCRIPTOR_LEN;
+        if self.avail.index().is_multiple_of(LINE_DESCRIPTORS) {
+            // The device has looked at that line last, a lap ago; a store that waits for it holds up all behind it.
+            self.desc.prefetch_for_write(offset + OWN_AHEAD * DESCRIPTOR_LEN);
+        }
         // SAFETY: a position's index is below the ring size; the area is 16-aligned.
         unsafe {
             self.desc.u64(offset).store(buffer.0.to_le(), Ordering::Relaxed);

@@ -12,6 +12,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
+/// Bytes of a huge page.
+const HUGE_PAGE_LEN: usize = 2 << 20;
+
 /// A memfd of fixed length, mapped shared, readable and writable; unmapped when dropped.
 #[derive(Debug)]
 pub struct MemfdMapping {
@@ -32,7 +35,21 @@ impl MemfdMapping {
     /// # Errors
     /// What memfd_create, ftruncate or mmap say.
     pub fn new(name: &str, len: usize) -> io::Result<Self> {
-        let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
+        Self::with_flags(name, len, MemfdFlags::CLOEXEC)
+    }
+
+    /// The same in pages of 2 MiB, of which the system must have set enough aside (`/proc/sys/vm/nr_hugepages`); `len` is rounded up
+    /// to whole ones.
+    ///
+    /// # Errors
+    /// As [`MemfdMapping::new`]; mmap says ENOMEM when there are too few.
+    pub fn huge(name: &str, len: usize) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        Self::with_flags(name, len.next_multiple_of(HUGE_PAGE_LEN), flags)
+    }
+
+    fn with_flags(name: &str, len: usize, flags: MemfdFlags) -> io::Result<Self> {
+        let fd = memfd_create(name, flags)?;
         ftruncate(&fd, len as u64)?;
         // POPULATE: page faults belong before the traffic, not into the first lap of a ring.
         let flags = MapFlags::SHARED | MapFlags::POPULATE;

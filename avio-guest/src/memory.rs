@@ -31,6 +31,16 @@ pub enum MemoryError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The kernel has no huge pages for it.
+    #[error(
+        "guest memory of {len} bytes in pages of 2 MiB: {source}: free ones are set aside with /proc/sys/vm/nr_hugepages"
+    )]
+    Huge {
+        /// Length asked for in bytes.
+        len: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The region table refused; cannot happen with one region.
     #[error("guest memory: {0}")]
     Table(#[from] avio_proto::mem::TableError),
@@ -50,8 +60,20 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::Map`] if the kernel has no memory or descriptor left.
     pub fn new(name: &str, len: usize) -> Result<Self, MemoryError> {
-        let mapping =
-            Arc::new(MemfdMapping::new(name, len).map_err(|source| MemoryError::Map { len, source })?);
+        Self::in_mapping(MemfdMapping::new(name, len).map_err(|source| MemoryError::Map { len, source })?)
+    }
+
+    /// The same in pages of 2 MiB, as VMMs with `hugetlb=on` give their guests; at least `len` bytes.
+    ///
+    /// # Errors
+    /// [`MemoryError::Huge`] if the system has too few of those pages.
+    pub fn huge(name: &str, len: usize) -> Result<Self, MemoryError> {
+        Self::in_mapping(MemfdMapping::huge(name, len).map_err(|source| MemoryError::Huge { len, source })?)
+    }
+
+    fn in_mapping(mapping: MemfdMapping) -> Result<Self, MemoryError> {
+        let mapping = Arc::new(mapping);
+        let len = mapping.len();
         let region = Region {
             guest_base: GUEST_BASE,
             user_base: mapping.base() as u64,

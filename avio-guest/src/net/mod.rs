@@ -105,8 +105,12 @@ impl NetGuest {
         }
         let layout = Layout::new(options, features);
         let ring_len = DriverLayout::bytes_needed(options.ring_size, features) as usize;
-        let mut memory =
-            GuestMemory::new("avio-guest", layout.memory_len(ring_len) * usize::from(options.queue_pairs))?;
+        let memory_len = layout.memory_len(ring_len) * usize::from(options.queue_pairs);
+        let mut memory = if options.huge_pages {
+            GuestMemory::huge("avio-guest", memory_len)?
+        } else {
+            GuestMemory::new("avio-guest", memory_len)?
+        };
         let mut queues = Vec::new();
         for _ in 0..options.queue_pairs {
             // Receive buffers are single descriptors: a table each would only add a read.

@@ -59,6 +59,8 @@ pub struct NetOptions {
     pub ring_size: u16,
     /// Offloads, as far as offered.
     pub offloads: Offloads,
+    /// Guest memory in pages of 2 MiB, which the system must have set aside.
+    pub huge_pages: bool,
     /// Longest frame that is sent or, without segmentation, received, in bytes without FCS.
     pub frame_len_max: usize,
     /// Receive buffer length in bytes; `None`: chosen from the above.
@@ -86,6 +88,7 @@ impl Default for NetOptions {
             queue_pairs: 1,
             ring_size: 256,
             offloads: Offloads::None,
+            huge_pages: false,
             frame_len_max: 1518,
             rx_buffer_len: None,
             tx_piece_len: 32_768,

@@ -62,7 +62,7 @@ fn run(options: &Options) -> Result {
     let wanted: Vec<&Row> = rows.iter().filter(|row| options.wants(row.name)).collect();
     let has_peers = options.wants_target("ovs")
         || options.wants_target("testpmd")
-        || wanted.iter().any(|row| matches!(row.client, rows::Client::Testpmd(..)));
+        || wanted.iter().any(|row| row.needs_huge_pages());
     let machine = Machine::prepare("bench-net", has_peers && !wanted.is_empty())?;
     let mut report = Report::new(options, &machine)?;
     let mut stand = Stand::empty(options);

@@ -163,6 +163,12 @@ impl Report {
             let _ =
                 write!(line, "; with 64 to 2 that have as many buffers between them: {:.2}x", long / many);
         }
+        if let (Some(two), Some(many)) = (mpps("ports-2-huge"), mpps("ports-64-huge")) {
+            let _ = write!(line, "; guests in pages of 2 MiB, with 64 to 2: {:.2}x", two / many);
+            if let Some(long) = mpps("ports-2-long-rings-huge") {
+                let _ = write!(line, ", to 2 that have as many buffers between them: {:.2}x", long / many);
+            }
+        }
         Some(line)
     }
 

@@ -78,6 +78,16 @@ pub struct Row {
     pub goals: Vec<Goal>,
 }
 
+impl Row {
+    /// Whether its guests take huge pages.
+    pub fn needs_huge_pages(&self) -> bool {
+        match &self.client {
+            Client::Own(options) => options.contains("--huge-pages"),
+            Client::Testpmd(..) => true,
+        }
+    }
+}
+
 const RATE: &[Metric] = &[Metric::Mpps, Metric::Gbit];
 const LATENCY: &[Metric] = &[Metric::P50, Metric::P99];
 const ALL: [Target; 5] = [Target::Avio, Target::OvsMac, Target::Testpmd, Target::OvsNormal, Target::OvsFlow];
@@ -244,6 +254,25 @@ fn crowds() -> Vec<Row> {
             // testpmd has no more than 32 ports.
             targets: vec![Target::Avio, Target::OvsMac],
             ..own("ports-64", "64 B, 64 active ports", "--size 64", vec![])
+        },
+        // The same without the guests' page tables in the way: 64 guests have more small pages than a processor remembers.
+        Row {
+            targets: vec![Target::Avio],
+            ..own("ports-2-huge", "64 B, 2 active ports, pages of 2 MiB", "--size 64 --huge-pages", vec![])
+        },
+        Row {
+            targets: vec![Target::Avio],
+            ..own(
+                "ports-2-long-rings-huge",
+                "64 B, 2 active ports with rings of 8,192, pages of 2 MiB",
+                "--size 64 --ring-size 8192 --huge-pages",
+                vec![],
+            )
+        },
+        Row {
+            port_count: 64,
+            targets: vec![Target::Avio, Target::OvsMac],
+            ..own("ports-64-huge", "64 B, 64 active ports, pages of 2 MiB", "--size 64 --huge-pages", vec![])
         },
     ]
 }

@@ -91,6 +91,7 @@ pub fn parts(extent: Extent) -> Vec<Part> {
 const SYSTEM: &[&str] = &[
     "reference",
     "guest_vs_testpmd",
+    "pktgen",
     "promises",
     "operator",
     "testpmd",

@@ -135,6 +135,10 @@ pub struct Options {
     /// Ring entries; default 256, or 1024 with `--pattern tso`, where a frame takes 32 receive buffers.
     #[arg(long)]
     pub ring_size: Option<u16>,
+    /// Guest memory in pages of 2 MiB, as guests with many ports have it; the system must have set some aside
+    /// (/proc/sys/vm/nr_hugepages).
+    #[arg(long)]
+    pub huge_pages: bool,
     /// Offloads to ask for: none, csum, tso (with csum), all. Default: none, or tso with `--pattern tso`.
     #[arg(long, value_name = "WHICH", value_parser = parse_offloads)]
     pub offloads: Option<Offloads>,
@@ -271,6 +275,7 @@ impl Options {
             queue_pairs: self.queues,
             ring_size,
             offloads,
+            huge_pages: self.huge_pages,
             frame_len_max: len_max,
             rx_buffer_len: self.rx_buffer,
             listen: self.listen,

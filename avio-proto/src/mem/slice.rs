@@ -134,11 +134,9 @@ impl<'m> GuestSlice<'m> {
         prefetch(self.ptr);
     }
 
-    /// Asks the processor to fetch the first two lines for reading, whether there is a second or not: a 64-byte frame behind its
-    /// header reaches into it.
+    /// Asks the processor to fetch the second line for reading, if there is one or not.
     #[inline(always)]
-    pub(crate) fn prefetch_two(&self) {
-        prefetch(self.ptr);
+    pub(crate) fn prefetch_second(&self) {
         prefetch(self.ptr.wrapping_add(LINE));
     }
 

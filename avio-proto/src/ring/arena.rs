@@ -6,7 +6,6 @@
 #![expect(unsafe_code, reason = "keeps slices between two calls without their lifetime (DESIGN section 6)")]
 
 use super::RingError;
-use super::queue::FETCH_AHEAD;
 use crate::mem::{GuestSlice, MemoryTable, RegionHint, prefetch};
 
 /// Most chains in one batch. DESIGN section 3 works in batches of up to 64: enough to spread the cost of one publication,
@@ -436,17 +435,6 @@ impl<'a> Batch<'a> {
             _ => GuestSlice::NONE,
         };
         (first, shape.readable_len)
-    }
-
-    /// Fetches what of a chain some places behind the `i`th is read first, for a caller that goes through the batch in order. Chains of
-    /// one piece only: the others were fetched when they were taken.
-    #[inline(always)]
-    pub fn fetch_ahead(&self, i: usize) {
-        if let Some(shape) = self.arena.chains[..self.arena.count].get(i + FETCH_AHEAD)
-            && let Some(first) = self.arena.segments.slots.get(shape.first as usize)
-        {
-            first.prefetch_two();
-        }
     }
 
     /// All chains in order.

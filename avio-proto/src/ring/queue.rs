@@ -10,10 +10,6 @@ use crate::virtio::features::{IN_ORDER, NET_MRG_RXBUF};
 use crate::virtio::net::header_len;
 use std::sync::Arc;
 
-/// How many chains before its turn the front of one is fetched: far enough for its lines to come from another core, and not more lines
-/// than the processor can wait for at once (16 on what this was measured on).
-pub(super) const FETCH_AHEAD: usize = 8;
-
 /// A used element that waits for publication.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Staged {
@@ -177,13 +173,11 @@ impl Core {
             if segments.has_room()
                 && let Some((id, piece)) = queue.next_single::<false>(&self.memory, &mut self.hint, 1)
             {
+                // Its first two lines: a 64-byte frame behind its header reaches into the second.
+                piece.prefetch_read();
+                piece.prefetch_second();
                 segments.push_readable(shape, id, piece);
                 let at = arena.count();
-                // The rest is fetched as the batch is gone through (`Batch::fetch_ahead`): more at once than the processor can have
-                // under way would hold up the walk.
-                if at < FETCH_AHEAD {
-                    piece.prefetch_two();
-                }
                 self.taken[at] = id;
                 arena.add();
                 continue;

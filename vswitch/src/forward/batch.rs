@@ -241,7 +241,6 @@ impl Run<'_> {
         let mut group_of: Option<(u64, u8)> = None;
         for i in 0..count {
             inject::point("forward::frame");
-            batch.fetch_ahead(i);
             let (_, chain_len) = batch.front(i);
             if chain_len < header_len + ETHERNET_LEN {
                 self.tally.discard(DiscardReason::TooShort);

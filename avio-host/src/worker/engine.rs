@@ -66,6 +66,12 @@ pub trait Engine: Send + 'static {
         sources.wait(timeout)
     }
 
+    /// Another active source is polled just before this one, so what its poll will look at first may be fetched meanwhile.
+    #[inline]
+    fn expect(&mut self, token: Token) {
+        let _ = token;
+    }
+
     /// Processes at most `budget` items of one active source. Bounded in time as well (DESIGN section 3).
     fn poll(&mut self, token: Token, budget: usize) -> Polled;
 

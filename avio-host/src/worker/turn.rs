@@ -215,6 +215,9 @@ impl<E: Engine> Turns<E> {
         for _ in 0..count {
             let token = self.sources.active()[at];
             at = if at + 1 < count { at + 1 } else { 0 };
+            if count > 1 {
+                self.engine.expect(self.sources.active()[at]);
+            }
             match self.contain(token, |engine| engine.poll(token, budget_items)) {
                 Some(empty @ (Polled::Idle | Polled::Waiting)) => {
                     let spun = self.sources.idle(token).found_empty(&self.policy, now_ns);

@@ -85,6 +85,12 @@ impl DeviceRing {
         with!(&mut self.layout, queue => core.take(queue, arena, max_count))
     }
 
+    /// Fetches what the next `take` reads first; for a worker that is busy with another ring meanwhile.
+    #[inline]
+    pub fn fetch(&self) {
+        with!(&self.layout, queue => queue.fetch());
+    }
+
     /// Stages all chains of the last `take` as used with 0 bytes written (transmit rings). With IN_ORDER one used element
     /// stands for all of them.
     #[inline]

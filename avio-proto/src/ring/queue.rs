@@ -57,6 +57,8 @@ pub(super) trait Queue {
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool;
     /// Addresses of the line that every delivery reads first, or at the end, and of the one that it writes, if it is always the same.
     fn forefront(&self) -> (usize, Option<usize>);
+    /// Fetches what the next `refresh` and the walk of the chains behind it read first.
+    fn fetch(&self);
     fn has_work(&self) -> bool;
     fn enable_notifications(&mut self, memory: &MemoryTable) -> bool;
     fn disable_notifications(&mut self, memory: &MemoryTable);

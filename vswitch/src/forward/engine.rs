@@ -194,6 +194,13 @@ impl worker::Engine for Engine {
         }
     }
 
+    #[inline]
+    fn expect(&mut self, token: Token) {
+        if let Some(Some((_, Source::Ring(queue)))) = self.sources.get(token.index()) {
+            queue.ring.fetch();
+        }
+    }
+
     fn arm(&mut self, token: Token) -> bool {
         match self.source(token) {
             Some(Source::Ring(queue)) => queue.ring.enable_notifications(),

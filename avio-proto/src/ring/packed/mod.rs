@@ -294,6 +294,11 @@ impl Queue for PackedQueue {
     }
 
     #[inline]
+    fn fetch(&self) {
+        self.desc.prefetch(usize::from(self.avail.index()) * DESCRIPTOR_LEN);
+    }
+
+    #[inline]
     fn has_work(&self) -> bool {
         self.is_available(self.descriptor(self.avail.index(), Ordering::Relaxed).flags)
     }

@@ -341,6 +341,15 @@ impl Queue for SplitQueue {
     }
 
     #[inline]
+    fn fetch(&self) {
+        self.avail.prefetch(INDEX);
+        for ahead in [0, LINE / 2] {
+            let at = self.last_avail.get().wrapping_add(ahead as u16);
+            self.avail.prefetch(ENTRIES + 2 * usize::from(at & self.mask));
+        }
+    }
+
+    #[inline]
     fn has_work(&self) -> bool {
         self.avail_seen != self.last_avail || self.load_avail_idx(Ordering::Relaxed) != self.last_avail.get()
     }

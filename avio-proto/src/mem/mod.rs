@@ -13,6 +13,6 @@ mod table;
 pub(crate) use copy::{add_carry, fold};
 pub use log::DirtyLog;
 pub use pieces::GuestPieces;
-pub use slice::{GuestSlice, Tail, TailSum, prefetch_value};
+pub use slice::{GuestSlice, Tail, TailSum};
 pub(crate) use slice::{prefetch, prefetch_for_write};
 pub use table::{Mapping, MemoryTable, REGIONS_MAX, Region, RegionHint, TableError};

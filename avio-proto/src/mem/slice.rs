@@ -199,16 +199,6 @@ pub(crate) fn prefetch_for_write(ptr: *const u8) {
     let _ = ptr;
 }
 
-/// Asks the processor to fetch all lines of a value of this process as its own.
-#[inline(always)]
-pub fn prefetch_value<T>(value: &T) {
-    let mut at = 0;
-    while at < size_of::<T>() {
-        prefetch_for_write(std::ptr::from_ref(value).cast::<u8>().wrapping_add(at));
-        at += LINE;
-    }
-}
-
 /// Asks the processor to move the line at `ptr` from this core's caches to the one that all cores share, where another core
 /// finds it sooner than here; any address will do. Cores that share no cache, and processors that do not know the
 /// instruction, take it as a no-op.

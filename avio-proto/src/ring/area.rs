@@ -94,11 +94,6 @@ impl Area {
         unsafe { self.ptr.add(offset).cast::<Unaligned64>().write_volatile(Unaligned64(value.to_le())) }
     }
 
-    /// Address of byte `offset`, for prefetching.
-    pub fn addr(&self, offset: usize) -> usize {
-        self.ptr.addr() + offset
-    }
-
     /// Fetches the line at byte `offset`, wherever that is.
     #[inline(always)]
     pub fn prefetch(&self, offset: usize) {

@@ -6,7 +6,7 @@ use super::packed::PackedQueue;
 use super::queue::{Core, Queue};
 use super::split::SplitQueue;
 use super::{RingError, RingSetup};
-use crate::mem::{MemoryTable, prefetch, prefetch_for_write};
+use crate::mem::MemoryTable;
 use crate::virtio::features::RING_PACKED;
 use std::sync::Arc;
 
@@ -24,25 +24,6 @@ macro_rules! with {
             Layout::Packed($queue) => $body,
         }
     };
-}
-
-/// The lines of guest memory that a delivery touches first, whatever the ring's position: for fetching them before the ring is locked.
-/// Never read through.
-#[derive(Clone, Copy, Debug)]
-pub struct Forefront {
-    read: usize,
-    written: Option<usize>,
-}
-
-impl Forefront {
-    /// Asks the processor to fetch them.
-    #[inline(always)]
-    pub fn fetch(&self) {
-        prefetch(std::ptr::without_provenance(self.read));
-        if let Some(written) = self.written {
-            prefetch_for_write(std::ptr::without_provenance(written));
-        }
-    }
 }
 
 /// The device side of one ring, split or packed. One thread at a time uses it; it may move between threads.
@@ -110,13 +91,6 @@ impl DeviceRing {
     pub fn publish(&mut self) -> bool {
         let core = &mut self.core;
         with!(&mut self.layout, queue => core.publish(queue))
-    }
-
-    /// What [`DeviceRing::deliver`] will touch first.
-    #[must_use]
-    pub fn forefront(&self) -> Forefront {
-        let (read, written) = with!(&self.layout, queue => queue.forefront());
-        Forefront { read, written }
     }
 
     /// Starts deliveries into a receive ring; everything is rolled back unless `Delivery::commit` is called.

@@ -22,7 +22,7 @@ mod split;
 pub use arena::{Batch, CHAINS_MAX, Chain, ChainArena, ChainId, SEGMENTS_MAX};
 pub use collect::Collector;
 pub use delivery::{Delivery, Undelivered};
-pub use device::{DeviceRing, Forefront};
+pub use device::DeviceRing;
 pub use driver::{DriverLayout, DriverRing, GuestBuffer, Used};
 pub use held::{HeldChains, HeldId, Side};
 pub use inflight::{Inflight, InflightError};

@@ -55,8 +55,6 @@ pub(super) trait Queue {
     fn prefetch_used(&self, count: usize);
     /// Publishes used elements at once; true = the driver wants a notification.
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool;
-    /// Addresses of the line that every delivery reads first, or at the end, and of the one that it writes, if it is always the same.
-    fn forefront(&self) -> (usize, Option<usize>);
     /// Fetches what the next `refresh` and the walk of the chains behind it read first.
     fn fetch(&self);
     fn has_work(&self) -> bool;

@@ -27,7 +27,7 @@ use crate::packet::{ETHERNET_LEN, Ethernet, TAG_LEN, flow_hash, vlan};
 use crate::port::PortKind;
 use crate::port::guest::{LastDestination, PortCell, Reports, TxQueue};
 use crate::port::uplink::bucket_of;
-use crate::table::{DomainIndex, EnabledPair, MacNumber, Port, PortIndex, Table, key};
+use crate::table::{DomainIndex, MacNumber, Port, PortIndex, Table, key};
 
 /// Octets that a batch may write (300 us at 1 GB/s, the worst that was seen between cores; 20 us near): the cap in time. Time
 /// itself would have to be read per frame, which costs as much as a frame.
@@ -458,7 +458,7 @@ impl Run<'_> {
         match &*port.enabled {
             [] => self.down(i, port),
             [only] if port.buckets.is_none() => {
-                let group = self.group_of_ring(only, index, port);
+                let group = self.scratch.group_of_ring(only.slot, index, only.pair);
                 *group_of = Some((key, group));
                 Some(group)
             }
@@ -471,25 +471,11 @@ impl Run<'_> {
                     port.pair_for(hash)
                 };
                 match to {
-                    Some(to) => Some(self.group_of_ring(to, index, port)),
+                    Some(to) => Some(self.scratch.group_of_ring(to.slot, index, to.pair)),
                     None => self.down(i, port),
                 }
             }
         }
-    }
-
-    /// The group of a ring or lane of a port. What the first frame of one finds out is fetched while the others are looked at.
-    #[inline]
-    fn group_of_ring(&mut self, to: &EnabledPair, index: PortIndex, port: &Port) -> u8 {
-        let known = self.scratch.groups().len();
-        let group = self.scratch.group_of_ring(to.slot, index, to.pair);
-        if self.scratch.groups().len() > known
-            && let PortKind::Guest(guest) = &port.kind
-            && let Some(Some(rx)) = guest.rx.get(usize::from(to.pair))
-        {
-            rx.fetch();
-        }
-        group
     }
 
     /// A frame whose receiver takes nothing now.

@@ -288,11 +288,6 @@ impl Queue for PackedQueue {
         self.driver_wants(old)
     }
 
-    fn forefront(&self) -> (usize, Option<usize>) {
-        // Its descriptors are other ones each time.
-        (self.driver.addr(0), None)
-    }
-
     #[inline]
     fn fetch(&self) {
         self.desc.prefetch(usize::from(self.avail.index()) * DESCRIPTOR_LEN);

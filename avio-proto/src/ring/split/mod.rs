@@ -336,10 +336,6 @@ impl Queue for SplitQueue {
         self.driver_wants(old)
     }
 
-    fn forefront(&self) -> (usize, Option<usize>) {
-        (self.avail.addr(INDEX), Some(self.used.addr(INDEX)))
-    }
-
     #[inline]
     fn fetch(&self) {
         self.avail.prefetch(INDEX);

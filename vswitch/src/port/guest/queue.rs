@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use avio_host::wait::Notifier;
-use avio_proto::mem::prefetch_value;
-use avio_proto::ring::{DeviceRing, Forefront};
+use avio_proto::ring::DeviceRing;
 use avio_proto::virtio::net::header_len;
 
 use crate::table::PortIndex;
@@ -113,7 +112,6 @@ pub struct RxQueue {
     pub(crate) ring: Mutex<RxRing>,
     pub(crate) features: u64,
     pub(crate) notifier: Notifier,
-    forefront: Forefront,
 }
 
 impl RxQueue {
@@ -122,19 +120,10 @@ impl RxQueue {
     pub fn new(mut ring: DeviceRing, features: u64, call: Option<OwnedFd>) -> Arc<Self> {
         ring.disable_notifications();
         Arc::new(Self {
-            forefront: ring.forefront(),
             ring: Mutex::new(RxRing { ring, publishing: false, broken: false }),
             features,
             notifier: Notifier::new(call),
         })
-    }
-
-    /// Fetches what a delivery needs that is not known to be here: the ring's state, which another worker may have used last, and
-    /// the two words that the guest's core shares with it. Without the lock: then the misses are not waited for under it.
-    #[inline]
-    pub(crate) fn fetch(&self) {
-        prefetch_value(&self.ring);
-        self.forefront.fetch();
     }
 
     /// What GET_VRING_BASE answers. Control thread, only after every worker has passed a table without this ring: no

@@ -7,14 +7,11 @@
     reason = "defines the mapping contract and turns offsets into pointers (DESIGN section 6)"
 )]
 
-use super::{DirtyLog, GuestSlice, prefetch_for_write};
+use super::{DirtyLog, GuestSlice};
 use std::sync::Arc;
 
 /// Most regions in a table. QEMU's hot-plug slots end at 509 (KVM's user slots), and a sorted array of 512 fits in L1.
 pub const REGIONS_MAX: usize = 512;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// A piece of this process's address space that guest memory is mapped to.
 ///
@@ -175,7 +172,7 @@ impl MemoryTable {
     }
 
     /// `len` bytes at guest address `addr` as one piece; `None` unless one region holds all of them.
-    #[inline(always)]
+    #[inline]
     #[must_use]
     pub fn slice(&self, hint: &mut RegionHint, addr: u64, len: usize) -> Option<GuestSlice<'_>> {
         let found = self.prefix(hint, addr, len)?;
@@ -184,7 +181,7 @@ impl MemoryTable {
 
     /// The longest piece of `len` bytes at guest address `addr` that lies in one region; `None` if not even the first
     /// byte is mapped. A buffer may span regions that are neighbours in guest address space only.
-    #[inline(always)]
+    #[inline]
     #[must_use]
     pub fn prefix(&self, hint: &mut RegionHint, addr: u64, len: usize) -> Option<GuestSlice<'_>> {
         if let Some(entry) = self.guest.get(hint.0)
@@ -192,29 +189,9 @@ impl MemoryTable {
         {
             return Some(Self::within(entry, addr, len));
         }
-        self.search(hint, addr, len)
-    }
-
-    /// `prefix` where the hint does not help. Apart, so that the rest is a few instructions wherever it is called.
-    #[inline(never)]
-    fn search(&self, hint: &mut RegionHint, addr: u64, len: usize) -> Option<GuestSlice<'_>> {
         let i = Self::find(&self.guest, addr)?;
         hint.0 = i;
         Some(Self::within(&self.guest[i], addr, len))
-    }
-
-    /// Asks the processor to fetch the first `lines` lines at guest address `addr` for writing, if the hint knows the region that it lies
-    /// in; lines behind the region's end, too, which has no effect.
-    #[inline(always)]
-    pub(crate) fn prefetch_for_write(&self, hint: RegionHint, addr: u64, lines: usize) {
-        if let Some(entry) = self.guest.get(hint.0)
-            && addr.wrapping_sub(entry.base) < entry.len
-        {
-            let first = entry.host.wrapping_add((addr - entry.base) as usize);
-            for line in 0..lines {
-                prefetch_for_write(first.wrapping_add(line * LINE));
-            }
-        }
     }
 
     /// `len` bytes at the front-end's address `addr`: how vhost-user gives ring addresses. Control thread.
@@ -239,7 +216,7 @@ impl MemoryTable {
         (addr - entries[i].base < entries[i].len).then_some(i)
     }
 
-    #[inline(always)]
+    #[inline]
     fn within(entry: &Entry, addr: u64, len: usize) -> GuestSlice<'_> {
         let offset = addr - entry.base;
         let room = (entry.len - offset) as usize;

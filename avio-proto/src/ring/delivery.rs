@@ -232,7 +232,7 @@ fn reserve_whole<'c, Q: Queue>(
     let (chain, buffer) = queue.next_single::<true>(memory, hint, need)?;
     staging.pending_count += 1;
     staging.stage(Staged { chain, len: need as u32 }, 1);
-    queue.prefetch_ahead(memory, *hint, FETCH_AHEAD, need.div_ceil(LINE).min(FETCH_LINES_MAX));
+    queue.prefetch_ahead(memory, hint, FETCH_AHEAD, need.div_ceil(LINE).min(FETCH_LINES_MAX));
     Some((buffer, memory, *header_len))
 }
 

@@ -55,6 +55,14 @@ impl Descriptor {
         memory.slice(hint, self.addr, self.len as usize)
     }
 
+    /// Fetches the first `lines` lines of what it names, for writing, whatever that is.
+    #[inline(always)]
+    pub fn prefetch_for_write(&self, memory: &MemoryTable, hint: &mut RegionHint, lines: usize) {
+        if let Some(piece) = memory.prefix(hint, self.addr, self.len as usize) {
+            piece.prefetch_write_lines(lines);
+        }
+    }
+
     /// The buffer it names, blamed on ring descriptor `index`.
     #[inline(always)]
     pub fn buffer(&self, index: u16) -> Buffer {

@@ -50,7 +50,7 @@ pub(super) trait Queue {
     ) -> Option<(ChainId, GuestSlice<'m>)>;
     /// Fetches the first `lines` cache lines of the buffer that is `ahead` chains behind the next one, for writing. May do
     /// nothing.
-    fn prefetch_ahead(&self, memory: &MemoryTable, hint: RegionHint, ahead: u16, lines: usize);
+    fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize);
     /// Fetches what `publish` of `count` chains will write, for writing. May do nothing.
     fn prefetch_used(&self, count: usize);
     /// Publishes used elements at once; true = the driver wants a notification.

@@ -256,12 +256,12 @@ impl Queue for PackedQueue {
     }
 
     #[inline(always)]
-    fn prefetch_ahead(&self, memory: &MemoryTable, hint: RegionHint, ahead: u16, lines: usize) {
+    fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize) {
         let mut at = self.avail;
         if ahead < self.size {
             at.advance(ahead, self.size);
             let descriptor = self.descriptor(at.index(), Ordering::Relaxed);
-            memory.prefetch_for_write(hint, descriptor.addr, lines);
+            descriptor.prefetch_for_write(memory, hint, lines);
         }
     }
 

@@ -295,13 +295,13 @@ impl Queue for SplitQueue {
     }
 
     #[inline(always)]
-    fn prefetch_ahead(&self, memory: &MemoryTable, hint: RegionHint, ahead: u16, lines: usize) {
+    fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize) {
         if self.avail_seen.since(self.last_avail) <= ahead {
             return;
         }
         let head = self.head(self.last_avail.get().wrapping_add(ahead));
         if head < self.size {
-            memory.prefetch_for_write(hint, self.descriptor(head).addr, lines);
+            self.descriptor(head).prefetch_for_write(memory, hint, lines);
         }
     }
 

@@ -21,6 +21,8 @@ const FETCH_AHEAD: usize = 16;
 const LINE_DESCRIPTORS: u16 = 4;
 /// How many descriptors ahead the lines of those to come are fetched for writing: two lines.
 const OWN_AHEAD: usize = 8;
+/// Free slots that must be left for that line to be free as a whole.
+const OWN_SLOTS: u32 = OWN_AHEAD as u32 + LINE_DESCRIPTORS as u32;
 
 /// What the driver remembers of a chain, by its buffer ID.
 #[derive(Clone, Copy, Default)]
@@ -176,8 +178,9 @@ impl PackedDriver {
         let mark = if self.avail.wrap() { F_AVAIL } else { F_USED };
         let word = u64::from(buffer.1) | u64::from(id) << 32 | u64::from(flags | mark) << 48;
         let offset = usize::from(self.avail.index()) * DESCRIPTOR_LEN;
-        if self.avail.index().is_multiple_of(LINE_DESCRIPTORS) {
-            // The device has looked at that line last, a lap ago; a store that waits for it holds up all behind it.
+        if self.avail.index().is_multiple_of(LINE_DESCRIPTORS) && self.free_slots >= OWN_SLOTS {
+            // The device has looked at that line last, a lap ago; a store that waits for it holds up all behind it. Only where the
+            // device is done with it: one that it is about to write is not taken away from it.
             self.desc.prefetch_for_write(offset + OWN_AHEAD * DESCRIPTOR_LEN);
         }
         // SAFETY: a position's index is below the ring size; the area is 16-aligned.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,7 @@ use avio_proto::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC};
 use avio_storage::adapter::AdapterKind;
 use serde::Deserialize;
 
+use crate::ends::Ends;
 use crate::rig::{self, Rig, Shape};
 use crate::storage_rig::{self, StorageRig, Store};
 
@@ -38,6 +40,19 @@ enum Cargo {
     Frames(Shape),
     /// Requests to a disk.
     Requests(storage_rig::Shape),
+    /// One step alone, on a ring of these features.
+    Step(Step, u64),
+}
+
+/// A step of the data path that can be done alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The walk of a ring.
+    Walk,
+    /// The publication of what was taken from it.
+    Publish,
+    /// Copies of so many bytes from one buffer to another.
+    Copy(usize),
 }
 
 /// A path whose instructions are counted.
@@ -51,11 +66,23 @@ pub struct PathCase {
 }
 
 const fn shape(features: u64, frame_len: u32) -> Shape {
-    Shape { features, frame_len, port_count: 2, pair_count: 1, worker_count: 1, is_known: true }
+    Shape {
+        features,
+        frame_len,
+        port_count: 2,
+        pair_count: 1,
+        worker_count: 1,
+        names_ips: false,
+        is_known: true,
+    }
 }
 
 const fn frames(name: &'static str, what: &'static str, shape: Shape) -> PathCase {
     PathCase { name, what, cargo: Cargo::Frames(shape) }
+}
+
+const fn step(name: &'static str, what: &'static str, step: Step, features: u64) -> PathCase {
+    PathCase { name, what, cargo: Cargo::Step(step, features) }
 }
 
 const fn reads(name: &'static str, what: &'static str, adapter: AdapterKind, features: u64) -> PathCase {
@@ -82,6 +109,17 @@ pub const PATHS: &[PathCase] = &[
         "64 B for an address that nobody has: ring walk, snapshot, guard, look-up",
         Shape { is_known: false, ..shape(SPLIT, 64) },
     ),
+    frames(
+        "guard-ips-64",
+        "64 B, ports name their addresses: the whole guard instead of the short one",
+        Shape { names_ips: true, ..shape(SPLIT, 64) },
+    ),
+    step("walk-split", "Walk of a split ring alone, chains of one descriptor", Step::Walk, SPLIT),
+    step("walk-packed", "The same, packed", Step::Walk, SPLIT | RING_PACKED),
+    step("publish-split", "Publication of what was taken from a split ring", Step::Publish, SPLIT),
+    step("publish-packed", "The same, packed", Step::Publish, SPLIT | RING_PACKED),
+    step("copy-64", "Copy of 64 bytes from guest memory to guest memory", Step::Copy(64), SPLIT),
+    step("copy-256", "The same, 256 bytes: the longest that is copied inline", Step::Copy(256), SPLIT),
     frames("pairs-4-64", "64 B, four queue pairs, one worker", Shape { pair_count: 4, ..shape(SPLIT, 64) }),
     frames(
         "pairs-4-workers-2-64",
@@ -156,11 +194,49 @@ impl Rounds for StorageRig {
     }
 }
 
+/// A ring on which one step counts.
+struct Alone {
+    ends: Ends,
+    step: Step,
+}
+
+impl Rounds for Alone {
+    fn offer(&mut self) {
+        self.ends.offer(false);
+        if self.step != Step::Walk {
+            self.ends.walk();
+        }
+    }
+
+    fn work(&mut self) -> usize {
+        match self.step {
+            Step::Walk => self.ends.walk(),
+            Step::Publish => {
+                self.ends.publish();
+                rig::BATCH
+            }
+            Step::Copy(len) => {
+                let (from, to) = self.ends.pieces(len);
+                let copy = |_: &usize| black_box(to).copy_from_guest(&black_box(from)) == len;
+                (0..rig::BATCH).filter(copy).count()
+            }
+        }
+    }
+
+    fn collect(&mut self) {
+        if self.step != Step::Publish {
+            self.ends.publish();
+        }
+        self.ends.collect();
+    }
+}
+
 impl PathCase {
     fn rig(&self) -> Box<dyn Rounds> {
         match self.cargo {
             Cargo::Frames(shape) => Box::new(Rig::new(shape)),
             Cargo::Requests(shape) => Box::new(StorageRig::new(shape)),
+            Cargo::Step(step, features) => Box::new(Alone { ends: Ends::new(features), step }),
         }
     }
 
@@ -169,6 +245,7 @@ impl PathCase {
         let round = match self.cargo {
             Cargo::Frames(shape) => rig::BATCH * usize::from(shape.pair_count),
             Cargo::Requests(_) => storage_rig::BATCH,
+            Cargo::Step(..) => rig::BATCH,
         };
         round * ROUNDS
     }
@@ -177,6 +254,8 @@ impl PathCase {
         match self.cargo {
             Cargo::Frames(_) => "frame",
             Cargo::Requests(_) => "request",
+            Cargo::Step(Step::Copy(_), _) => "copy",
+            Cargo::Step(..) => "chain",
         }
     }
 }
@@ -191,7 +270,7 @@ pub fn unit(name: &str) -> &'static str {
 #[inline(never)]
 fn measured_part(rig: &mut dyn Rounds) -> usize {
     // Not the last thing this function does, so that it stays a call with a return.
-    std::hint::black_box(rig.work())
+    black_box(rig.work())
 }
 
 /// Runs one path; the program does it under callgrind. Returns the frames or requests that were done in the counted rounds.

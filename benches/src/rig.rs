@@ -8,6 +8,7 @@
     reason = "a benchmark's rig panics on everything that goes wrong, as said above"
 )]
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +29,8 @@ pub const RING_SIZE: u16 = 256;
 pub const BATCH: usize = 32;
 /// Bytes of the virtio-net header.
 const HEADER_LEN: u32 = 12;
+/// The sender's IPv4 address.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// What a rig is built for.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,8 @@ pub struct Shape {
     pub pair_count: u16,
     /// Forwarders that share them.
     pub worker_count: usize,
+    /// Ports name their addresses, so that each frame gets the whole check instead of the short one.
+    pub names_ips: bool,
     /// Whether anybody has the frames' destination; if not, they are dropped once that is decided.
     pub is_known: bool,
 }
@@ -50,7 +55,15 @@ impl Shape {
     /// Two ports, one pair each, one worker.
     #[must_use]
     pub fn new(features: u64, frame_len: u32) -> Self {
-        Self { features, frame_len, port_count: 2, pair_count: 1, worker_count: 1, is_known: true }
+        Self {
+            features,
+            frame_len,
+            port_count: 2,
+            pair_count: 1,
+            worker_count: 1,
+            names_ips: false,
+            is_known: true,
+        }
     }
 }
 
@@ -83,14 +96,14 @@ fn mac(i: u32) -> MacAddr {
     MacAddr([0x1e, 0, 0, 0, (i >> 8) as u8, i as u8])
 }
 
-fn spec(mac: MacAddr) -> PortSpec {
+fn spec(mac: MacAddr, ips: Vec<IpAddr>) -> PortSpec {
     PortSpec {
         guest: "bench".into(),
         number: 1,
         mac,
         vlan: None,
         trunk: vec![],
-        ips: vec![],
+        ips,
         trusted: false,
         strict: true,
         isolated: false,
@@ -142,6 +155,12 @@ impl Rig {
         frame.extend(mac(if shape.is_known { 1 } else { u32::from(u16::MAX) }).0);
         frame.extend(mac(0).0);
         frame.extend([8, 0]);
+        if shape.names_ips {
+            // IPv4 without options: a UDP packet of the sender's.
+            let [high, low] = (shape.frame_len as u16 - 14).to_be_bytes();
+            frame.extend([0x45, 0, high, low, 0, 0, 0, 0, 64, 17, 0, 0]);
+            frame.extend(ADDRESS.octets());
+        }
         frame.resize(frame_bytes as usize, 0x5a);
         for pair in 0..shape.pair_count {
             let (memory, driver, device) = ring(shape.features, frame_bytes);
@@ -166,6 +185,7 @@ impl Rig {
             memories.push(memory);
         }
         let (events, _) = Events::new(ControlWaker::new().expect("eventfd"));
+        let ips = if shape.names_ips { vec![IpAddr::V4(ADDRESS)] } else { vec![] };
         let mut builder = TableBuilder::new(Instant::now());
         let states: Vec<_> = (0..shape.port_count)
             .map(|_| Arc::new(PortState::new(shape.worker_count, shape.pair_count)))
@@ -178,7 +198,7 @@ impl Rig {
             };
             let state = Arc::clone(&states[i as usize]);
             builder
-                .port(PortIndex(i), 0, Arc::new(spec(mac(i))), state, PortKind::Guest(port))
+                .port(PortIndex(i), 0, Arc::new(spec(mac(i), ips.clone())), state, PortKind::Guest(port))
                 .expect("port");
         }
         let table = Arc::new(builder.build());

@@ -317,7 +317,12 @@ impl Drop for Disks {
             drop(Command::new("losetup").args(["--detach", device]).status());
         }
         for folder in &self.mounts {
-            drop(Command::new("umount").arg(folder).status());
+            // Who had files there may still be on its way out.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let is_gone = || Command::new("umount").arg(folder).output().is_ok_and(|o| o.status.success());
+            while !is_gone() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
         for number in &self.zrams {
             drop(fs::write("/sys/class/zram-control/hot_remove", number.to_string()));

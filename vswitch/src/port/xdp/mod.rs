@@ -1,10 +1,12 @@
 //! The kernel's ends of an uplink: AF_XDP sockets with our own XDP program, and packet sockets where XDP cannot attach.
 //!
 //! `program` is the program as bytecode and how it is attached, `socket` an AF_XDP socket as intake and outlet, `packet` the same over a packet
-//! socket, `rings` the memory shared with the kernel, `watch` how a watchdog sees it, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides nothing: what is
-//! opened, and what after a failure, is up to `control/uplink`.
+//! socket, `group_ring` the switch's copy of broadcast and multicast, `rings` the memory shared with the kernel, `watch` how a watchdog sees it,
+//! `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides nothing: what is opened, and what after a failure,
+//! is up to `control/uplink`.
 
 mod control_socket;
+mod group_ring;
 mod packet;
 mod program;
 mod rings;

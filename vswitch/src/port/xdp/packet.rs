@@ -1,7 +1,8 @@
 //! Packet sockets (packet(7)): the way to the wire where XDP cannot attach, and the switch's copy of broadcast and multicast where it can.
 //!
 //! One system call per batch each way (recvmmsg, sendmmsg), each frame behind a virtio-net header (PACKET_VNET_HDR): so the kernel's merged frames
-//! come whole and ours leave whole, and who can segment does. Why not a TPACKET ring: decision 0010.
+//! come whole and ours leave whole, and who can segment does. Why not a TPACKET ring: decision 0010. The copy of broadcast and multicast has one
+//! (`group_ring`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,6 +12,7 @@ use avio_proto::mem::{GuestSlice, RegionHint};
 use avio_proto::ring::{Batch, CHAINS_MAX, ChainArena, Collector, Undelivered};
 use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 
+use super::group_ring::GroupIntake;
 use super::sys::{self, Messages};
 use crate::port::wire::{Intake, OUT_PIECES_MAX, OutFrame, Outlet};
 
@@ -22,7 +24,7 @@ const PACKET_MR_PROMISC: u16 = 1;
 const ETH_P_ALL: u16 = 3;
 
 /// Longest frame with its header: a merged IP packet of 65,535 bytes, Ethernet header and tag.
-const SLOT: usize = 66 * 1024;
+pub(super) const SLOT: usize = 66 * 1024;
 /// Bytes of unsent frames that one batch may have.
 const SEND_LEN: usize = 4 << 20;
 /// Room in the socket for bursts while the worker is elsewhere.
@@ -87,16 +89,21 @@ pub fn open_packet(ifindex: u32, capture: Capture) -> io::Result<OpenPacket> {
     address[..2].copy_from_slice(&(libc::AF_PACKET as u16).to_ne_bytes());
     address[2..4].copy_from_slice(&ETH_P_ALL.to_be_bytes());
     address[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    // The ring has to be there before the first frame.
+    let ring = match capture {
+        Capture::Groups => Some(GroupIntake::new(fd.try_clone()?)?),
+        Capture::All => None,
+    };
     sys::bind(fd.as_fd(), &address)?;
-    let outlet: Option<Box<dyn Outlet>> = match capture {
-        Capture::Groups => None,
-        Capture::All => Some(Box::new(PacketOutlet {
-            fd: fd.try_clone()?,
-            memory: FrameMemory::new("avio-send", SEND_LEN)?,
-            messages: Messages::new(CHAINS_MAX),
-            ranges: Vec::with_capacity(4 * CHAINS_MAX),
-            used: 0,
-        })),
+    if let Some(intake) = ring {
+        return Ok((Box::new(intake), None));
+    }
+    let outlet = PacketOutlet {
+        fd: fd.try_clone()?,
+        memory: FrameMemory::new("avio-send", SEND_LEN)?,
+        messages: Messages::new(CHAINS_MAX),
+        ranges: Vec::with_capacity(4 * CHAINS_MAX),
+        used: 0,
     };
     let slots = CHAINS_MAX;
     let intake = PacketIntake {
@@ -105,7 +112,7 @@ pub fn open_packet(ifindex: u32, capture: Capture) -> io::Result<OpenPacket> {
         messages: Messages::new(slots),
         ranges: (0..slots).map(|slot| (slot * SLOT, SLOT)).collect(),
     };
-    Ok((Box::new(intake), outlet))
+    Ok((Box::new(intake), Some(Box::new(outlet))))
 }
 
 /// Attaches the classic BPF program that makes the kernel's choice.

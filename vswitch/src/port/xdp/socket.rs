@@ -57,7 +57,7 @@ pub struct Wanted {
     pub copy: bool,
     /// Largest frame of the device, in bytes.
     pub frame_len_max: usize,
-    /// Prefer busy polling (Linux 5.11), for workers that never sleep.
+    /// Prefer busy polling (Linux 5.11) where the device is zero-copy, for workers that never sleep.
     pub busy_poll: bool,
 }
 
@@ -115,7 +115,6 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
     }
     // Only for copy mode, only where the kernel has it; nothing depends on it.
     let _ = sys::set_option(fd.as_fd(), SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &256u32.to_ne_bytes());
-    let busy_poll = wanted.busy_poll && prefer_busy_poll(&fd).is_ok();
     let offsets = offsets(&fd)?;
     let ring =
         |which: usize, len: usize| Ring::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which], ENTRIES, len);
@@ -128,6 +127,8 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
     let mut options = [0; 4];
     let got = sys::get_option(fd.as_fd(), SOL_XDP, XDP_OPTIONS, &mut options)?;
     let zero_copy = got == 4 && u32::from_ne_bytes(options) & OPTION_ZERO_COPY != 0;
+    // Copying, the kernel's receiving half runs where the interrupt is; busy polling would only bring it into each look of ours.
+    let busy_poll = wanted.busy_poll && zero_copy && prefer_busy_poll(&fd).is_ok();
     let gauge = |which: usize| Gauge::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which]);
     let watch = XskWatch::new(fd.try_clone()?, [gauge(0)?, gauge(1)?, gauge(2)?, gauge(3)?]);
     let socket = Arc::new(Socket { fd, memory, busy_poll });

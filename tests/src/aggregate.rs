@@ -18,6 +18,8 @@ use crate::{Failure, Result};
 pub struct Cables {
     /// How many.
     pub count: usize,
+    /// Number of the first.
+    first: usize,
     id: u32,
     /// Where the far ends are, if not here.
     pub namespace: Option<String>,
@@ -29,14 +31,22 @@ impl Cables {
     /// # Errors
     /// When this is not root, or the kernel has no veth.
     pub fn new(count: usize, in_namespace: bool) -> Result<Cables> {
+        Cables::numbered(0, count, in_namespace)
+    }
+
+    /// The same, numbered from `first` on: for several sets in one process.
+    ///
+    /// # Errors
+    /// As [`Cables::new`].
+    pub fn numbered(first: usize, count: usize, in_namespace: bool) -> Result<Cables> {
         let id = std::process::id() % 1_000_000;
         let namespace = in_namespace.then(|| format!("avio-{id}"));
-        let cables = Cables { count, id, namespace };
+        let cables = Cables { count, first, id, namespace };
         cables.delete();
         if let Some(namespace) = &cables.namespace {
             run("ip", &["netns", "add", namespace])?;
         }
-        for n in 0..count {
+        for n in first..first + count {
             let (near, far) = (cables.near(n), cables.far(n));
             let mut arguments = vec!["link", "add", &near, "type", "veth", "peer", "name", &far];
             if let Some(namespace) = &cables.namespace {
@@ -83,7 +93,7 @@ impl Cables {
     }
 
     fn delete(&self) {
-        for n in 0..self.count {
+        for n in self.first..self.first + self.count {
             let _ = Command::new("ip").args(["link", "del", &self.near(n)]).output();
         }
         if let Some(namespace) = &self.namespace {

@@ -117,16 +117,24 @@ impl Ovs {
         Ok(())
     }
 
-    /// Gives the bridge a network device through AF_XDP, native and copying as veth has it, and enters `mac` as being behind it.
+    /// Gives the bridge a network device: through AF_XDP, native and copying as veth has it, or by the netdev for any device.
     ///
     /// # Errors
     /// When OVS refuses it.
-    pub fn add_wire(&self, device: &str, mac: &str) -> Result {
-        let interface = ["type=afxdp", "options:xdp-mode=native", "options:n_rxq=1", "ofport_request=99"];
-        let mut line =
-            vec!["--timeout=30", "add-port", &self.bridge, device, "--", "set", "Interface", device];
-        line.extend(interface);
-        self.vsctl(&line)?;
+    pub fn add_wire(&self, device: &str, afxdp: bool) -> Result {
+        let mut line = vec!["--timeout=30", "add-port", &self.bridge, device];
+        if afxdp {
+            line.extend(["--", "set", "Interface", device, "type=afxdp"]);
+            line.extend(["options:xdp-mode=native", "options:n_rxq=1"]);
+        }
+        self.vsctl(&line)
+    }
+
+    /// Enters `mac` as being behind `device`.
+    ///
+    /// # Errors
+    /// When OVS refuses it.
+    pub fn add_address(&self, device: &str, mac: &str) -> Result {
         self.appctl(&["fdb/add", &self.bridge, device, "0", mac]).map(drop)
     }
 
@@ -169,6 +177,22 @@ impl Ovs {
                 .chain(["priority=0,actions=drop".to_owned()])
                 .collect(),
         };
+        self.replace_flows(&flows)?;
+        self.mode = Some(mode);
+        Ok(())
+    }
+
+    /// Replaces the flows by these: what comes in by the first name leaves by the second.
+    ///
+    /// # Errors
+    /// When OVS refuses them.
+    pub fn set_flows(&mut self, pairs: &[(&str, &str)]) -> Result {
+        let flow = |(from, to): &(&str, &str)| format!("in_port={from},actions=output:{to}");
+        self.mode = None;
+        self.replace_flows(&pairs.iter().map(flow).collect::<Vec<_>>())
+    }
+
+    fn replace_flows(&self, flows: &[String]) -> Result {
         let file = self.folder.join("flows");
         fs::write(&file, flows.join("\n") + "\n")?;
         let mut ofctl = Command::new("ovs-ofctl");
@@ -177,7 +201,6 @@ impl Ovs {
             .arg(format!("unix:{}/{}.mgmt", self.folder.display(), self.bridge))
             .arg(file);
         quiet(environment(&mut ofctl, &self.folder))?;
-        self.mode = Some(mode);
         // The datapath's own flows follow within a round of the revalidator.
         std::thread::sleep(Duration::from_millis(100));
         Ok(())

@@ -1,13 +1,14 @@
-//! `make bench-wire`: this daemon, OVS and testpmd between a guest and a veth pair, measured in one run.
+//! `make bench-wire`: this daemon, OVS and testpmd between guests and veth pairs, measured in one run.
 //!
 //! Measures as [`crate::beside`] has it: windows in turn at the same offered rate, everything but the target stopped; frames count at the receiver, work as
-//! each switch counts it. Each target has a veth pair of its own, all made alike, because a device has one XDP program. Owns the order of things.
+//! each switch counts it. Each target has veth pairs of its own, all made alike, because a device has one XDP program. Owns the order of things.
 
+mod options;
 mod report;
+mod rows;
 mod target;
 mod traffic;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -15,51 +16,16 @@ use avio_tests::{Result, scratch};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
+use options::Options;
 use report::Report;
+use rows::{Metric, Row, Shape, rows};
 use target::{Kind, Target};
-use traffic::Way;
 
 use crate::beside::GUEST_CORE;
 use crate::beside::machine::Machine;
 use crate::beside::probe;
 use crate::beside::process;
 use crate::beside::window;
-
-/// Measures avio-vswitchd beside OVS and testpmd on a veth pair.
-#[derive(Clone, Debug, Parser)]
-#[command(name = "bench-wire", version)]
-struct Options {
-    /// Under three minutes: fewer rounds, nothing written.
-    #[arg(long)]
-    quick: bool,
-    /// Rounds, a window per target and row in each.
-    #[arg(long)]
-    rounds: Option<u32>,
-    /// Length of a window in seconds.
-    #[arg(long, default_value_t = 0.5)]
-    window: f64,
-    /// Where the report goes.
-    #[arg(long, default_value = "benches/results")]
-    results: PathBuf,
-}
-
-/// One load.
-#[derive(Clone, Copy, Debug)]
-struct Row {
-    name: &'static str,
-    title: &'static str,
-    way: Way,
-    /// Frames per second; `None`: as many as there can be.
-    rate: Option<f64>,
-}
-
-/// 64 bytes with their check sequence, as the wire counts.
-const ROWS: [Row; 4] = [
-    Row { name: "in", title: "64 B, wire to guest, 300,000 a second", way: Way::In, rate: Some(300e3) },
-    Row { name: "in-full", title: "64 B, wire to guest, all the generator gives", way: Way::In, rate: None },
-    Row { name: "out", title: "64 B, guest to wire, 300,000 a second", way: Way::Out, rate: Some(300e3) },
-    Row { name: "out-full", title: "64 B, guest to wire, all the switch takes", way: Way::Out, rate: None },
-];
 
 /// What one window gave.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -71,12 +37,33 @@ struct Reading {
     loss: f64,
     /// Of the switch's core, for each frame received.
     cycles: f64,
+    /// Received by a guest, in thousand million bits per second.
+    gbit: f64,
+    /// The far device with the share farthest from even, in percent of that.
+    uneven: f64,
+}
+
+impl Reading {
+    fn value(&self, metric: Metric) -> f64 {
+        match metric {
+            Metric::Cycles => self.cycles,
+            Metric::Loss => self.loss,
+            Metric::Mpps => self.received_mpps,
+            Metric::Gbit => self.gbit,
+            Metric::Uneven => self.uneven,
+        }
+    }
 }
 
 /// Runs `bench-wire` with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
+    if options.list {
+        rows().iter().for_each(|row| println!("{:<16} {}", row.name, row.title));
+        println!("{:<16} what an uplink costs without traffic", rows::IDLE);
+        return ExitCode::SUCCESS;
+    }
     match run(&options) {
         Ok(()) => {
             drop(std::fs::remove_dir_all(scratch::folder()));
@@ -91,54 +78,107 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result {
-    let machine = Machine::prepare("bench-wire", true)?;
-    let mut report = Report::new(&machine, (!options.quick).then(|| options.results.clone()));
-    report.idle(target::idle_percent(Duration::from_secs(if options.quick { 3 } else { 10 }))?);
+    let begin = Instant::now();
+    let mut rows = rows();
+    rows.retain(|row| options.wants(row.name));
+    for row in &mut rows {
+        if options.alone {
+            row.targets.retain(|kind| !kind.is_peer());
+        }
+        if options.against.is_some() && row.shape == Shape::Wire {
+            row.targets.insert(1, Kind::Other);
+        }
+    }
+    let has_peers = rows.iter().any(|row| row.targets.iter().any(|kind| kind.is_peer()));
+    let machine = Machine::prepare("bench-wire", has_peers)?;
+    let mut report = Report::new(options, &machine)?;
+    if options.wants(rows::IDLE) && options.against.is_none() {
+        let percent = target::idle_percent(Duration::from_secs(if options.quick { 3 } else { 10 }))?;
+        report.add_idle(percent)?;
+    }
+    let mut crossing = probe::crossing_ns();
+    for of_shape in rows.chunk_by(|a, b| a.shape == b.shape) {
+        let Some(first) = of_shape.first() else { continue };
+        // Those that are started would inherit the core of whoever drives them.
+        let mut targets = start(options, first, &mut report);
+        let drive = || -> Result {
+            core_affinity::set_for_current(core_affinity::CoreId { id: GUEST_CORE });
+            for row in of_shape {
+                eprintln!("== {} ({:.0} s since the start)", row.title, begin.elapsed().as_secs_f64());
+                measure(options, &machine, row, &mut targets, &mut report, &mut crossing)?;
+                print!("{}", report.row(row)?);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| scope.spawn(drive).join())
+            .unwrap_or_else(|_| Err(avio_tests::Failure::new("the traffic panicked")))?;
+    }
+    println!("{}", report.summary());
+    Ok(())
+}
+
+/// The targets of a row and its neighbours; those that cannot be had are in the report.
+fn start(options: &Options, row: &Row, report: &mut Report) -> Vec<Target> {
     let mut targets = Vec::new();
-    for kind in Kind::ALL {
+    for &kind in &row.targets {
         eprintln!("   starting {}", kind.name());
-        match Target::start(kind) {
+        match Target::start(kind, row.shape, options.against.as_deref()) {
             Ok(target) => targets.push(target),
             Err(failure) => {
                 eprintln!("   {} could not be started: {failure}", kind.name());
-                report.missing(kind, &failure);
+                report.missing(row.shape, kind, &failure);
             }
         }
     }
-    // Only now: what is started would inherit it.
-    core_affinity::set_for_current(core_affinity::CoreId { id: GUEST_CORE });
-    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 7 });
-    let window = Duration::from_secs_f64(options.window);
-    let mut crossing = probe::crossing_ns();
-    for row in ROWS {
-        eprintln!("== {}", row.title);
-        for round in 1..=rounds {
-            for target in &mut targets {
-                let taken = window::undisturbed(&machine, 2, &mut crossing, || one(target, row, window))?;
-                eprintln!("   {round}/{rounds} {:<20} {:?}", target.kind.name(), taken.reading);
-                report.add(row, target.kind, &taken);
-            }
+    targets
+}
+
+fn measure(
+    options: &Options,
+    machine: &Machine,
+    row: &Row,
+    targets: &mut [Target],
+    report: &mut Report,
+    crossing: &mut f64,
+) -> Result {
+    let rounds = options.round_count();
+    report.begin(row);
+    for round in 1..=rounds {
+        for target in &mut *targets {
+            let taken = window::undisturbed(machine, options.repeat_max(), crossing, || {
+                one(target, row, options.window())
+            })?;
+            let shown = row.metrics.iter().map(|&metric| {
+                format!("{:.*} {}", metric.digits(), taken.reading.value(metric), metric.name())
+            });
+            eprintln!(
+                "   {round}/{rounds} {:<28} {}",
+                target.kind.name(),
+                shown.collect::<Vec<_>>().join(", ")
+            );
+            report.add(row, target.kind, &taken);
         }
-        print!("{}", report.table(row));
     }
-    drop(targets);
-    println!("{}", report.summary());
-    report.write()
+    Ok(())
 }
 
 /// One window of one target, and the share of it that its busiest thread waited for a processor.
-fn one(target: &mut Target, row: Row, window: Duration) -> Result<(Reading, f64)> {
+fn one(target: &mut Target, row: &Row, window: Duration) -> Result<(Reading, f64)> {
     let pid = target.console()?.pid();
     let (before, start) = (process::by_thread(pid)?, Instant::now());
-    let (moved, cycles) = target.awake(|ends| ends.window(row.way, row.rate, window))?;
+    let (moved, cycles) = target.awake(|ends| ends.window(row.way, row.rate, row.flows, window))?;
     let busiest = process::busiest_since(&before, &process::by_thread(pid)?);
     let waited = busiest.waited_ns as f64 / start.elapsed().as_nanos() as f64;
     let (offered, received) = (moved.offered as f64, moved.received as f64);
+    let even = received / moved.shares.len().max(1) as f64;
+    let off = moved.shares.iter().map(|&share| (share as f64 - even).abs()).fold(0.0, f64::max);
     let reading = Reading {
         offered_mpps: offered / moved.seconds / 1e6,
         received_mpps: received / moved.seconds / 1e6,
         loss: (offered - received).max(0.0) / offered.max(1.0) * 100.0,
         cycles: cycles / received.max(1.0),
+        gbit: moved.octets as f64 * 8.0 / moved.seconds / 1e9,
+        uneven: off / even.max(1.0) * 100.0,
     };
     Ok((reading, waited))
 }

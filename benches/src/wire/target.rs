@@ -5,44 +5,73 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use avio_tests::aggregate::{Cables, aggregate, wait_states};
 use avio_tests::config::Config;
 use avio_tests::console::Console;
 use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
-use avio_tests::wire::Wire;
 use avio_tests::{Failure, Result};
 use serde::{Deserialize, Serialize};
 
-use super::traffic::{Ends, FAR_MAC, wire};
+use super::rows::Shape;
+use super::traffic::{Ends, FAR_MAC, quiet, wire};
 use crate::beside::{TARGET_CORE, machine, process};
 use crate::net::ovs::Ovs;
 use crate::net::target::Target as OvsMode;
 use crate::net::testpmd::Forwarder;
 
-/// Which switch.
+/// Which switch, by which way to the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     /// This daemon, as shipped but for `poll = "always"`.
     Avio,
+    /// Another build of it.
+    Other,
     /// Open vSwitch with DPDK's vhost and its own AF_XDP netdev, learning.
     Ovs,
     /// DPDK testpmd, which forwards without looking.
     Testpmd,
+    /// This daemon through packet sockets.
+    AvioPacket,
+    /// Open vSwitch with the netdev that it has for any device, which is a packet socket.
+    OvsPacket,
+    /// This daemon with one device.
+    OneMember,
+    /// This daemon with an aggregate of two.
+    TwoMembers,
+    /// This daemon with an aggregate of four.
+    FourMembers,
 }
 
 impl Kind {
-    /// In the order of a round.
-    pub const ALL: [Kind; 3] = [Kind::Avio, Kind::Ovs, Kind::Testpmd];
-
     /// For tables.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Avio => "avio-vswitchd",
+            Kind::Other => "the other build",
             Kind::Ovs => "OVS afxdp",
             Kind::Testpmd => "testpmd net_af_xdp",
+            Kind::AvioPacket => "avio-vswitchd, packet socket",
+            Kind::OvsPacket => "OVS netdev (packet socket)",
+            Kind::OneMember => "one device",
+            Kind::TwoMembers => "aggregate of two",
+            Kind::FourMembers => "aggregate of four",
+        }
+    }
+
+    /// Whether it is somebody else's.
+    pub fn is_peer(self) -> bool {
+        matches!(self, Kind::Ovs | Kind::Testpmd | Kind::OvsPacket)
+    }
+
+    fn wire_count(self) -> u32 {
+        match self {
+            Kind::TwoMembers => 2,
+            Kind::FourMembers => 4,
+            _ => 1,
         }
     }
 }
@@ -60,8 +89,11 @@ pub struct Target {
     // The guest goes before the switch.
     ends: Option<Ends>,
     process: Process,
-    /// What one look that finds nothing takes, in nanoseconds; ours only.
-    empty_ns: f64,
+    // What two switches have between them.
+    _cables: Option<Cables>,
+    /// Ours only: sources that its worker polls in a turn, and what a turn that finds nothing takes, in nanoseconds.
+    sources: f64,
+    empty_turn_ns: f64,
 }
 
 /// Cycles worked, and frames they were for, since some beginning.
@@ -78,39 +110,26 @@ struct Polls {
 }
 
 impl Target {
-    /// Starts one on a wire of its own.
+    /// Starts one on wires of its own; `against` is the folder of [`Kind::Other`].
     ///
     /// # Errors
     /// When a program is missing, or refuses the device.
-    pub fn start(kind: Kind) -> Result<Self> {
-        let wire = wire(kind as u32)?;
-        let (process, socket, listen) = match kind {
-            Kind::Avio => {
-                let lines = format!("uplink = \"{}\"", wire.near);
-                let config = Config::default()
-                    .workers(&format!("cores = [{TARGET_CORE}]\npoll = \"always\""))
-                    .vswitch("vs", &lines)
-                    .guest("g1", "vs", 1, "");
-                let daemon = Daemon::start(config)?;
-                wait_up(&daemon, &wire)?;
-                let socket = daemon.socket(0);
-                (Process::Avio(daemon), socket, false)
-            }
-            Kind::Ovs => {
-                let mut ovs = Ovs::start(1, false, 1500)?;
-                ovs.add_wire(&wire.near, FAR_MAC)?;
-                ovs.set_mode(OvsMode::OvsNormal)?;
-                let socket = ovs.socket(0);
-                (Process::Ovs(ovs), socket, true)
-            }
-            Kind::Testpmd => {
-                (Process::Testpmd(Forwarder::start_wire(&wire.near)?), Forwarder::socket(0), false)
-            }
+    pub fn start(kind: Kind, shape: Shape, against: Option<&Path>) -> Result<Self> {
+        let (process, ends, cables) = match shape {
+            Shape::Between => between(kind, against)?,
+            _ => wired(kind, shape, against)?,
         };
-        let ends = Ends::new(wire, &socket, listen)?;
         // OVS connects to its guests once a second, and rings are started by the control side.
         std::thread::sleep(Duration::from_millis(300));
-        let mut target = Self { kind, ends: Some(ends), process, empty_ns: 0.0 };
+        // Each queue of a device, the socket for what goes to many, each guest.
+        let sources = match (shape, kind) {
+            (Shape::Packet, _) => 2.0,
+            (Shape::Between, Kind::AvioPacket) => 4.0,
+            (Shape::Between, _) => 6.0,
+            _ => f64::from(2 * kind.wire_count() + 1),
+        };
+        let mut target =
+            Self { kind, ends: Some(ends), process, _cables: cables, sources, empty_turn_ns: 0.0 };
         target.calibrate()?;
         process::stop(target.console()?)?;
         Ok(target)
@@ -142,15 +161,20 @@ impl Target {
     /// As `window`, or when the switch does not answer.
     pub fn awake<R>(&mut self, window: impl FnOnce(&mut Ends) -> Result<R>) -> Result<(R, f64)> {
         process::resume(self.console()?)?;
-        let start = Instant::now();
+        let pid = self.console()?.pid();
+        let (threads, start) = (process::by_thread(pid)?, Instant::now());
         let (before, polls) = (self.worked()?, self.polls()?);
         let outcome = window(self.ends()?);
         let elapsed_ns = start.elapsed().as_nanos() as f64;
-        let cycles = match self.kind {
-            Kind::Avio => {
+        let cycles = match &self.process {
+            Process::Avio(_) => {
                 let now = self.polls()?;
-                let looking_ns = (now.empty - polls.empty) * self.empty_ns;
-                (elapsed_ns - looking_ns).max(0.0) * machine::mhz().unwrap_or(0.0) / 1e3
+                let waited = process::busiest_since(&threads, &process::by_thread(pid)?).waited_ns as f64;
+                // One source at a time has frames, so a poll that found some is a turn that did.
+                let (polled, empty) = (now.polls - polls.polls, now.empty - polls.empty);
+                let empty_turns = (polled / self.sources - (polled - empty)).max(0.0);
+                let worked_ns = (elapsed_ns - waited - empty_turns * self.empty_turn_ns).max(0.0);
+                worked_ns * machine::mhz().unwrap_or(0.0) / 1e3
             }
             _ => self.worked()?.cycles - before.cycles,
         };
@@ -158,13 +182,14 @@ impl Target {
         Ok((outcome?, cycles))
     }
 
-    /// Finds out what a look costs that finds nothing.
+    /// Finds out what a turn costs that finds nothing.
     fn calibrate(&mut self) -> Result {
-        if self.kind == Kind::Avio {
+        if matches!(self.process, Process::Avio(_)) {
             let (before, start) = (self.polls()?, Instant::now());
             std::thread::sleep(Duration::from_millis(300));
             let (after, elapsed) = (self.polls()?, start.elapsed());
-            self.empty_ns = elapsed.as_nanos() as f64 / (after.polls - before.polls).max(1.0);
+            let turns = (after.polls - before.polls) / self.sources;
+            self.empty_turn_ns = elapsed.as_nanos() as f64 / turns.max(1.0);
         }
         Ok(())
     }
@@ -192,10 +217,9 @@ impl Target {
             Process::Avio(_) => 0.0,
             Process::Ovs(ovs) => {
                 let text = ovs.appctl(&["dpif-netdev/pmd-stats-show"])?;
-                let of_pmd = text.split("pmd thread").nth(1).unwrap_or_default();
-                let line = of_pmd.lines().find_map(|line| line.trim().strip_prefix("processing cycles:"));
-                // None before the first packet.
-                line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
+                // Of all threads that have any: packet sockets are received from by the main one. None before the first packet.
+                let lines = text.lines().filter_map(|line| line.trim().strip_prefix("processing cycles:"));
+                lines.filter_map(|line| line.split_whitespace().next()?.parse::<f64>().ok()).sum()
             }
             Process::Testpmd(forwarder) => {
                 let text = forwarder.ask("show fwd stats all")?;
@@ -218,15 +242,107 @@ impl Drop for Target {
     }
 }
 
-fn wait_up(daemon: &Daemon, wire: &Wire) -> Result {
+/// Lines of `[workers]` for a target.
+fn polling() -> String {
+    format!("cores = [{TARGET_CORE}]\npoll = \"always\"")
+}
+
+/// A daemon in a folder of its own.
+fn daemon(kind: Kind, config: Config, against: Option<&Path>) -> Result<Daemon> {
+    let folder = avio_tests::scratch::folder().join(format!("{kind:?}"));
+    let binary = against.filter(|_| kind == Kind::Other).map(|folder| folder.join("avio-vswitchd"));
+    Daemon::start_as(binary, folder, config.workers(&polling()))
+}
+
+/// Lines that make `device` a vswitch's wire.
+fn uplink(device: &str, is_packet: bool) -> String {
+    let access = format!("\n[[uplink]]\nname = \"{device}\"\naccess = \"packet\"");
+    format!("uplink = \"{device}\"{}", if is_packet { &access } else { "" })
+}
+
+type Started = (Process, Ends, Option<Cables>);
+
+/// One guest, and the benchmark at the far end.
+fn wired(kind: Kind, shape: Shape, against: Option<&Path>) -> Result<Started> {
+    let numbers = (0..kind.wire_count()).map(|n| kind as u32 * 4 + n);
+    let wires = numbers.map(wire).collect::<Result<Vec<_>>>()?;
+    let near = wires[0].near.clone();
+    let generates = shape != Shape::Aggregate;
+    let (process, socket, listen) = match kind {
+        Kind::Ovs | Kind::OvsPacket => {
+            let mut ovs = Ovs::start(1, false, 1500)?;
+            ovs.add_wire(&near, kind == Kind::Ovs)?;
+            ovs.add_address(&near, FAR_MAC)?;
+            ovs.set_mode(OvsMode::OvsNormal)?;
+            let socket = ovs.socket(0);
+            (Process::Ovs(ovs), socket, true)
+        }
+        Kind::Testpmd => (Process::Testpmd(Forwarder::start_wire(&near)?), Forwarder::socket(0), false),
+        _ => {
+            let lines = if wires.len() == 1 {
+                uplink(&near, shape == Shape::Packet)
+            } else {
+                let members: Vec<_> = wires.iter().map(|wire| format!("\"{}\"", wire.near)).collect();
+                aggregate("lan900", &members.join(", "), "mode = \"MANUAL\"\nbalance = \"LB_FLOW\"")
+            };
+            let config = Config::default().vswitch("vs", &lines).guest("g1", "vs", 1, "");
+            let daemon = daemon(kind, config, against)?;
+            if wires.len() == 1 {
+                wait_up(&daemon, "vs")?;
+            } else {
+                wait_states(&daemon, "lan900", &vec!["Active"; wires.len()], 10)?;
+            }
+            let socket = daemon.socket(0);
+            (Process::Avio(daemon), socket, false)
+        }
+    };
+    let ends = Ends::new(wires, &socket, listen, generates)?;
+    Ok((process, ends, None))
+}
+
+/// Two guests on two switches with a wire between them; OVS has one bridge whose flows make it two.
+fn between(kind: Kind, against: Option<&Path>) -> Result<Started> {
+    let cables = Cables::numbered(kind as usize, 1, false)?;
+    let [near, far] = [cables.near(kind as usize), cables.far(kind as usize)];
+    for device in [&near, &far] {
+        quiet(device);
+    }
+    let (process, sockets, listen) = match kind {
+        Kind::OvsPacket => {
+            let mut ovs = Ovs::start(2, true, 1500)?;
+            ovs.add_wire(&near, false)?;
+            ovs.add_wire(&far, false)?;
+            ovs.set_flows(&[("p0", &near), (&far, "p1")])?;
+            let sockets = [ovs.socket(0), ovs.socket(1)];
+            (Process::Ovs(ovs), sockets, true)
+        }
+        _ => {
+            let is_packet = kind == Kind::AvioPacket;
+            let mut config = Config::default();
+            for (name, device, number) in [("vs_a", &near, 1), ("vs_b", &far, 2)] {
+                config = config.vswitch(name, &uplink(device, is_packet));
+                config = config.guest(&format!("g{number}"), name, number, "");
+            }
+            let daemon = daemon(kind, config, against)?;
+            wait_up(&daemon, "vs_a")?;
+            wait_up(&daemon, "vs_b")?;
+            let sockets = [daemon.socket(0), daemon.socket(1)];
+            (Process::Avio(daemon), sockets, false)
+        }
+    };
+    let ends = Ends::between([&sockets[0], &sockets[1]], listen)?;
+    Ok((process, ends, Some(cables)))
+}
+
+fn wait_up(daemon: &Daemon, vswitch: &str) -> Result {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
-        let output = daemon.avio(&["--json", "net", "-S", "vs", "-A"])?;
+        let output = daemon.avio(&["--json", "net", "-S", vswitch, "-A"])?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if text.contains("\"copy\"") || text.contains("\"zero-copy\"") {
+        if ["\"copy\"", "\"zero-copy\"", "\"packet\""].iter().any(|access| text.contains(access)) {
             return Ok(());
         }
-        ensure(Instant::now() < end, || format!("{} does not come up: {text}", wire.near))?;
+        ensure(Instant::now() < end, || format!("the wire of {vswitch} does not come up: {text}"))?;
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -236,12 +352,12 @@ fn wait_up(daemon: &Daemon, wire: &Wire) -> Result {
 /// # Errors
 /// When it does not start.
 pub fn idle_percent(window: Duration) -> Result<f64> {
-    let wire = wire(9)?;
+    let wire = wire(60)?;
     let lines = format!("uplink = \"{}\"", wire.near);
     let folder: PathBuf = avio_tests::scratch::folder().join("idle");
     let config = Config::default().vswitch("vs", &lines).guest("g1", "vs", 1, "");
     let mut daemon = Daemon::start_in(folder, config)?;
-    wait_up(&daemon, &wire)?;
+    wait_up(&daemon, "vs")?;
     std::thread::sleep(Duration::from_millis(500));
     let before = daemon.cpu_ms()?;
     std::thread::sleep(window);

@@ -1,4 +1,4 @@
-//! The two ends of the traffic: a generator at the far end of the wire, and a guest on the switch.
+//! The two ends of the traffic: a generator at the far end of the wire and a guest on the switch, or two guests.
 //!
 //! Both run on one thread, on the guests' core: a generator of its own there would keep the receiver from the processor for longer than a ring lasts.
 //! The generator is an AF_XDP socket of ours on the far device; what reaches that device is counted by the kernel.
@@ -9,16 +9,21 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use avio_guest::Endpoint;
-use avio_guest::net::{NetGuest, NetOptions, NetQueue};
+use avio_guest::net::{NetGuest, NetOptions, NetQueue, Offloads};
 use avio_proto::config::MacAddr;
 use avio_proto::virtio::net::NetHeader;
 use avio_tests::config::mac_of;
 use avio_tests::failure::ensure;
 use avio_tests::wire::Wire;
 use avio_tests::{Failure, Result};
+use avio_tools::pktgen::frame::{
+    FrameSpec, LEN_MAX, SOURCE_PORT_AT, TCP_STAMP_AT, Template, Transport, source_port,
+};
 use avio_vswitch::port::wire::Outlet;
 use avio_vswitch::port::xdp::{Wanted, open_xsk};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::rows::Way;
 
 /// Who is at the far end of the wire.
 pub const FAR_MAC: &str = "02:00:00:00:77:77";
@@ -26,56 +31,57 @@ pub const FAR_MAC: &str = "02:00:00:00:77:77";
 const BURST: usize = 32;
 /// What is still under way when a window ends has arrived after this.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Looked at as often, where bursts are far apart.
+/// 64 bytes with their check sequence, as the wire counts.
 const FRAME_LEN: usize = 60;
+/// Payload of a segment at an MTU of 1,500 bytes, as with TCP's timestamps.
+const MSS: u16 = 1448;
+/// Segments of a long frame: as many as an IPv4 packet holds.
+const LONG_SEGMENTS: usize = 45;
+/// Long frames that are sent at once.
+const LONG_BURST: usize = 4;
+/// Where the sequence number of a TCP frame stands.
+const TCP_SEQUENCE_AT: usize = 38;
 
 /// Frames offered and received in a window.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Moved {
     /// By the sender.
     pub offered: u64,
     /// At the receiver.
     pub received: u64,
+    /// Their octets, where the receiver is a guest that counts them.
+    pub octets: u64,
+    /// At each far device, where there are several.
+    pub shares: Vec<u64>,
     /// How long the sender sent.
     pub seconds: f64,
 }
 
-/// Which way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub enum Way {
-    /// Wire to guest.
-    In,
-    /// Guest to wire.
-    Out,
-}
-
 /// See the module.
 pub struct Ends {
-    far: Box<dyn Outlet>,
-    wire: Wire,
+    far: Option<Box<dyn Outlet>>,
+    wires: Vec<Wire>,
     // Kept: its end is the end of the guest.
-    _guest: NetGuest,
-    queue: NetQueue,
+    _guests: Vec<NetGuest>,
+    sender: NetQueue,
+    receiver: Option<NetQueue>,
     inbound: Vec<u8>,
     outbound: Vec<u8>,
+    long: Option<Template>,
+    next_seq: u32,
 }
 
 impl Ends {
-    /// Connects a guest to `socket` (which it listens at, for switches that connect) and opens the generator at the far end of `wire`.
+    /// Connects a guest to `socket` (which it listens at, for switches that connect). `generates`: opens the generator at the far end of the first of
+    /// `wires`.
     ///
     /// # Errors
     /// When the switch does not serve the guest, or the far device takes no socket.
-    pub fn new(wire: Wire, socket: &Path, listen: bool) -> Result<Self> {
-        let endpoint = if listen { Endpoint::listen(socket)? } else { Endpoint::connect(socket) };
-        let options =
-            NetOptions { listen, connect_timeout: Duration::from_secs(20), ..NetOptions::default() };
-        let (guest, queues) =
-            NetGuest::connect(endpoint, &options).map_err(|e| Failure::new(e.to_string()))?;
-        let queue = queues.into_iter().next().ok_or_else(|| Failure::new("the guest has no queue"))?;
-        let far = generator(&wire)?;
+    pub fn new(wires: Vec<Wire>, socket: &Path, listen: bool, generates: bool) -> Result<Self> {
+        let (guest, sender) = guest(socket, listen, false)?;
+        let far = wires.first().filter(|_| generates).map(generator).transpose()?;
         let frame = |to: &str, from: &str| -> Result<Vec<u8>> {
-            let mac = |text: &str| text.parse::<MacAddr>().map_err(|e| Failure::new(e.to_string()));
-            let mut bytes = [mac(to)?.0, mac(from)?.0].concat();
+            let mut bytes = [mac(to)?, mac(from)?].concat();
             // IPv4 and UDP, as OVS's parser wants to see it.
             bytes.extend([0x08, 0x00, 0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0x26, 0xbd]);
             bytes.extend([10, 0, 0, 1, 10, 0, 0, 2, 0x10, 0, 0x10, 1, 0, 26, 0, 0]);
@@ -83,86 +89,175 @@ impl Ends {
             Ok(bytes)
         };
         let (inbound, outbound) = (frame(&mac_of(1), FAR_MAC)?, frame(FAR_MAC, &mac_of(1))?);
-        Ok(Self { far, wire, _guest: guest, queue, inbound, outbound })
+        let (_guests, receiver, long) = (vec![guest], None, None);
+        Ok(Self { far, wires, _guests, sender, receiver, inbound, outbound, long, next_seq: 0 })
     }
 
-    /// Sends one way for `window`, at `rate` frames per second or as fast as it goes.
+    /// Connects two guests with TSO; the first sends to the second.
+    ///
+    /// # Errors
+    /// As [`Ends::new`].
+    pub fn between(sockets: [&Path; 2], listen: bool) -> Result<Self> {
+        let (from, sender) = guest(sockets[0], listen, true)?;
+        let (to, receiver) = guest(sockets[1], listen, true)?;
+        let spec = FrameSpec {
+            to: mac(&mac_of(2))?,
+            from: mac(&mac_of(1))?,
+            len: TCP_STAMP_AT + LONG_SEGMENTS * usize::from(MSS),
+            transport: Transport::TcpSegments { mss: MSS },
+            source: 0,
+            seed: 0,
+        };
+        Ok(Self {
+            far: None,
+            wires: Vec::new(),
+            _guests: vec![from, to],
+            sender,
+            receiver: Some(receiver),
+            inbound: Vec::new(),
+            outbound: Vec::new(),
+            long: Some(Template::new(&spec)),
+            next_seq: 1,
+        })
+    }
+
+    /// Sends one way for `window`, at `rate` frames per second or as fast as it goes, in so many flows.
     ///
     /// # Errors
     /// When a ring breaks or the kernel refuses the socket.
-    pub fn window(&mut self, way: Way, rate: Option<f64>, window: Duration) -> Result<Moved> {
+    pub fn window(&mut self, way: Way, rate: Option<f64>, flows: u16, window: Duration) -> Result<Moved> {
         match way {
             Way::In => self.inwards(rate, window),
-            Way::Out => self.outwards(rate, window),
+            Way::Out => self.outwards(rate, flows, window),
+            Way::Across => self.across(window),
         }
     }
 
     fn inwards(&mut self, rate: Option<f64>, window: Duration) -> Result<Moved> {
-        let Self { far, queue, inbound, .. } = self;
-        let (mut offered, mut received) = (0, 0);
+        let Self { far: Some(far), sender, inbound, .. } = self else {
+            return Err(Failure::new("no generator"));
+        };
+        let mut moved = Moved::default();
         let start = Instant::now();
-        let mut seconds;
-        loop {
-            seconds = start.elapsed().as_secs_f64();
-            if seconds >= window.as_secs_f64() {
-                break;
-            }
-            if rate.is_none_or(|rate| offered as f64 <= rate * seconds) {
+        while lasts(start, window, &mut moved) {
+            if rate.is_none_or(|rate| moved.offered as f64 <= rate * moved.seconds) {
                 for _ in 0..BURST {
                     let Ok(frame) = far.reserve(inbound.len()) else { break };
                     frame[0].copy_from(inbound);
-                    offered += 1;
+                    moved.offered += 1;
                 }
                 far.commit()?;
             }
-            received += receive(queue)?;
+            receive(sender, &mut moved)?;
         }
         let end = Instant::now();
         while end.elapsed() < SETTLE {
             far.commit()?;
-            received += receive(queue)?;
+            receive(sender, &mut moved)?;
         }
-        Ok(Moved { offered, received, seconds })
+        Ok(moved)
     }
 
-    fn outwards(&mut self, rate: Option<f64>, window: Duration) -> Result<Moved> {
+    fn outwards(&mut self, rate: Option<f64>, flows: u16, window: Duration) -> Result<Moved> {
         let before = self.arrived()?;
-        let Self { queue, outbound, .. } = self;
-        let mut offered = 0;
+        let Self { sender, outbound, .. } = self;
+        let mut moved = Moved::default();
+        let mut ignored = Moved::default();
+        let mut flow = 0;
         let start = Instant::now();
-        let mut seconds;
-        loop {
-            seconds = start.elapsed().as_secs_f64();
-            if seconds >= window.as_secs_f64() {
-                break;
-            }
-            if rate.is_none_or(|rate| offered as f64 <= rate * seconds) {
-                let room = queue.tx.room(BURST).map_err(|e| Failure::new(e.to_string()))?;
+        while lasts(start, window, &mut moved) {
+            if rate.is_none_or(|rate| moved.offered as f64 <= rate * moved.seconds) {
+                let room = sender.tx.room(BURST).map_err(|e| Failure::new(e.to_string()))?;
                 for _ in 0..room.min(BURST) {
-                    offered += u64::from(queue.tx.push(&NetHeader::default(), outbound));
+                    outbound[SOURCE_PORT_AT..SOURCE_PORT_AT + 2].copy_from_slice(&source_port(flow));
+                    flow = if flow + 1 < flows { flow + 1 } else { 0 };
+                    moved.offered += u64::from(sender.tx.push(&NetHeader::default(), outbound));
                 }
-                queue.tx.flush();
+                sender.tx.flush();
             }
             // Whatever the wire says on its own account.
-            receive(queue)?;
+            receive(sender, &mut ignored)?;
         }
         std::thread::sleep(SETTLE);
-        Ok(Moved { offered, received: self.arrived()?.saturating_sub(before), seconds })
+        moved.shares =
+            self.arrived()?.iter().zip(before).map(|(now, then)| now.saturating_sub(then)).collect();
+        moved.received = moved.shares.iter().sum();
+        Ok(moved)
     }
 
-    /// Frames that have reached the far device.
-    fn arrived(&self) -> Result<u64> {
-        let text = self.wire.far_ip(&["-s", "-j", "link", "show", &self.wire.far])?;
-        let value: serde_json::Value =
-            serde_json::from_str(&text).map_err(|e| Failure::new(e.to_string()))?;
-        let packets = value[0]["stats64"]["rx"]["packets"].as_u64();
-        packets.ok_or_else(|| Failure::new(format!("no counters in {text}")))
+    fn across(&mut self, window: Duration) -> Result<Moved> {
+        let Self { sender, receiver: Some(receiver), long: Some(long), next_seq, .. } = self else {
+            return Err(Failure::new("no second guest"));
+        };
+        let (mut moved, mut ignored) = (Moved::default(), Moved::default());
+        let payload_len = long.bytes.len() - TCP_STAMP_AT;
+        let start = Instant::now();
+        while lasts(start, window, &mut moved) {
+            let room = sender.tx.room(LONG_BURST).map_err(|e| Failure::new(e.to_string()))?.min(LONG_BURST);
+            sender.tx.push_burst(room, |slot| {
+                if slot.tag() == 0 {
+                    slot.set_header(&long.header);
+                    slot.write(0, &long.bytes);
+                    slot.set_tag(1);
+                }
+                slot.write_array(TCP_SEQUENCE_AT, &next_seq.to_be_bytes());
+                *next_seq = next_seq.wrapping_add(payload_len as u32);
+                long.bytes.len()
+            });
+            moved.offered += room as u64;
+            sender.tx.flush();
+            receive(sender, &mut ignored)?;
+            receive(receiver, &mut moved)?;
+        }
+        let (seconds, end) = (moved.seconds, Instant::now());
+        while end.elapsed() < SETTLE {
+            receive(receiver, &mut ignored)?;
+        }
+        Ok(Moved { seconds, ..moved })
+    }
+
+    /// Frames that have reached each far device.
+    fn arrived(&self) -> Result<Vec<u64>> {
+        let arrived = |wire: &Wire| {
+            let text = wire.far_ip(&["-s", "-j", "link", "show", &wire.far])?;
+            let value: serde_json::Value =
+                serde_json::from_str(&text).map_err(|e| Failure::new(e.to_string()))?;
+            let packets = value[0]["stats64"]["rx"]["packets"].as_u64();
+            packets.ok_or_else(|| Failure::new(format!("no counters in {text}")))
+        };
+        self.wires.iter().map(arrived).collect()
     }
 }
 
-fn receive(queue: &mut NetQueue) -> Result<u64> {
-    let count = queue.rx.poll(64, |_| ()).map_err(|e| Failure::new(e.to_string()))?;
-    Ok(count as u64)
+/// Whether a window that began at `start` goes on; notes how long it has.
+fn lasts(start: Instant, window: Duration, moved: &mut Moved) -> bool {
+    moved.seconds = start.elapsed().as_secs_f64();
+    moved.seconds < window.as_secs_f64()
+}
+
+fn mac(text: &str) -> Result<[u8; 6]> {
+    text.parse::<MacAddr>().map(|mac| mac.0).map_err(|e| Failure::new(e.to_string()))
+}
+
+/// A guest with one queue pair.
+fn guest(socket: &Path, listen: bool, long: bool) -> Result<(NetGuest, NetQueue)> {
+    let endpoint = if listen { Endpoint::listen(socket)? } else { Endpoint::connect(socket) };
+    let mut options =
+        NetOptions { listen, connect_timeout: Duration::from_secs(20), ..NetOptions::default() };
+    if long {
+        options.offloads = Offloads::Tso;
+        options.frame_len_max = LEN_MAX;
+    }
+    let (guest, queues) = NetGuest::connect(endpoint, &options).map_err(|e| Failure::new(e.to_string()))?;
+    let queue = queues.into_iter().next().ok_or_else(|| Failure::new("the guest has no queue"))?;
+    Ok((guest, queue))
+}
+
+fn receive(queue: &mut NetQueue, moved: &mut Moved) -> Result {
+    let Moved { received, octets, .. } = moved;
+    let look = |frame: &avio_guest::net::RxFrame<'_>| *octets += frame.len() as u64;
+    *received += queue.rx.poll(64, look).map_err(|e| Failure::new(e.to_string()))? as u64;
+    Ok(())
 }
 
 /// The sending half of a socket on the far device, opened from inside its namespace.
@@ -196,6 +291,11 @@ pub fn wire(number: u32) -> Result<Wire> {
         })
     };
     sysctl(&format!("net.ipv6.conf.{}.disable_ipv6=1", wire.far))?;
-    drop(std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", wire.near), "1"));
+    quiet(&wire.near);
     Ok(wire)
+}
+
+/// No neighbour discovery of the host's on a device of this side.
+pub fn quiet(device: &str) {
+    drop(std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1"));
 }

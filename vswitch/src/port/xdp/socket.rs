@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 use avio_host::frame_memory::FrameMemory;
 use avio_proto::mem::{GuestSlice, RegionHint};
@@ -47,6 +48,12 @@ pub(super) const ENTRIES: u32 = 2048;
 const RX_PIECES_MAX: usize = 20;
 /// System calls to get one batch out. In copy mode one sends 32 frames (or what XDP_MAX_TX_SKB_BUDGET says).
 const KICKS_MAX: u32 = 8;
+/// Fewer frames than this are few for a batch.
+const SPARSE: usize = 16;
+/// How long the receive ring is left alone after a batch of few, in copy mode, where the kernel hands over frame by frame: looked at for each one, lines
+/// of the ring go back and forth between its core and ours, and every turn has one frame. A frame waits for it only if it comes so soon after
+/// another. Network cards hold back their interrupts for longer.
+const PAUSE: Duration = Duration::from_micros(5);
 /// Completions that are waited for before they are looked at.
 const REAP_BELOW: usize = 256;
 
@@ -132,8 +139,14 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
     let gauge = |which: usize| Gauge::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which]);
     let watch = XskWatch::new(fd.try_clone()?, [gauge(0)?, gauge(1)?, gauge(2)?, gauge(3)?]);
     let socket = Arc::new(Socket { fd, memory, busy_poll });
-    let intake =
-        XskIntake { socket: Arc::clone(&socket), receive, fill, taken: Vec::with_capacity(taken_max()) };
+    let intake = XskIntake {
+        socket: Arc::clone(&socket),
+        receive,
+        fill,
+        taken: Vec::with_capacity(taken_max()),
+        pause: if zero_copy { Duration::ZERO } else { PAUSE },
+        resume_at: None,
+    };
     let free = (u64::from(ENTRIES)..2 * u64::from(ENTRIES)).map(|chunk| chunk * CHUNK as u64).collect();
     let outlet = XskOutlet {
         socket,
@@ -217,10 +230,18 @@ struct XskIntake {
     fill: Ring,
     /// Chunks of the last batch.
     taken: Vec<u64>,
+    /// How long the ring is left alone after a batch of few frames; zero: not at all.
+    pause: Duration,
+    /// Until when it is now.
+    resume_at: Option<Instant>,
 }
 
 impl Intake for XskIntake {
     fn take<'a>(&'a mut self, arena: &'a mut ChainArena, max: usize) -> io::Result<Batch<'a>> {
+        if self.resume_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(Collector::new(arena, self.socket.memory.table()).finish());
+        }
+        self.resume_at = None;
         let mut ready = self.receive.ready();
         if ready == 0 && (self.socket.busy_poll || self.fill.needs_wakeup()) {
             sys::kick_receive(self.socket.fd.as_fd());
@@ -255,6 +276,9 @@ impl Intake for XskIntake {
             count += 1;
         }
         self.receive.consume(used);
+        if self.pause > Duration::ZERO && (1..SPARSE).contains(&count) {
+            self.resume_at = Some(Instant::now() + self.pause);
+        }
         if count == 0 && used > 0 {
             // Nothing that anybody will call `done` for.
             refill(&mut self.taken, &mut self.fill);
@@ -271,6 +295,7 @@ impl Intake for XskIntake {
     }
 
     fn arm(&mut self) -> bool {
+        self.resume_at = None;
         fence(Ordering::SeqCst);
         if self.fill.needs_wakeup() {
             sys::kick_receive(self.socket.fd.as_fd());

@@ -144,6 +144,9 @@ fn wire_gro() -> Result {
     Ok(())
 }
 
+/// Bytes of a broadcast that needs a jumbo MTU.
+const LONG: usize = 8900;
+
 fn wire_jumbo() -> Result {
     let wire = Wire::new(&format!("{FAR}/24"))?;
     run("ip", &["link", "set", &wire.near, "mtu", "9000"])?;
@@ -151,6 +154,23 @@ fn wire_jumbo() -> Result {
     let mut wired = Wired::new(wire, "", "mtu = 9000")?;
     wired.guest.run("ip link set eth0 mtu 9000")?;
     wired.ensure_reach("-s 8900")?;
+    // Broadcasts too long for a slot of the ring in which the switch finds its copy of them, between short ones.
+    let counters = |vswitch: &Vswitch| vswitch.port(1).map(|port| port.counters);
+    let before = counters(&wired.daemon.vswitch("vs")?)?;
+    let short = frames::ethernet(frames::BROADCAST, "02:00:00:00:00:63", EXPERIMENT);
+    let mut long = short.clone();
+    long.resize(LONG, 0x5a);
+    for frame in [&short, &long, &long, &short] {
+        send_raw(Some(&wired.wire.namespace), &wired.wire.far, frame)?;
+    }
+    let octets = (2 * LONG + 2 * short.len()) as u64;
+    let arrived = |vswitch: &Vswitch| {
+        counters(vswitch).is_ok_and(|now| {
+            now.inbound_nonunicast_wire >= before.inbound_nonunicast_wire + 4
+                && now.inbound_octets >= before.inbound_octets + octets
+        })
+    };
+    wired.daemon.vswitch_when("vs", 5, arrived)?;
     wired.ensure_throughput()?;
     wired.ensure_clean()
 }

@@ -249,7 +249,6 @@ impl Intake for XskIntake {
         }
         let mut frames = Collector::new(arena, self.socket.memory.table());
         let (mut used, mut count) = (0, 0);
-        let mut hint = RegionHint::default();
         let mut pieces = [(0, 0); RX_PIECES_MAX];
         while count < max && used < ready {
             let mut len = 0;
@@ -269,10 +268,6 @@ impl Intake for XskIntake {
             }
             for &(addr, _) in &pieces[..len] {
                 self.taken.push(addr & !(CHUNK as u64 - 1));
-            }
-            // The kernel wrote it on another core, as it did those of the frames behind.
-            if let Some(head) = self.socket.memory.table().slice(&mut hint, pieces[0].0, 1) {
-                head.prefetch_read();
             }
             used += len as u32;
             if !whole || !frames.push(pieces[..len].iter().copied(), None) {

@@ -29,8 +29,11 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_PROG_ID: u16 = 4;
 const IFLA_PERM_ADDRESS: u16 = 54;
 const IFLA_INFO_KIND: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
@@ -72,6 +75,10 @@ pub struct Link {
     pub kind: Option<String>,
     /// The interface that it sits on, in this namespace or another.
     pub parent: Option<u32>,
+    /// The interface that it belongs to: a bond, a bridge, a switch.
+    pub master: Option<u32>,
+    /// Number of the XDP program that is attached to it.
+    pub xdp_program: Option<u32>,
     /// Receive queues that it has room for.
     pub rx_queues: u32,
 }
@@ -100,6 +107,12 @@ impl Links {
     /// The interfaces by number.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.values()
+    }
+
+    /// Interface number `index`.
+    #[must_use]
+    pub fn numbered(&self, index: u32) -> Option<&Link> {
+        self.links.get(&index)
     }
 
     /// The interface called `name`.
@@ -249,6 +262,8 @@ fn parse(body: &[u8]) -> Option<Link> {
         has_carrier: flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0,
         kind: None,
         parent: None,
+        master: None,
+        xdp_program: None,
         rx_queues: 1,
     };
     for (kind, value) in Attributes(&body[IFINFO_LEN..]) {
@@ -260,6 +275,13 @@ fn parse(body: &[u8]) -> Option<Link> {
             IFLA_PERM_ADDRESS => link.permanent_mac = mac(),
             IFLA_MTU => link.mtu = number()?,
             IFLA_LINK => link.parent = number(),
+            IFLA_MASTER => link.master = number(),
+            IFLA_XDP => {
+                let mut parts = Attributes(value);
+                let id =
+                    parts.find(|(kind, _)| *kind == IFLA_XDP_PROG_ID).and_then(|(_, id)| id.first_chunk());
+                link.xdp_program = id.map(|id| u32::from_ne_bytes(*id)).filter(|&id| id != 0);
+            }
             IFLA_NUM_RX_QUEUES => link.rx_queues = number()?.max(1),
             IFLA_LINKINFO => {
                 link.kind =
@@ -350,10 +372,14 @@ mod tests {
         body.extend([10, 0, 1, 0, 2, 0, 0, 0, 0, 9, 0, 0]);
         body.extend([8, 0, 4, 0, 0x28, 0x23, 0, 0]);
         body.extend([16, 0, 18, 0, 9, 0, 1, 0, b'v', b'e', b't', b'h', 0, 0, 0, 0]);
+        // Attached in the driver, program 12; member of interface 5.
+        body.extend([20, 0, 43, 0x80, 5, 0, 2, 0, 1, 0, 0, 0, 8, 0, 4, 0, 12, 0, 0, 0]);
+        body.extend([8, 0, 10, 0, 5, 0, 0, 0]);
         let link = parse(&body).unwrap();
         assert_eq!((link.index, link.name.as_str(), link.mtu), (7, "veth", 9000));
         assert!(link.is_up && link.has_carrier && link.is_ethernet);
         assert_eq!((link.mac, link.kind.as_deref()), (Some(MacAddr([2, 0, 0, 0, 0, 9])), Some("veth")));
+        assert_eq!((link.xdp_program, link.master), (Some(12), Some(5)));
         for cut in 0..body.len() {
             let _ = parse(&body[..cut]);
         }

@@ -1,17 +1,22 @@
-//! The devices that uplinks are made of: rings that the kernel does not serve any more.
+//! The devices that uplinks are made of: those that are lost and come back, rings that the kernel does not serve any more, and what is refused.
 
-use std::process::ExitCode;
-use std::time::Duration;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
-use avio_tests::Result;
+use avio_tests::aggregate::{Cables, aggregate, wait_states};
 use avio_tests::case::{self, Case};
-use avio_tests::daemon::Daemon;
+use avio_tests::config::Config;
+use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::uplink::{self, arrived, config, device, frames_out, wait_arrived, wait_device, wait_key};
 use avio_tests::wire::{Wire, run};
+use avio_tests::{Failure, Result, scratch};
+use avio_vswitch::port::xdp::{AttachMode, Attached};
 
 /// For cases that wait for a watchdog, which takes some four seconds.
 const WATCHED_S: u64 = 60;
+/// For cases that take a second or two.
+const SHORT_S: u64 = 40;
 /// Somebody on the wire.
 const NEIGHBOUR: &str = "02:00:00:00:00:63";
 
@@ -19,6 +24,11 @@ fn main() -> ExitCode {
     case::main(&[
         Case::new("stuck_fill_ring_steps_down", WATCHED_S, stuck_fill_ring_steps_down),
         Case::new("stuck_transmit_ring_steps_down", WATCHED_S, stuck_transmit_ring_steps_down),
+        Case::new("lost_device_comes_back", WATCHED_S, lost_device_comes_back).data_path(),
+        Case::new("lost_member_comes_back", WATCHED_S, lost_member_comes_back),
+        Case::new("renamed_device_is_as_before", SHORT_S, renamed_device_is_as_before),
+        Case::new("what_cannot_be_an_uplink", SHORT_S, what_cannot_be_an_uplink),
+        Case::new("what_somebody_else_has", SHORT_S, what_somebody_else_has),
     ])
 }
 
@@ -84,4 +94,259 @@ fn stuck_transmit_ring_steps_down() -> Result {
     wait_arrived(&wire, before, 1000)?;
     drop(load);
     daemon.ensure_healthy()
+}
+
+/// The ways to lose a device without deleting it, and back; and what the log says of each.
+fn lose_and_find(near: &str, elsewhere: &str) -> [(Vec<String>, Vec<String>, String); 2] {
+    let words = |line: String| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let here = std::process::id();
+    [
+        (
+            words(format!("link set {near} netns {elsewhere}")),
+            words(format!("-n {elsewhere} link set {near} netns {here}")),
+            format!("{near} is gone; waiting until it comes back"),
+        ),
+        (
+            words(format!("link set {near} name {near}r")),
+            words(format!("link set {near}r name {near}")),
+            format!("{near} is called {near}r now; waiting until a device is called {near}"),
+        ),
+    ]
+}
+
+fn ip(words: &[String]) -> Result {
+    run("ip", &words.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
+}
+
+/// Moved to another namespace and back, renamed and back, deleted and made again: a line when it goes, and frames when it is there again.
+fn lost_device_comes_back() -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    let near = wire.near.as_str();
+    let mut daemon = uplink::daemon(&wire, "", "")?;
+    let _load = frames_out(&daemon, NEIGHBOUR, 50, 2000)?;
+    daemon.wait_active(1)?;
+    let flows = |daemon: &Daemon| -> Result {
+        wait_key(daemon, "access", uplink::best())?;
+        wait_device(daemon, "Up")?;
+        let before = arrived(&wire)?;
+        wait_arrived(&wire, before, 200)
+    };
+    flows(&daemon)?;
+    let mut lines = Vec::new();
+    for (lose, find, line) in lose_and_find(near, &wire.namespace) {
+        ip(&lose)?;
+        daemon.console()?.wait_for(&line, 5)?;
+        wait_device(&daemon, "Missing")?;
+        ip(&find)?;
+        run("ip", &["link", "set", near, "up"])?;
+        flows(&daemon).map_err(|e| e.while_doing(&line))?;
+        lines.push(line);
+    }
+    // Another device of the same name, without a pause in which it is missing for long.
+    wire.unplug()?;
+    wire.plug()?;
+    flows(&daemon)?;
+    let output = daemon.console()?.output();
+    for line in lines {
+        let count = output.lines().filter(|one| one.contains(&line)).count();
+        let deleted = usize::from(line.contains("is gone"));
+        ensure((1..=1 + deleted).contains(&count), || format!("{count} times: {line}: {output}"))?;
+    }
+    daemon.ensure_healthy()
+}
+
+/// The same with a member of an aggregate: its place is kept, the other one carries the frames meanwhile.
+fn lost_member_comes_back() -> Result {
+    let cables = Cables::new(2, true)?;
+    let namespace = cables.namespace.clone().unwrap_or_default();
+    let lines = aggregate("lan900", &cables.members(false, 2), "mode = \"MANUAL\"");
+    let mut daemon = Daemon::start(Config::default().vswitch("vs", &lines).guest("g1", "vs", 1, ""))?;
+    wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
+    let _load = frames_out(&daemon, NEIGHBOUR, 50, 2000)?;
+    daemon.wait_active(1)?;
+    let carried = || -> Result<u64> {
+        let mut sum = 0;
+        for n in 0..2 {
+            let path = format!("/sys/class/net/{}/statistics/rx_packets", cables.far(n));
+            let text = run("ip", &["netns", "exec", &namespace, "cat", &path])?;
+            sum += text.trim().parse::<u64>().map_err(|e| Failure::new(format!("{path}: {e}")))?;
+        }
+        Ok(sum)
+    };
+    let flows = || -> Result {
+        let (before, end) = (carried()?, Instant::now() + Duration::from_secs(10));
+        while carried()? < before + 200 {
+            ensure(Instant::now() < end, || "no frames through the aggregate".to_owned())?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    };
+    flows()?;
+    for n in [0, 1] {
+        let near = cables.near(n);
+        for (lose, find, line) in lose_and_find(&near, &namespace) {
+            ip(&lose)?;
+            daemon.console()?.wait_for(&line, 5)?;
+            let states = if n == 0 { ["Down", "Active"] } else { ["Active", "Down"] };
+            wait_states(&daemon, "lan900", &states, 5)?;
+            flows().map_err(|e| e.while_doing(&line))?;
+            ip(&find)?;
+            run("ip", &["link", "set", &near, "up"])?;
+            wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
+            flows().map_err(|e| e.while_doing(&line))?;
+        }
+    }
+    daemon.ensure_healthy()
+}
+
+/// What was switched off comes back under another name, too.
+fn renamed_device_is_as_before() -> Result {
+    let mut wire = Wire::new("192.0.2.2/24")?;
+    run("ethtool", &["-K", &wire.near, "rxvlan", "on"])?;
+    let before = wire.state()?;
+    let mut daemon = uplink::daemon(&wire, "", "")?;
+    ensure(wire.state()?.contains("rx-vlan-offload: off"), || "tags are taken out".to_owned())?;
+    let (old, new) = (wire.near.clone(), format!("{}r", wire.near));
+    run("ip", &["link", "set", &old, "name", &new])?;
+    wait_device(&daemon, "Missing")?;
+    wire.near.clone_from(&new);
+    let end = Instant::now() + Duration::from_secs(5);
+    // `altname`s apart, its name is all that has changed.
+    while wire.state()?.replace(&new, &old) != before {
+        ensure(Instant::now() < end, || {
+            format!("before:\n{before}\nafter:\n{}", wire.state().unwrap_or_default())
+        })?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    daemon.stop()
+}
+
+/// `avio-vswitchd --check` with this uplink and a name for it: one line.
+fn refused(vswitch: &str, environment: &[(&str, &str)]) -> Result<String> {
+    let folder = scratch::folder().join("refused");
+    Config::default().vswitch("vs", vswitch).write(&folder)?;
+    let mut command = Command::new(program("avio-vswitchd")?);
+    command.arg("--check").arg("--config").arg(&folder).envs(environment.iter().copied());
+    let output = command.output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure(output.status.code() == Some(1) && text.lines().count() == 1, || {
+        format!("{vswitch}: {}: {text}", output.status)
+    })?;
+    Ok(text)
+}
+
+/// By `--check` and by the start: one line with the name of the device and the way out. An aggregate is refused whole.
+fn what_cannot_be_an_uplink() -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    let near = wire.near.as_str();
+    let (bridge, tap, slow) = (format!("{near}b"), format!("{near}t"), format!("{near}s"));
+    run("ip", &["link", "add", &bridge, "type", "bridge"])?;
+    run("ip", &["tuntap", "add", "dev", &tap, "mode", "tap"])?;
+    let made = || -> Result {
+        run("ethtool", &["-s", &tap, "speed", "100", "duplex", "full"])?;
+        run("ip", &["link", "add", "link", &tap, "name", &slow, "type", "macvlan"]).map(drop)
+    };
+    let outcome = made().and_then(|()| {
+        let uplink = |name: &str| format!("uplink = \"{name}\"");
+        let hook = |what: &'static str| vec![("AVIO_TEST_PANIC", what)];
+        let cases = [
+            (uplink("nosuch0"), vec![], vec!["`nosuch0`", "`ip link` lists"]),
+            (uplink("lo"), vec![], vec!["`lo` is no Ethernet device", "name one that is"]),
+            (
+                uplink(&bridge),
+                vec![],
+                vec![&bridge, "has driver bridge", "name the device behind the bridge"],
+            ),
+            (uplink(&tap), vec![], vec![&tap, "`allow_slow = true`"]),
+            (uplink(&slow), vec![], vec![&slow, "has 100 Mbit/s", "`allow_slow = true`"]),
+            (
+                uplink(near),
+                hook("uplink::vlan_fixed:1"),
+                vec![near, "takes VLAN tags out", "`access = \"packet\"`"],
+            ),
+            (
+                uplink(near),
+                hook("uplink::lro_fixed:1"),
+                vec![near, "large-receive-offload", "use another device"],
+            ),
+            (
+                aggregate("lan900", &format!("\"{near}\", \"nosuch1\""), "mode = \"MANUAL\""),
+                vec![],
+                vec!["aggregate `lan900`", "`nosuch1`"],
+            ),
+            (
+                aggregate("lan900", &format!("\"{near}\", \"{near}\""), "mode = \"MANUAL\""),
+                vec![],
+                vec![near, "is named twice"],
+            ),
+            (
+                aggregate("lan900", &format!("\"{near}\", \"{slow}\""), "mode = \"LACP_AUTO\""),
+                vec![],
+                vec!["aggregate `lan900`", &slow, "100 Mbit/s"],
+            ),
+        ];
+        for (vswitch, environment, wanted) in cases {
+            let text = refused(&vswitch, &environment)?;
+            for part in wanted {
+                ensure(text.contains(part), || format!("{vswitch}: no '{part}' in: {text}"))?;
+            }
+            // The daemon says the same and does not start; with a hook, `start` has none.
+            if environment.is_empty() {
+                let Err(start) = Daemon::start(Config::default().vswitch("vs", &vswitch)) else {
+                    return Err(Failure::new(format!("taken: {vswitch}")));
+                };
+                let what = text.trim().trim_start_matches("avio-vswitchd: ");
+                // Where a file has the fault, its folder is another one.
+                let what = what.rsplit("vswitches.toml").next().unwrap_or(what);
+                ensure(start.to_string().contains(what), || format!("'{what}' is not in: {start}"))?;
+            }
+        }
+        // What is asked for is taken.
+        let allowed = format!("uplink = \"{slow}\"\n[[uplink]]\nname = \"{slow}\"\nallow_slow = true");
+        Daemon::start(Config::default().vswitch("vs", &allowed))?.stop()
+    });
+    run("ip", &["link", "del", &tap])?;
+    run("ip", &["link", "del", &bridge])?;
+    outcome
+}
+
+/// A device that another daemon has, that belongs to a bridge, or that has another program. Nobody's: taken.
+fn what_somebody_else_has() -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    let near = wire.near.as_str();
+    for access in ["auto", "packet"] {
+        let uplink = format!("access = \"{access}\"");
+        let mut first = uplink::daemon(&wire, &uplink, "")?;
+        let second = Daemon::start_in(scratch::folder().join("second"), config(near, &uplink, ""));
+        let Err(why) = second else { return Err(Failure::new("two daemons have it")) };
+        let wanted = format!("`{near}` is an uplink of another avio-vswitchd; stop that one");
+        ensure(why.to_string().contains(&wanted), || format!("{access}: {why}"))?;
+        // Beside the daemon that has it, its files are right.
+        let program = program("avio-vswitchd")?;
+        let checked =
+            Command::new(program).arg("--check").arg("--config").arg(first.config_folder()).output()?;
+        ensure(checked.status.success(), || String::from_utf8_lossy(&checked.stderr).into_owned())?;
+        // And the first one has not noticed.
+        wait_device(&first, "Up")?;
+        first.stop()?;
+    }
+    let bridge = format!("{near}b");
+    run("ip", &["link", "add", &bridge, "type", "bridge"])?;
+    let enslaved = run("ip", &["link", "set", near, "master", &bridge])
+        .and_then(|_| refused(&format!("uplink = \"{near}\""), &[]));
+    run("ip", &["link", "del", &bridge])?;
+    let text = enslaved?;
+    ensure(text.contains(&format!("`{near}` belongs to `{bridge}`; take it out")), || text.clone())?;
+    // A program that this process attaches.
+    let index = std::fs::read_to_string(format!("/sys/class/net/{near}/ifindex"))?.trim().parse();
+    let index = index.map_err(|e| Failure::new(format!("{near}: {e}")))?;
+    let other = Attached::new(index, AttachMode::Native).map_err(|e| Failure::new(e.to_string()))?;
+    let text = refused(&format!("uplink = \"{near}\""), &[])?;
+    for part in [near, "has an XDP program of somebody else", "xdp off", "`access = \"packet\"`"] {
+        ensure(text.contains(part), || format!("no '{part}' in: {text}"))?;
+    }
+    ensure(Daemon::start(config(near, "", "")).is_err(), || "taken beside another program".to_owned())?;
+    uplink::daemon(&wire, "access = \"packet\"", "")?.stop()?;
+    drop(other);
+    uplink::daemon(&wire, "", "")?.stop()
 }

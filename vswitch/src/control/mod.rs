@@ -56,13 +56,20 @@ const BUSY_POLL: &str = "xdp_busy_poll";
 /// What was wrong, a line each: what, where, what would be right.
 pub fn run(options: &DaemonOptions) -> Result<(), String> {
     let mut facilities = Facilities::from_env(FACILITIES).map_err(|e| e.to_string())?;
+    inject::arm_from_environment().map_err(|part| format!("AVIO_TEST_PANIC: `{part}` is not step:nth"))?;
     let around = surroundings(CAPABILITIES);
     if options.check {
-        print!("{}", check(&options.config, &around).map_err(|e| e.to_string())?);
+        let text = check(&options.config, &around).map_err(|e| e.to_string())?;
+        let config = load(&options.config, &around).map_err(|e| e.to_string())?;
+        let wrong =
+            uplink::check_devices(&config).map_err(|e| format!("cannot look at network devices: {e}"))?;
+        if !wrong.is_empty() {
+            return Err(wrong.join("\n"));
+        }
+        print!("{text}");
         return Ok(());
     }
     avio_host::log::init().map_err(|e| e.to_string())?;
-    inject::arm_from_environment().map_err(|part| format!("AVIO_TEST_PANIC: `{part}` is not step:nth"))?;
     let config = load(&options.config, &around).map_err(|e| e.to_string())?;
     let event_loop = EventLoop::open(options, SOCKET_FILE_NAME)?;
     let waker = event_loop.waker();

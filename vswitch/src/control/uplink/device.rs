@@ -1,4 +1,4 @@
-//! One network device of an uplink: whether it may be one, and how it is opened.
+//! One network device of an uplink: how it is opened.
 //!
 //! Opening runs on a helper thread, because drivers reset their rings for it. It goes down the ladder AF_XDP zero-copy, copy, generic, packet
 //! socket until something works; what was negotiated is told to the operator.
@@ -8,36 +8,25 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use avio_host::links::Link;
-use avio_proto::config::{MacAddr, UplinkAccess, UplinkConfig};
+use avio_proto::config::{MacAddr, UplinkAccess};
 use avio_proto::virtio::features as f;
 use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 
+use super::check::refusal;
 use super::guardian::Guardian;
+use super::owner::Owned;
 use super::watchdog::Watchdog;
 use crate::port::wire::{Intake, Lane};
 use crate::port::xdp::{
-    AttachError, AttachMode, Attached, Capture, Promiscuous, Wanted, XskError, driver_info,
-    interface_speed_mbps, open_packet, open_xsk,
+    AttachError, AttachMode, Attached, Capture, Promiscuous, Wanted, XskError, driver_info, open_packet,
+    open_xsk,
 };
 
-/// Slowest device that is an uplink without being asked for, in Mbit/s (SEMANTICS 3.4: no 100 Mbit/s cards).
-const SPEED_MIN: u32 = 1000;
 /// How often, and after how long, a busy queue is tried again.
 const BUSY_TRIES: u32 = 10;
 const BUSY_WAIT: std::time::Duration = std::time::Duration::from_millis(10);
 /// Ethernet header and one tag, in bytes.
 const HEADER_MAX: usize = 18;
-/// Drivers whose devices cannot be an uplink, and what to do instead.
-const DENIED: &[(&str, &str)] = &[
-    ("bonding", "name its members in an [[aggregate]]"),
-    ("team", "name its members in an [[aggregate]]"),
-    ("bridge", "name the device behind the bridge"),
-    ("openvswitch", "name the device behind the switch"),
-    ("802.1Q VLAN Support", "name the device that it sits on, and give ports a `vlan`"),
-    ("8139too", "it is a 100 Mbit/s card"),
-    ("8139cp", "it is a 100 Mbit/s card"),
-    ("e100", "it is a 100 Mbit/s card"),
-];
 /// What the kernel's side of a packet socket does by itself, either way.
 const OFFLOADS_IN: u64 =
     f::NET_CSUM | f::NET_HOST_TSO4 | f::NET_HOST_TSO6 | f::NET_HOST_ECN | f::NET_HOST_USO;
@@ -47,29 +36,6 @@ const OFFLOADS_OUT: u64 = f::NET_GUEST_CSUM
     | f::NET_GUEST_ECN
     | f::NET_GUEST_USO4
     | f::NET_GUEST_USO6;
-
-/// Whether `link` may be an uplink. One line: what is wrong, what would be right.
-pub(super) fn check(link: &Link, config: &UplinkConfig) -> Result<(), String> {
-    let name = &link.name;
-    if !link.is_ethernet {
-        return Err(format!("`{name}` is no Ethernet device; name one that is"));
-    }
-    let driver = driver_info(name).map(|info| info.driver).unwrap_or_default();
-    if let Some((_, instead)) = DENIED.iter().find(|(denied, _)| *denied == driver) {
-        return Err(format!("`{name}` has driver {driver} and cannot be an uplink; {instead}"));
-    }
-    if driver == "tun" && !config.allow_slow {
-        return Err(format!(
-            "`{name}` is a TAP; guests with one get a port of adaptor lan, and as a wire it needs `allow_slow = true` in its [[uplink]]"
-        ));
-    }
-    match interface_speed_mbps(name) {
-        Some(speed) if speed < SPEED_MIN && !config.allow_slow => Err(format!(
-            "`{name}` has {speed} Mbit/s, an uplink needs {SPEED_MIN}; use a faster one, or set `allow_slow = true` in its [[uplink]]"
-        )),
-        _ => Ok(()),
-    }
-}
 
 /// What a device was found to be able to do, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,19 +67,20 @@ pub(super) struct Device {
     pub program: Option<Attached>,
     _promiscuous: Promiscuous,
     _claim: Claim,
+    _owned: Owned,
 }
 
 /// The device's features are off as long as this lives.
 struct Claim {
-    name: String,
+    index: u32,
     guardian: Arc<Mutex<Guardian>>,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         match self.guardian.lock() {
-            Ok(mut guardian) => guardian.release(&self.name),
-            Err(poisoned) => poisoned.into_inner().release(&self.name),
+            Ok(mut guardian) => guardian.release(self.index),
+            Err(poisoned) => poisoned.into_inner().release(self.index),
         }
     }
 }
@@ -138,25 +105,21 @@ pub(super) struct Request {
 pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result<Device, String> {
     let name = &request.link.name;
     let fail = |what: &str, error: &dyn std::fmt::Display| format!("{name}: {what}: {error}");
+    let owned = Owned::take(request.link.index, name)?;
     let left = match guardian.lock() {
-        Ok(mut guardian) => guardian.claim(name),
-        Err(poisoned) => poisoned.into_inner().claim(name),
+        Ok(mut guardian) => guardian.claim(request.link.index),
+        Err(poisoned) => poisoned.into_inner().claim(request.link.index),
     };
-    let claim = Claim { name: name.clone(), guardian: Arc::clone(guardian) };
+    let claim = Claim { index: request.link.index, guardian: Arc::clone(guardian) };
     let left = left.map_err(|error| fail("cannot set its offloads", &error))?;
     let promiscuous =
         Promiscuous::new(request.link.index).map_err(|error| fail("cannot make it promiscuous", &error))?;
     let mut remarks = Vec::new();
-    if left.rx_vlan || left.lro {
-        let fixed = if left.lro { "merges segments (lro)" } else { "takes VLAN tags out (rx-vlan-offload)" };
-        if left.lro {
-            return Err(format!(
-                "{name}: its hardware {fixed} and that cannot be switched off; use another device"
-            ));
-        }
-        remarks.push(format!("its hardware {fixed} for good, so XDP would not see them"));
+    // As the check did: it may have changed since.
+    if let Some(why) = refusal(left, request.access) {
+        return Err(format!("{name}: {why}"));
     }
-    if !left.rx_vlan {
+    if left.is_none() {
         let steps = [
             (UplinkAccess::Auto, AttachMode::Native, !request.zero_copy),
             (UplinkAccess::Copy, AttachMode::Native, true),
@@ -179,6 +142,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
                         program,
                         _promiscuous: promiscuous,
                         _claim: claim,
+                        _owned: owned,
                     });
                 }
                 Err(error) => remarks.push(error),
@@ -199,6 +163,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         program: None,
         _promiscuous: promiscuous,
         _claim: claim,
+        _owned: owned,
     })
 }
 

@@ -19,22 +19,22 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Switches off what changes frames on their way to us, after the guardian was told how to undo it. Returns what of it could not be
-    /// switched off. Helper thread.
+    /// Switches off what changes frames of interface number `device` on their way to us, after the guardian was told how to undo it.
+    /// Returns what of it could not be switched off. Helper thread.
     ///
     /// # Errors
     /// What the system says.
-    pub fn claim(&mut self, device: &str) -> io::Result<LinkFeatures> {
+    pub fn claim(&mut self, device: u32) -> io::Result<LinkFeatures> {
         let before = features(device)?;
-        if before == LinkFeatures::default() {
-            return Ok(before);
+        if before.active.is_none() && before.requested.is_none() {
+            return Ok(LinkFeatures::NONE);
         }
-        self.tell(&format!("{device} {} {}\n", u8::from(before.rx_vlan), u8::from(before.lro)))?;
-        set_features(device, LinkFeatures::default())
+        self.tell(&format!("{device} {}\n", before.requested.bits()))?;
+        set_features(device, LinkFeatures::NONE)
     }
 
     /// The device is not ours any more: it is as it was.
-    pub fn release(&mut self, device: &str) {
+    pub fn release(&mut self, device: u32) {
         if self.child.is_some() {
             // A guardian that has died has nothing to undo any more.
             let _ = self.tell(&format!("{device}\n"));
@@ -66,29 +66,29 @@ impl Drop for Guardian {
     }
 }
 
-/// The guardian's whole life. A line names a device and how it was (the first word about a device counts), or a device
-/// alone: it is to be restored now.
+/// The guardian's whole life. A line has a device's number and how it was (the first word about a device counts), or
+/// its number alone: it is to be restored now. Numbers, because a device can be renamed; one that was moved to another namespace is out of reach.
 pub fn run() {
-    let mut known: Vec<(String, LinkFeatures)> = Vec::new();
+    let mut known: Vec<(u32, LinkFeatures)> = Vec::new();
     // The service manager ends a service by signals to all its processes; ours ends by the pipe.
     let _ = avio_host::signals::Signals::install();
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { break };
-        let mut words = line.split(' ');
-        let Some(device) = words.next() else { continue };
-        let (Some(vlan), Some(lro)) = (words.next(), words.next()) else {
-            if let Some(at) = known.iter().position(|(name, _)| name == device) {
+        let mut words = line.split(' ').map(str::parse::<u32>);
+        let Some(Ok(device)) = words.next() else { continue };
+        let Some(Ok(bits)) = words.next() else {
+            if let Some(at) = known.iter().position(|(number, _)| *number == device) {
                 let (device, before) = known.remove(at);
-                let _ = set_features(&device, before);
+                let _ = set_features(device, before);
             }
             continue;
         };
-        if known.iter().all(|(name, _)| name != device) {
-            known.push((device.to_owned(), LinkFeatures { rx_vlan: vlan == "1", lro: lro == "1" }));
+        if known.iter().all(|(number, _)| *number != device) {
+            known.push((device, LinkFeatures::from_bits(bits as u8)));
         }
     }
     for (device, before) in known {
         // A device that is gone needs nothing.
-        let _ = set_features(&device, before);
+        let _ = set_features(device, before);
     }
 }

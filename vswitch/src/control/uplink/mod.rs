@@ -6,9 +6,11 @@
 
 mod aggregate;
 mod aggregate_report;
+mod check;
 mod closing;
 mod device;
 pub mod guardian;
+mod owner;
 mod traffic;
 mod watchdog;
 mod wire;
@@ -25,6 +27,7 @@ use avio_proto::config::{Config, MacAddr, UplinkAccess, UplinkConfig};
 use avio_proto::control::{AggregateReport, UplinkMember, UplinkReport};
 
 use self::aggregate::Bundle;
+use self::check::Asker;
 use self::closing::Closings;
 use self::device::{Device, Negotiated, Request};
 use self::guardian::Guardian;
@@ -195,31 +198,8 @@ impl Uplinks {
     /// Whether the devices that `config` names are there and may be uplinks: what is wrong, a line each.
     pub(super) fn check(&mut self, config: &Config) -> Vec<String> {
         self.on_links();
-        let mut errors = Vec::new();
-        for (vswitch, uplink) in wanted(config) {
-            for member in members(config, &uplink.name) {
-                let in_use = self.uplinks.get(&vswitch).is_some_and(|now| {
-                    now.members.iter().any(|known| known.name == member && known.link.is_some())
-                });
-                let outcome = match self.links.named(&member) {
-                    // A device that was lost is waited for; a new one must be there.
-                    None if in_use || self.knows(&member) => Ok(()),
-                    None => {
-                        Err(format!("there is no network device `{member}`; `ip link` lists those there are"))
-                    }
-                    Some(link) => device::check(link, &uplink),
-                };
-                if let Err(why) = outcome {
-                    let whole = if member == uplink.name {
-                        String::new()
-                    } else {
-                        format!("aggregate `{}`: ", uplink.name)
-                    };
-                    errors.push(format!("vswitches.toml: vswitch `{vswitch}`: uplink: {whole}{why}"));
-                }
-            }
-        }
-        errors
+        let knows = |member: &str| self.knows(member) || self.closing.has(member);
+        check::check(config, &self.links, Asker::Daemon { knows: &knows })
     }
 
     fn knows(&self, member: &str) -> bool {
@@ -402,7 +382,8 @@ impl Uplinks {
                     uplink.bundle.is_some() && has_carrier(&member.link) && !has_carrier(&link);
                 if member.link != link {
                     changed = true;
-                    tell_link(&uplink.name, member, link.as_ref());
+                    let renamed = member.link.as_ref().and_then(|was| self.links.numbered(was.index));
+                    tell_link(&uplink.name, member, link.as_ref(), renamed);
                 }
                 let is_new = match (&member.link, &link) {
                     (Some(was), Some(link)) => was.index != link.index || !was.is_up && link.is_up,
@@ -497,8 +478,17 @@ impl Uplinks {
             return;
         };
         let Negotiated { access, queues, remarks, .. } = &device.negotiated;
-        for remark in remarks {
-            tracing::warn!("uplink {}: {}: not {remark}", uplink.name, member.name);
+        if *access == "packet" && !remarks.is_empty() {
+            tracing::warn!(
+                "uplink {}: {}: no XDP, so a packet socket, which is slower (`access = \"packet\"` says that it is meant): {}",
+                uplink.name,
+                member.name,
+                remarks.join("; ")
+            );
+        } else {
+            for remark in remarks {
+                tracing::warn!("uplink {}: {}: not {remark}", uplink.name, member.name);
+            }
         }
         tracing::info!("uplink {}: {}: open, {access}, {queues} queues", uplink.name, member.name);
         device.negotiated.remarks.extend(member.stepped_down.clone());
@@ -618,6 +608,14 @@ impl Uplinks {
             discards: numbers.discards,
         })
     }
+}
+
+/// What is wrong with the devices that `config` names, a line each: for `--check`, beside a daemon that may run.
+///
+/// # Errors
+/// The interfaces cannot be asked for.
+pub(super) fn check_devices(config: &Config) -> io::Result<Vec<String>> {
+    Ok(check::check(config, &Links::new()?, Asker::Check))
 }
 
 /// The vswitches that have an uplink, with how it is used.

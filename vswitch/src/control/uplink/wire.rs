@@ -287,12 +287,23 @@ impl Uplink {
     }
 }
 
-/// Says what has become of a member's interface.
-pub(super) fn tell_link(uplink: &str, member: &Member, now: Option<&Link>) {
+/// Says what has become of a member's interface. `same`: the interface that it was, as it is now.
+pub(super) fn tell_link(uplink: &str, member: &Member, now: Option<&Link>, same: Option<&Link>) {
     let name = &member.name;
     let was_up = member.link.as_ref().is_some_and(|link| link.has_carrier);
     match (member.link.as_ref(), now) {
-        (Some(_), None) => tracing::warn!("uplink {uplink}: {name} is gone; waiting until it comes back"),
+        (Some(_), None) => match same {
+            Some(same) => {
+                let called = &same.name;
+                tracing::warn!(
+                    "uplink {uplink}: {name} is called {called} now; waiting until a device is called {name}"
+                );
+            }
+            None => tracing::warn!("uplink {uplink}: {name} is gone; waiting until it comes back"),
+        },
+        (Some(was), Some(link)) if was.index != link.index => {
+            tracing::warn!("uplink {uplink}: {name} is another device now, interface {}", link.index);
+        }
         (None, Some(link)) => tracing::info!("uplink {uplink}: {name} is there, interface {}", link.index),
         (Some(_), Some(link)) if was_up && !link.has_carrier => {
             tracing::warn!("uplink {uplink}: {name}: link down")

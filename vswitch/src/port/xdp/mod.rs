@@ -2,10 +2,11 @@
 //!
 //! `program` is the program as bytecode and how it is attached, `socket` an AF_XDP socket as intake and outlet, `packet` the same over a packet
 //! socket, `group_ring` the switch's copy of broadcast and multicast, `rings` the memory shared with the kernel, `watch` how a watchdog sees it,
-//! `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides nothing: what is opened, and what after a failure,
-//! is up to `control/uplink`.
+//! `ethtool` what else there is to know of a device, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides
+//! nothing: what is opened, and what after a failure, is up to `control/uplink`.
 
 mod control_socket;
+mod ethtool;
 mod group_ring;
 mod packet;
 mod program;
@@ -15,11 +16,12 @@ mod sys;
 mod watch;
 
 pub use control_socket::ControlSocket;
+pub use ethtool::{
+    DriverInfo, FeatureState, LinkFeatures, driver_info, features, interface_speed_mbps, set_features,
+};
 pub use packet::{Capture, Promiscuous, open_packet};
 pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
 pub use rings::Indices;
 pub use socket::{OpenXsk, Wanted, XskError, XskInfo, open_xsk};
-pub use sys::{
-    DriverInfo, LinkFeatures, driver_info, features, interface_speed_mbps, set_features, xdp_available,
-};
+pub use sys::xdp_available;
 pub use watch::{CHUNKS_OUT_MAX, Reading, XskWatch};

@@ -1,4 +1,4 @@
-//! The system calls that no safe crate wraps: bpf(2), AF_XDP and packet sockets, ethtool.
+//! The system calls that no safe crate wraps: bpf(2), AF_XDP and packet sockets, the ioctl of ethtool.
 //!
 //! Each function is one call with its arguments checked by their types; none keeps anything.
 
@@ -33,7 +33,7 @@ const BPF_LINK_CREATE: u32 = 28;
 /// `union bpf_attr` as far as we fill it.
 const ATTR_LEN: usize = 128;
 
-fn put<const N: usize>(attr: &mut [u8], at: usize, bytes: [u8; N]) {
+pub(super) fn put<const N: usize>(attr: &mut [u8], at: usize, bytes: [u8; N]) {
     attr[at..at + N].copy_from_slice(&bytes);
 }
 
@@ -332,7 +332,8 @@ struct IfReq {
     rest: [u8; 16],
 }
 
-fn ethtool(name: &str, command: &mut [u8]) -> io::Result<()> {
+/// ioctl(SIOCETHTOOL) on the interface `name`: `command` begins with the command's number and is long enough for its answer.
+pub(super) fn ethtool(name: &str, command: &mut [u8]) -> io::Result<()> {
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -346,105 +347,14 @@ fn ethtool(name: &str, command: &mut [u8]) -> io::Result<()> {
     check(unsafe { libc::ioctl(any.as_raw_fd(), SIOCETHTOOL, &raw mut request) }.into()).map(drop)
 }
 
-/// What ethtool says about the driver of an interface.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DriverInfo {
-    /// The driver's name.
-    pub driver: String,
-    /// Receive queues in use now (combined or receive channels); 0: not told.
-    pub queues: u32,
-}
-
-/// Asks for the driver and the number of queues.
-///
-/// # Errors
-/// There is no such interface.
-pub fn driver_info(name: &str) -> io::Result<DriverInfo> {
-    const GDRVINFO: u32 = 3;
-    const GCHANNELS: u32 = 0x3c;
-    // `struct ethtool_drvinfo`: command, then the driver in 32 bytes.
-    let mut command = [0u8; 256];
-    put(&mut command, 0, GDRVINFO.to_ne_bytes());
-    ethtool(name, &mut command)?;
-    let driver = &command[4..36];
-    let end = driver.iter().position(|&b| b == 0).unwrap_or(driver.len());
-    let driver = String::from_utf8_lossy(&driver[..end]).into_owned();
-    // `struct ethtool_channels`: command, four maxima, then receive, transmit, other, combined.
-    let mut channels = [0u8; 64];
-    put(&mut channels, 0, GCHANNELS.to_ne_bytes());
-    let queues = match ethtool(name, &mut channels) {
-        Ok(()) => {
-            let word = |at: usize| {
-                u32::from_ne_bytes([channels[at], channels[at + 1], channels[at + 2], channels[at + 3]])
-            };
-            word(20) + word(32)
-        }
-        Err(_) => 0,
-    };
-    Ok(DriverInfo { driver, queues })
-}
-
-/// What of an interface's receive offloads changes frames on their way to us.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LinkFeatures {
-    /// The hardware takes VLAN tags out.
-    pub rx_vlan: bool,
-    /// The hardware merges TCP segments, beyond recognition.
-    pub lro: bool,
-}
-
-const GFLAGS: u32 = 0x25;
-const SFLAGS: u32 = 0x26;
-const FLAG_RXVLAN: u32 = 1 << 8;
-const FLAG_LRO: u32 = 1 << 15;
-
-fn flags(name: &str) -> io::Result<u32> {
-    // `struct ethtool_value`: command, data.
-    let mut command = [0u8; 8];
-    put(&mut command, 0, GFLAGS.to_ne_bytes());
-    ethtool(name, &mut command)?;
-    let [.., a, b, c, d] = command;
-    Ok(u32::from_ne_bytes([a, b, c, d]))
-}
-
-/// The features as they are.
-///
-/// # Errors
-/// There is no such interface.
-pub fn features(name: &str) -> io::Result<LinkFeatures> {
-    let flags = flags(name)?;
-    Ok(LinkFeatures { rx_vlan: flags & FLAG_RXVLAN != 0, lro: flags & FLAG_LRO != 0 })
-}
-
-/// Sets the features and returns what they are then: what is fixed stays.
-///
-/// # Errors
-/// What the system says.
-pub fn set_features(name: &str, wanted: LinkFeatures) -> io::Result<LinkFeatures> {
-    let mut value = flags(name)? & !(FLAG_RXVLAN | FLAG_LRO);
-    value |= if wanted.rx_vlan { FLAG_RXVLAN } else { 0 } | if wanted.lro { FLAG_LRO } else { 0 };
-    let mut command = [0u8; 8];
-    put(&mut command, 0, SFLAGS.to_ne_bytes());
-    put(&mut command, 4, value.to_ne_bytes());
-    // A fixed feature is an error of the whole request; what became of it is what counts.
-    let set = ethtool(name, &mut command);
-    let now = features(name)?;
-    if now == wanted { Ok(now) } else { set.map(|()| now) }
-}
-
-/// Speed of the link in Mbit/s (`ETHTOOL_GLINKSETTINGS`); `None`: not told (a link that is down, or a device without a speed).
-#[must_use]
-pub fn interface_speed_mbps(name: &str) -> Option<u32> {
-    const GLINKSETTINGS: u32 = 0x4c;
-    // `struct ethtool_link_settings`, 48 bytes, then three masks; the first call asks how long those are.
-    let mut command = [0u8; 48 + 3 * 4 * 127];
-    put(&mut command, 0, GLINKSETTINGS.to_ne_bytes());
-    ethtool(name, &mut command).ok()?;
-    let words = (command[18] as i8).checked_neg().filter(|&words| words > 0)?;
-    command[..].fill(0);
-    put(&mut command, 0, GLINKSETTINGS.to_ne_bytes());
-    command[18] = words as u8;
-    ethtool(name, &mut command).ok()?;
-    let speed = u32::from_ne_bytes([command[4], command[5], command[6], command[7]]);
-    (speed != 0 && speed != u32::MAX).then_some(speed)
+/// The name that interface number `index` has now.
+pub(super) fn interface_name(index: u32) -> io::Result<String> {
+    let mut name = [0u8; libc::IFNAMSIZ];
+    // SAFETY: `name` has the IFNAMSIZ bytes that the call may write.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    Ok(String::from_utf8_lossy(&name[..end]).into_owned())
 }

@@ -104,6 +104,7 @@ const SYSTEM: &[&str] = &[
     "migration",
     "aggregates",
     "aggregate_guard",
+    "aggregate_traffic",
     "lacp_partners",
     "storage_operator",
     "storage_target",

@@ -64,17 +64,17 @@ pub(super) fn verbose(reply: &AggregatesReply) -> String {
         let mut line = |what: &str, value: &str| {
             let _ = writeln!(text, "{what:<32}: {value}");
         };
-        line("Link Aggregate", &aggregate.name);
-        line("Vswitch", &aggregate.vswitch);
-        line("State", &aggregate.state);
+        line("Link Aggregate PPA #", &aggregate.name);
         line("Link Aggregation Mode", aggregate.mode.name());
         line("Load Balance Mode", hot_standby);
+        line("Vswitch", &aggregate.vswitch);
+        line("State", &aggregate.state);
         line("Station Address", &aggregate.mac.to_string());
         if let Some(partner) = &aggregate.partner {
             let key = aggregate.partner_key.unwrap_or_default();
             line("Partner", &format!("{partner}, key {key} (ours: {})", aggregate.key.unwrap_or_default()));
         }
-        line("Active Port(s)", &ports(&|member| member.state == "Active"));
+        line("Active Ports PPA #", &ports(&|member| member.state == "Active"));
         line("Port(s) ready", &ports(&|member| member.state == "Ready"));
         line("Port(s) not ready", &ports(&|member| member.state == "Not Ready" || member.state == "Down"));
         if aggregate.mode == AggregateMode::LanMonitor {
@@ -217,11 +217,16 @@ mod tests {
     #[test]
     fn the_tables_of_the_original() {
         assert_eq!(
-            brief(&reply()).lines().last().unwrap(),
-            "lan900   -      Up           LAN_MONITOR LB_HS     lan4,lan5*,lan6"
+            brief(&reply()),
+            "Class    Parent APA          Mode        Load      Membership\n\
+             Instance PPA    State                    Balancing\n\
+             ======== ====== ============ =========== ========= ==========\n\
+             lan900   -      Up           LAN_MONITOR LB_HS     lan4,lan5*,lan6\n"
         );
         let text = verbose(&reply());
         for line in [
+            "Link Aggregate PPA #            : lan900",
+            "Active Ports PPA #              : lan4",
             "Link Aggregation Mode           : LAN_MONITOR",
             "Load Balance Mode               : Hot Standby (LB_HOT_STANDBY)",
             "Port(s) ready                   : lan6",

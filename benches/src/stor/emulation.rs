@@ -158,7 +158,7 @@ fn start(hba: Hba, disk: &Path) -> Result<Guest> {
             let adapter = Adapter::new("g", "avio_stor").disk(
                 0,
                 &format!("file:{}", disk.display()),
-                "cache = \"writeback\"",
+                "cache = \"writeback\"\nblock_size = 4096",
             );
             let head = format!("[workers]\ncores = [{TARGET_CORE}]\n");
             let started =

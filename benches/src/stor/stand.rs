@@ -192,12 +192,15 @@ fn start_avio(
         (true, _) => "cache = \"writeback\"",
         _ => "",
     };
+    // Smaller blocks than the disk's would go through the page cache.
+    let block = if row.backing == Backing::ZramFile { "block_size = 4096" } else { "" };
+    let extra = &format!("{cache}\n{block}");
     let mut adapter = Adapter::new("g", if scsi { "avio_stor" } else { "avio_blk" })
         .lines(&format!("queues = {}", row.queues))
         .head(if target == Target::BlkPinned { "pin_memory = true" } else { "" })
-        .disk(0, &backing, cache);
+        .disk(0, &backing, extra);
     if matches!(target, Target::Stor128One | Target::Stor128All) {
-        adapter = (1..CROWD).fold(adapter, |adapter, i| adapter.disk(i, &backing, cache));
+        adapter = (1..CROWD).fold(adapter, |adapter, i| adapter.disk(i, &backing, extra));
     }
     let poll = match target {
         Target::BlkAdaptive | Target::BlkAdaptiveSleeping | Target::BlkAdaptiveOther => "adaptive",

@@ -21,6 +21,15 @@ use std::time::Duration;
 const HEAD_LEN: usize = 64;
 /// Head and response of a slot: a response is 108 bytes at most.
 pub(super) const HEAD_STRIDE: usize = 192;
+/// From one slot's data buffer to the next: whole pages, an odd number of them. A guest's buffers lie anywhere; at a power
+/// of two from one another they would all share the same few sets of a cache.
+pub(super) fn data_stride(data_len: usize) -> usize {
+    match data_len.next_multiple_of(4096) {
+        0 => 0,
+        len => (len / 4096 | 1) * 4096,
+    }
+}
+
 /// A slot that has no chain in the ring.
 const NO_TOKEN: u16 = u16::MAX;
 
@@ -96,7 +105,7 @@ impl RequestQueue {
         data_len: usize,
     ) -> Result<Self, StorageError> {
         let place = RingPlace::alloc(memory, options.ring_size(features), features)?;
-        let data_stride = data_len.next_multiple_of(4096);
+        let data_stride = data_stride(data_len);
         let heads = memory.alloc(u64::from(depth) * HEAD_STRIDE as u64, 64)?;
         let data = memory.alloc(u64::from(depth) * data_stride as u64, 4096)?;
         let mut ring = DriverRing::new(memory.table().clone(), &place.layout, features)?;

@@ -20,6 +20,9 @@ const PAGE_LEN_MIN: u64 = 4096;
 /// Largest page on x86-64 (hugetlbfs with 1 GiB pages).
 const PAGE_LEN_MAX: u64 = 1 << 30;
 
+/// What a huge page is on x86-64 that the kernel gives without being asked for its number.
+const HUGE_LEN: usize = 2 << 20;
+
 /// Memory mapped shared, readable and writable: exactly the bytes that were asked for, although more is mapped around them.
 #[derive(Debug)]
 pub struct SharedMapping {
@@ -97,6 +100,37 @@ impl SharedMapping {
         // SAFETY: `skip + len <= whole`, so the result is inside the mapping.
         let base = unsafe { start.cast::<u8>().add(skip as usize) };
         Ok(Self { base, len: len as usize, mapped })
+    }
+
+    /// `len` zeroes (rounded up to whole pages) that no other process shares, in huge pages where the kernel has some: a guest that
+    /// goes to and fro in them would otherwise wait for a page table walk at each access. Pages are taken when they are first
+    /// written. For memory that serves as a medium; does not block.
+    ///
+    /// # Errors
+    /// What the system says when the address space does not hold it.
+    pub fn anonymous(len: u64) -> Result<Self, String> {
+        let fail = |e: &dyn std::fmt::Display| format!("{len} bytes of memory: {e}");
+        let bytes = usize::try_from(len).map_err(|e| fail(&e))?;
+        // Begins at a huge page, so that no part of it is in small ones for that reason; what is in front stays unused.
+        let whole = bytes
+            .checked_next_multiple_of(PAGE_LEN_MIN as usize)
+            .and_then(|whole| whole.checked_add(HUGE_LEN))
+            .ok_or_else(|| fail(&"too many"))?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address that the kernel chooses changes no memory of ours.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::READ | ProtFlags::WRITE, flags)
+        }
+        .map_err(|e| fail(&e))?;
+        let mapped = Mapped { start: start as usize, len: whole, watch: None, helpers: None };
+        for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
+            // SAFETY: the range is the mapping made above; the advice does not change its content, and may be refused.
+            let _ = unsafe { rustix::mm::madvise(start, whole, advice) };
+        }
+        let skip = mapped.start.next_multiple_of(HUGE_LEN) - mapped.start;
+        // SAFETY: `skip` is less than the huge page that was added to the length.
+        let base = unsafe { start.cast::<u8>().add(skip) };
+        Ok(Self { base, len: bytes, mapped })
     }
 
     /// Whether the file behind it was truncated while in use: the guest's memory is then partly zeros of our own.

@@ -112,6 +112,15 @@ impl<'m> GuestSlice<'m> {
         n
     }
 
+    /// As [`copy_from_guest`](Self::copy_from_guest), for what is not read again soon: long copies go past the caches.
+    #[inline]
+    pub fn store_from_guest(&self, from: &GuestSlice<'_>) -> usize {
+        let n = self.len.min(from.len);
+        // SAFETY: both sides are mapped for `n` bytes; the copy allows overlap.
+        unsafe { copy::copy_past_caches(from.ptr, self.ptr, n) };
+        n
+    }
+
     /// Copies as much as fits from `from` and returns the one's-complement sum of what was copied, in the machine's byte
     /// order, as if it began at an even offset.
     #[inline]
@@ -144,6 +153,17 @@ impl<'m> GuestSlice<'m> {
     #[inline]
     pub fn prefetch_write(&self) {
         prefetch_for_write(self.ptr);
+    }
+
+    /// Asks the processor to fetch the first `count` lines for reading, as far as the slice goes.
+    #[inline]
+    pub fn prefetch_read_lines(&self, count: usize) {
+        let mut at = 0;
+        let end = self.len.min(count * LINE);
+        while at < end {
+            prefetch(self.ptr.wrapping_add(at));
+            at += LINE;
+        }
     }
 
     /// Asks the processor to fetch the first `count` lines for writing, as far as the slice goes.

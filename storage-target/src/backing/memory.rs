@@ -6,23 +6,21 @@ use std::sync::Arc;
 
 use avio_host::session::SharedMapping;
 use avio_proto::mem::{GuestPieces, GuestSlice, MemoryTable, Region, RegionHint};
-use avio_proto::vhost_user::backend::{MapPurpose, MapRequest};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+/// Lines that are fetched for the next request while one is copied: 4 KiB. Behind that the processor has seen what is going on.
+const PREFETCH_LINES: usize = 64;
 
 /// The store.
 #[derive(Debug)]
 pub struct MemoryStore(Arc<MemoryTable>);
 
 impl MemoryStore {
-    /// `size` zeroes. Pages are taken when they are first written.
+    /// `size` zeroes. Pages are taken when they are first written, 2 MiB at a time where the kernel has such pages.
     ///
     /// # Errors
     /// When the address space does not hold them: what the kernel said.
     pub fn new(size: u64) -> Result<Self, String> {
-        let fd = memfd_create("avio-disk", MemfdFlags::CLOEXEC).map_err(|e| format!("memfd_create: {e}"))?;
-        ftruncate(&fd, size).map_err(|e| format!("a memory file of {size} bytes: {e}"))?;
-        let request = MapRequest { ticket: 0, fd, offset: 0, len: size, purpose: MapPurpose::Guest };
-        let mapping = Arc::new(SharedMapping::map(&request, None)?);
+        let mapping = Arc::new(SharedMapping::anonymous(size)?);
         let region = Region { guest_base: 0, user_base: 0, len: size, mapping, mapping_offset: 0 };
         let table = MemoryTable::new(vec![region], None).map_err(|e| e.to_string())?;
         Ok(Self(Arc::new(table)))
@@ -47,7 +45,7 @@ impl MemoryStore {
         let Some(range) = self.range(offset, from.len()) else { return false };
         let mut at = 0;
         for piece in from.slices() {
-            at += range.sub(at, piece.len()).copy_from_guest(piece);
+            at += range.sub(at, piece.len()).store_from_guest(piece);
         }
         true
     }
@@ -76,9 +74,17 @@ impl MemoryStore {
             let part = piece.sub(skip, len - at);
             let own = range.sub(at, part.len());
             skip = 0;
-            at += if write { own.copy_from_guest(&part) } else { part.copy_from_guest(&own) };
+            at += if write { own.store_from_guest(&part) } else { part.copy_from_guest(&own) };
         }
         at == len
+    }
+
+    /// Fetches the first bytes of a range that is read next.
+    #[inline]
+    pub(super) fn prefetch(&self, offset: u64, len: usize) {
+        if let Some(range) = self.range(offset, len) {
+            range.prefetch_read_lines(PREFETCH_LINES);
+        }
     }
 
     /// As [`read`](Self::read), to memory of ours.

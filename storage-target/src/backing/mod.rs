@@ -146,6 +146,21 @@ impl Backing {
         }
     }
 
+    /// Fetches what the next read will copy, if it copies at all; any range will do. Workers.
+    #[inline]
+    pub fn prefetch(&self, offset: u64, len: usize) {
+        if let Medium::Memory(store) = &self.medium {
+            store.prefetch(offset, len);
+        }
+    }
+
+    /// Whether [`Backing::prefetch`] does anything.
+    #[inline]
+    #[must_use]
+    pub fn copies(&self) -> bool {
+        matches!(self.medium, Medium::Memory(_))
+    }
+
     /// Whether [`Backing::transfer_now`] would do it.
     #[inline]
     #[must_use]

@@ -13,7 +13,7 @@ use super::blk::in_range;
 use super::message::Role;
 use super::queue::gather;
 use crate::adapter::{AdapterView, Target};
-use crate::backing::Moved;
+use crate::backing::{Backing, Moved};
 use crate::lun::Class;
 use crate::scsi::{MediumOp, fast};
 
@@ -49,6 +49,47 @@ pub(super) fn answer(
         Role::ScsiRequest => scsi_request(view, memory, chain, moment),
         Role::ScsiControl | Role::ScsiEvent => None,
     }
+}
+
+/// Fetches from a medium in memory what a request will read, while the one before it is copied. Looks at the request, decides
+/// nothing.
+#[inline]
+pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>) {
+    match role {
+        Role::BlkRequest => {
+            let Some(backing) = copied(view, 0) else { return };
+            let mut head = [0; RequestHeader::LEN];
+            if gather(chain.readable, &mut head) < head.len() {
+                return;
+            }
+            let header = RequestHeader::from_bytes(&head);
+            if header.kind == blk::T_IN {
+                let offset = header.sector.saturating_mul(blk::SECTOR_LEN);
+                backing.prefetch(offset, chain.writable_len.saturating_sub(1));
+            }
+        }
+        Role::ScsiRequest => {
+            let mut head = [0; CommandRequest::LEN];
+            if gather(chain.readable, &mut head) < head.len() {
+                return;
+            }
+            let request = CommandRequest::from_bytes(&head);
+            let Some(address) = scsi::Lun::decode(&request.lun) else { return };
+            let Some(backing) = copied(view, address.target) else { return };
+            let Some(target) = view.target(address.target) else { return };
+            if let Some(MediumOp::Read { lba, blocks }) = fast(&request.cdb) {
+                let block = u64::from(target.lun.unit.block_size());
+                backing.prefetch(lba.saturating_mul(block), (u64::from(blocks) * block) as usize);
+            }
+        }
+        Role::ScsiControl | Role::ScsiEvent => {}
+    }
+}
+
+/// The medium of a target, if its reads are copies.
+#[inline]
+fn copied(view: &AdapterView, number: u8) -> Option<&Backing> {
+    view.target(number)?.backing.as_deref().filter(|backing| backing.copies())
 }
 
 #[inline]

@@ -102,6 +102,9 @@ impl Queue {
                 let next = answered + AHEAD;
                 prefetch(&batch, next.min(count)..(next + 1).min(count));
                 let chain = batch.chain(answered);
+                if answered + 1 < count {
+                    at_once::prefetch(self.role, view, &batch.chain(answered + 1));
+                }
                 let Some(bytes) = at_once::answer(self.role, view, memory, &chain, moment) else { break };
                 (taken[answered], written[answered]) = (chain.id, bytes);
                 answered += 1;

@@ -77,6 +77,8 @@ pub(super) struct SplitQueue {
     avail_seen: Index,
     /// Used index as published.
     used_idx: Index,
+    /// Used index when it was last decided whether the driver is notified.
+    told_idx: Index,
     event_idx: bool,
     kicks: Kicks,
     /// Whether anything was published since the start. A predecessor may have died between publishing and notifying, so the
@@ -111,6 +113,7 @@ impl SplitQueue {
             last_avail: Index::new(last_avail),
             avail_seen: Index::new(last_avail),
             used_idx: Index::new(used_idx),
+            told_idx: Index::new(used_idx),
             event_idx,
             kicks: Kicks::Unknown,
             published: false,
@@ -315,7 +318,7 @@ impl Queue for SplitQueue {
     }
 
     #[inline]
-    fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {
+    fn expose(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {
         let old = self.used_idx.get();
         let mut at = old;
         for element in staged {
@@ -333,7 +336,16 @@ impl Queue for SplitQueue {
             self.log_elements(memory, old, at);
             self.log_used(memory, INDEX, 2);
         }
-        self.driver_wants(old)
+        true
+    }
+
+    #[inline]
+    fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {
+        if !staged.is_empty() {
+            self.expose(memory, staged);
+        }
+        let told = std::mem::replace(&mut self.told_idx, self.used_idx);
+        self.driver_wants(told.get())
     }
 
     #[inline]

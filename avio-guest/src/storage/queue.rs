@@ -250,6 +250,12 @@ impl RequestQueue {
         }
     }
 
+    /// Shows what was submitted to a device that polls; [`RequestQueue::flush`] must follow.
+    #[inline]
+    pub fn expose(&mut self) {
+        self.ring.expose();
+    }
+
     /// Publishes what was submitted and kicks the device if it wants that.
     #[inline]
     pub fn flush(&mut self) {

@@ -16,6 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Completions taken back in one turn.
 const BURST: usize = 64;
 
+/// After so many requests the device sees them. Linux's and SPDK's drivers show it each one.
+const PART: usize = 8;
+
 /// Reads, writes, flushes.
 pub const KINDS: usize = 3;
 
@@ -467,6 +470,9 @@ impl Lane<'_> {
                         load.ask(queue, slot, flight);
                     }
                     None => queue.give(slot),
+                }
+                if (i + 1) % PART == 0 {
+                    queue.expose();
                 }
             }
         }

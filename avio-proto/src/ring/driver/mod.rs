@@ -83,6 +83,15 @@ impl DriverRing {
         with!(&mut self.layout, ring => ring.publish())
     }
 
+    /// Shows what was added to the device and leaves the kick to the next [`DriverRing::publish`], which must come: a device that
+    /// looks by itself begins with these. Linux's driver does so after each chain. Packed rings: nothing, until then.
+    #[inline]
+    pub fn expose(&mut self) {
+        if let Layout::Split(ring) = &mut self.layout {
+            ring.expose();
+        }
+    }
+
     /// Takes back used chains, as many as there are and fit `out`; returns how many. After a device error
     /// ([`DriverRing::error`]) always 0.
     #[inline]

@@ -47,6 +47,8 @@ pub(super) struct SplitDriver {
     order: Box<[u16]>,
     avail_idx: Index,
     published_idx: Index,
+    /// What was published when it was last decided whether the device is kicked.
+    told_idx: Index,
     last_used: Index,
     event_idx: bool,
     in_order: bool,
@@ -88,6 +90,7 @@ impl SplitDriver {
             order: vec![0; usize::from(size)].into_boxed_slice(),
             avail_idx: Index::new(0),
             published_idx: Index::new(0),
+            told_idx: Index::new(0),
             last_used: Index::new(0),
             event_idx: features & RING_EVENT_IDX != 0,
             in_order: features & IN_ORDER != 0,
@@ -229,13 +232,20 @@ impl SplitDriver {
     }
 
     #[inline]
+    pub fn expose(&mut self) {
+        if self.avail_idx != self.published_idx {
+            self.published_idx = self.avail_idx;
+            self.avail_word(INDEX).store(self.avail_idx.get().to_le(), Ordering::Release);
+        }
+    }
+
+    #[inline]
     pub fn publish(&mut self) -> bool {
-        let old = self.published_idx;
+        let old = std::mem::replace(&mut self.told_idx, self.avail_idx);
         if self.avail_idx == old {
             return false;
         }
-        self.published_idx = self.avail_idx;
-        self.avail_word(INDEX).store(self.avail_idx.get().to_le(), Ordering::Release);
+        self.expose();
         // Our index and then the device's wish; the device does it the other way round (§2.7.13.4.1).
         fence(Ordering::SeqCst);
         if self.event_idx {

@@ -277,6 +277,14 @@ impl RequestQueue {
         for (done, used) in out.iter_mut().zip(&self.used[..count]) {
             *done = Done { slot: self.slot_of[usize::from(used.token)], written: used.len };
         }
+        // The device had these lines. All come back at once, and are ours to write again.
+        for done in &out[..count] {
+            let head = self.head_addr(done.slot);
+            self.slice(head, HEAD_LEN).prefetch_write();
+            if self.kind == Kind::Scsi {
+                self.slice(head + HEAD_LEN as u64, HEAD_LEN).prefetch_read();
+            }
+        }
         self.in_flight -= count;
         match self.ring.error() {
             Some(error) => Err(error),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use avio_host::session::SharedMapping;
 use avio_proto::mem::{GuestPieces, GuestSlice, MemoryTable, Region, RegionHint};
 
-/// Lines that are fetched for the next request while one is copied: 4 KiB. Behind that the processor has seen what is going on.
-const PREFETCH_LINES: usize = 64;
+/// Lines that are fetched for the next request while one is copied: 2 KiB. Until those are copied, the processor has seen where it goes on.
+const PREFETCH_LINES: usize = 32;
 
 /// The store.
 #[derive(Debug)]

@@ -93,21 +93,6 @@ impl DeviceRing {
         with!(&mut self.layout, queue => core.publish(queue))
     }
 
-    /// Whether [`DeviceRing::expose`] does anything: a packed ring decides on notifications with each publication.
-    #[inline]
-    #[must_use]
-    pub fn exposes(&self) -> bool {
-        matches!(self.layout, Layout::Split(_))
-    }
-
-    /// Publishes what was staged, and leaves it to the next [`DeviceRing::publish`], which must come, whether the driver is
-    /// notified: one that looks by itself goes on with these while the device goes on with others. Costs no fence.
-    #[inline]
-    pub fn expose(&mut self) {
-        let core = &mut self.core;
-        with!(&mut self.layout, queue => core.expose(queue));
-    }
-
     /// Starts deliveries into a receive ring; everything is rolled back unless `Delivery::commit` is called.
     #[inline]
     pub fn deliver(&mut self) -> Delivery<'_> {

@@ -53,12 +53,7 @@ pub(super) trait Queue {
     fn prefetch_ahead(&self, memory: &MemoryTable, hint: &mut RegionHint, ahead: u16, lines: usize);
     /// Fetches what `publish` of `count` chains will write, for writing. May do nothing.
     fn prefetch_used(&self, count: usize);
-    /// Publishes used elements, and leaves it to the next `publish` whether the driver is notified of them: for drivers that look
-    /// by themselves. False = this layout cannot, and nothing has happened.
-    fn expose(&mut self, _memory: &MemoryTable, _staged: &[Staged]) -> bool {
-        false
-    }
-    /// Publishes used elements at once; true = the driver wants a notification, of these or of what was exposed.
+    /// Publishes used elements at once; true = the driver wants a notification.
     fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool;
     /// Fetches what the next `refresh` and the walk of the chains behind it read first.
     fn fetch(&self);
@@ -96,8 +91,6 @@ pub(super) struct Staging {
     staged_chains: usize,
     /// Chains taken or reserved and not yet published as used.
     pub pending_count: usize,
-    /// Something was exposed, and it was not decided whether the driver is notified.
-    exposed: bool,
 }
 
 impl Staging {
@@ -124,13 +117,6 @@ impl Staging {
         }
         self.staged_count += count;
         self.staged_chains += count;
-    }
-
-    /// The driver has what was staged.
-    #[inline]
-    fn published(&mut self) {
-        self.pending_count = self.pending_count.saturating_sub(self.staged_chains);
-        (self.staged_count, self.staged_chains) = (0, 0);
     }
 
     /// What is staged now, for [`Staging::unstage`].
@@ -162,7 +148,6 @@ impl Core {
                 staged_count: 0,
                 staged_chains: 0,
                 pending_count: 0,
-                exposed: false,
             },
             taken: [ChainId::default(); CHAINS_MAX],
             taken_count: 0,
@@ -260,21 +245,13 @@ impl Core {
     #[inline]
     pub fn publish(&mut self, queue: &mut impl Queue) -> bool {
         let staging = &mut self.staging;
-        let exposed = std::mem::take(&mut staging.exposed);
-        if staging.staged_count == 0 && !exposed {
+        if staging.staged_count == 0 {
             return false;
         }
         let notify = queue.publish(&self.memory, &staging.staged[..staging.staged_count]);
-        staging.published();
+        staging.pending_count = staging.pending_count.saturating_sub(staging.staged_chains);
+        staging.staged_count = 0;
+        staging.staged_chains = 0;
         notify
-    }
-
-    #[inline]
-    pub fn expose(&mut self, queue: &mut impl Queue) {
-        let staging = &mut self.staging;
-        if staging.staged_count > 0 && queue.expose(&self.memory, &staging.staged[..staging.staged_count]) {
-            staging.published();
-            staging.exposed = true;
-        }
     }
 }

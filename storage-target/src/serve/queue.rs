@@ -80,8 +80,8 @@ impl Queue {
     /// Takes at most `budget` chains and answers those that need no waiting; `ids` are the others, in order. Returns how many
     /// were taken.
     ///
-    /// # Errors
-    /// What the driver did wrong, when nothing was taken before that.
+    /// The log is written behind the answers: what dies in between was neither marked as taken nor published as used, so a
+    /// successor takes it again.
     pub fn take(
         &mut self,
         arena: &mut ChainArena,
@@ -90,38 +90,6 @@ impl Queue {
         moment: Moment,
     ) -> Result<usize, RingError> {
         ids.clear();
-        let mut count = 0;
-        while count < budget {
-            let part = (budget - count).min(PART);
-            match self.take_part(arena, part, ids, moment) {
-                Ok(taken) => {
-                    count += taken;
-                    if taken < part {
-                        break;
-                    }
-                }
-                // The ring keeps its error.
-                Err(error) if count == 0 => return Err(error),
-                Err(_) => break,
-            }
-            if count < budget && self.ring.has_work() {
-                self.expose();
-            }
-        }
-        Ok(count)
-    }
-
-    /// Takes and answers a part of what is there.
-    ///
-    /// The log is written behind the answers: what dies in between was neither marked as taken nor published as used, so a
-    /// successor takes it again.
-    fn take_part(
-        &mut self,
-        arena: &mut ChainArena,
-        budget: usize,
-        ids: &mut Vec<HeldId>,
-        moment: Moment,
-    ) -> Result<usize, RingError> {
         let mut taken = [ChainId::default(); CHAINS_MAX];
         let mut written = [0; CHAINS_MAX];
         let batch = self.ring.take(arena, budget.min(CHAINS_MAX))?;
@@ -214,21 +182,6 @@ impl Queue {
         self.staged = true;
     }
 
-    /// Gives the driver what was completed while the rest of its requests is worked on; it is notified at the end of the turn.
-    #[inline]
-    fn expose(&mut self) {
-        if !self.staged || !self.ring.exposes() {
-            return;
-        }
-        if let Some(log) = &mut self.inflight {
-            log.publishing();
-        }
-        self.ring.expose();
-        if let Some(log) = &mut self.inflight {
-            log.published(&self.ring);
-        }
-    }
-
     /// Publishes what was completed, and notifies the guest if it wants to know. `false`: its VMM held the notification.
     #[must_use]
     pub fn publish(&mut self) -> bool {
@@ -258,9 +211,6 @@ impl Queue {
     }
 }
 
-/// After so many chains the driver is given those that are answered: it makes new requests of them while the others are answered.
-const PART: usize = 16;
-
 /// How many chains ahead the line that gets the status is fetched: the driver's core has it.
 const AHEAD: usize = 8;
 
@@ -271,11 +221,7 @@ fn prefetch(batch: &Batch<'_>, chains: std::ops::Range<usize>) {
         let chain = batch.chain(i);
         // A disk's status stands last, an adapter's response first, in front of the data.
         if let (Some(first), Some(last)) = (chain.writable.first(), chain.writable.last()) {
-            let response = first_or_last(first, last);
-            // Fetched already with the header, and not written as a rule: see `at_once::put_status`.
-            if chain.readable.first().is_none_or(|header| !header.shares_line(response)) {
-                response.prefetch_write();
-            }
+            first_or_last(first, last).prefetch_write();
         }
     }
 }

@@ -77,8 +77,6 @@ pub(super) struct SplitQueue {
     avail_seen: Index,
     /// Used index as published.
     used_idx: Index,
-    /// Used index when it was last decided whether the driver is notified.
-    told_idx: Index,
     event_idx: bool,
     kicks: Kicks,
     /// Whether anything was published since the start. A predecessor may have died between publishing and notifying, so the
@@ -113,7 +111,6 @@ impl SplitQueue {
             last_avail: Index::new(last_avail),
             avail_seen: Index::new(last_avail),
             used_idx: Index::new(used_idx),
-            told_idx: Index::new(used_idx),
             event_idx,
             kicks: Kicks::Unknown,
             published: false,
@@ -318,7 +315,7 @@ impl Queue for SplitQueue {
     }
 
     #[inline]
-    fn expose(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {
+    fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {
         let old = self.used_idx.get();
         let mut at = old;
         for element in staged {
@@ -336,16 +333,7 @@ impl Queue for SplitQueue {
             self.log_elements(memory, old, at);
             self.log_used(memory, INDEX, 2);
         }
-        true
-    }
-
-    #[inline]
-    fn publish(&mut self, memory: &MemoryTable, staged: &[Staged]) -> bool {
-        if !staged.is_empty() {
-            self.expose(memory, staged);
-        }
-        let told = std::mem::replace(&mut self.told_idx, self.used_idx);
-        self.driver_wants(told.get())
+        self.driver_wants(old)
     }
 
     #[inline]

@@ -147,18 +147,27 @@ impl<'m> Table<'m> {
         Ok(Self { addr: table.addr, count: len / DESCRIPTOR_LEN, index, start })
     }
 
+    #[inline(always)]
     fn read(&self, at: usize, memory: &MemoryTable, hint: &mut RegionHint) -> Result<(u64, u64), Stop> {
-        let offset = at * DESCRIPTOR_LEN;
-        let mut bytes = [0u8; DESCRIPTOR_LEN];
-        if self.start.sub(offset, DESCRIPTOR_LEN).copy_to(&mut bytes) != DESCRIPTOR_LEN {
-            // Behind the end of the first region. A table is 16-aligned in any driver, so no descriptor straddles two.
-            let addr = self.addr.checked_add(offset as u64).ok_or(Stop::Bad(RingError::BadBuffer))?;
-            let piece = memory
-                .slice(hint, addr, DESCRIPTOR_LEN)
-                .ok_or(Stop::Bad(RingError::BadDescriptor(self.index)))?;
-            piece.copy_to(&mut bytes);
-        }
+        let bytes = match self.start.read(at * DESCRIPTOR_LEN) {
+            Some(bytes) => bytes,
+            None => self.read_behind(at, memory, hint)?,
+        };
         let word = u128::from_le_bytes(bytes);
         Ok((word as u64, (word >> 64) as u64))
+    }
+
+    /// A descriptor behind the end of the first region. A table is 16-aligned in any driver, so no descriptor straddles two.
+    #[cold]
+    fn read_behind(
+        &self,
+        at: usize,
+        memory: &MemoryTable,
+        hint: &mut RegionHint,
+    ) -> Result<[u8; DESCRIPTOR_LEN], Stop> {
+        let addr = self.addr.checked_add((at * DESCRIPTOR_LEN) as u64);
+        let addr = addr.ok_or(Stop::Bad(RingError::BadBuffer))?;
+        let piece = memory.slice(hint, addr, DESCRIPTOR_LEN);
+        piece.and_then(|piece| piece.read(0)).ok_or(Stop::Bad(RingError::BadDescriptor(self.index)))
     }
 }

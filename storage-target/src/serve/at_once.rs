@@ -69,15 +69,13 @@ pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>) {
             }
         }
         Role::ScsiRequest => {
-            let mut head = [0; CommandRequest::LEN];
-            if gather(chain.readable, &mut head) < head.len() {
-                return;
-            }
-            let request = CommandRequest::from_bytes(&head);
-            let Some(address) = scsi::Lun::decode(&request.lun) else { return };
+            // Which logical unit it is stands first; only if that one is copied from is the rest looked at.
+            let Some(first) = chain.readable.first() else { return };
+            let Some(address) = first.read(0).and_then(|lun| scsi::Lun::decode(&lun)) else { return };
             let Some(backing) = copied(view, address.target) else { return };
             let Some(target) = view.target(address.target) else { return };
-            if let Some(MediumOp::Read { lba, blocks }) = fast(&request.cdb) {
+            let Some(head) = first.read(0) else { return };
+            if let Some(MediumOp::Read { lba, blocks }) = fast(&CommandRequest::from_bytes(&head).cdb) {
                 let block = u64::from(target.lun.unit.block_size());
                 backing.prefetch(lba.saturating_mul(block), (u64::from(blocks) * block) as usize);
             }

@@ -149,6 +149,13 @@ impl<'m> GuestSlice<'m> {
         prefetch(self.ptr.wrapping_add(LINE));
     }
 
+    /// Whether the two begin in the same cache line.
+    #[inline]
+    #[must_use]
+    pub fn shares_line(&self, other: &GuestSlice<'_>) -> bool {
+        self.ptr as usize / LINE == other.ptr as usize / LINE
+    }
+
     /// Asks the processor to fetch the first line for writing.
     #[inline]
     pub fn prefetch_write(&self) {

@@ -108,7 +108,7 @@ fn blk_request(view: &AdapterView, memory: &MemoryTable, chain: &Chain<'_>, mome
     }
     let offset = in_range(target, header.sector, len as u64)?;
     transfer(target, memory, &Data { write, offset, pieces, skip, len }, moment)?;
-    put(memory, chain.writable, chain.writable_len - 1, &[blk::S_OK]);
+    put_status(memory, chain);
     Some(if write { 1 } else { len as u32 + 1 })
 }
 
@@ -194,6 +194,16 @@ fn log_written(memory: &MemoryTable, data: &Data<'_>) {
         skip = 0;
         left -= part.len();
         memory.log_slice(&part, part.len());
+    }
+}
+
+/// Writes the status of a request that is done, the last byte of its chain. Drivers as a rule leave there what was written the last
+/// time, and have it in the line of the header: where it says so already, the line stays shared.
+#[inline]
+fn put_status(memory: &MemoryTable, chain: &Chain<'_>) {
+    let last = chain.writable.last().filter(|last| !last.is_empty());
+    if last.and_then(|last| last.read(last.len() - 1)) != Some([blk::S_OK]) {
+        put(memory, chain.writable, chain.writable_len - 1, &[blk::S_OK]);
     }
 }
 

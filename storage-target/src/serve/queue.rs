@@ -221,7 +221,11 @@ fn prefetch(batch: &Batch<'_>, chains: std::ops::Range<usize>) {
         let chain = batch.chain(i);
         // A disk's status stands last, an adapter's response first, in front of the data.
         if let (Some(first), Some(last)) = (chain.writable.first(), chain.writable.last()) {
-            first_or_last(first, last).prefetch_write();
+            let response = first_or_last(first, last);
+            // Fetched already with the header, and not written as a rule: see `at_once::put_status`.
+            if chain.readable.first().is_none_or(|header| !header.shares_line(response)) {
+                response.prefetch_write();
+            }
         }
     }
 }

@@ -130,7 +130,8 @@ impl StorageOptions {
         let ring = DriverLayout::bytes_needed(self.ring_size(features), features) as usize + 4096;
         let rings = self.kind.first_request_queue() as usize + usize::from(self.queues);
         let slots = usize::from(self.depth.clamp(1, 1024)).max(4);
-        let buffers = slots * (super::queue::data_stride(self.data_len) + super::queue::HEAD_STRIDE) + 2 * 4096;
+        let buffers =
+            slots * (super::queue::data_stride(self.data_len) + super::queue::HEAD_STRIDE) + 2 * 4096;
         (rings * (ring + buffers)).next_multiple_of(4096)
     }
 }

@@ -236,7 +236,9 @@ mod tests {
 
     #[test]
     fn a_copy_past_the_caches_is_a_copy() {
-        for (len, start) in [(100, 0), (2048, 0), (2048, 8), (4096, 0), (4096, 64), (4099, 0), (9018, 0), (9018, 1)] {
+        for (len, start) in
+            [(100, 0), (2048, 0), (2048, 8), (4096, 0), (4096, 64), (4099, 0), (9018, 0), (9018, 1)]
+        {
             let from = pattern(len);
             let mut to = vec![0xee; len + 256];
             let at = (64 - to.as_ptr() as usize % 64) % 64 + start;

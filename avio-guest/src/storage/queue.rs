@@ -26,7 +26,7 @@ pub(super) const HEAD_STRIDE: usize = 192;
 pub(super) fn data_stride(data_len: usize) -> usize {
     match data_len.next_multiple_of(4096) {
         0 => 0,
-        len => (len / 4096 | 1) * 4096,
+        len => ((len / 4096) | 1) * 4096,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Instructions per frame and per request: a figure that a noisy machine does not change, so that CI sees a regression.
 //!
 //! `avio-instructions check` runs each path of [`PATHS`] under callgrind and compares with `benches/instructions.toml`;
-//! `avio-instructions update` writes that file. Only what runs inside [`measured_part`] counts: the work of the switch or of the
+//! `avio-instructions update` writes that file. Only what runs inside `measured_part` counts: the work of the switch or of the
 //! disk's worker, not the guests' and not the kernel's. Called by that program and by the test of this crate.
 
 use std::collections::BTreeMap;

@@ -30,6 +30,25 @@ pub struct Ends {
     buffers_at: u64,
 }
 
+/// The driver's and the device's end of a ring of [`RING_SIZE`] entries at the beginning of `memory`, and where the device finds it. Nobody
+/// is interrupted.
+pub(crate) fn ends(memory: &GuestMemory, features: u64) -> (DriverRing, DeviceRing, RingSetup) {
+    let layout = DriverLayout::at(GUEST_BASE, RING_SIZE, features);
+    let mut driver = DriverRing::new(Arc::clone(memory.table()), &layout, features).expect("driver ring");
+    driver.disable_interrupts();
+    let setup = RingSetup {
+        size: RING_SIZE,
+        desc_user: memory.user_addr(layout.desc),
+        driver_user: memory.user_addr(layout.driver),
+        device_user: memory.user_addr(layout.device),
+        features,
+        base: if features & RING_PACKED != 0 { 0x8000_8000 } else { 0 },
+        used_log: None,
+    };
+    let device = DeviceRing::new(Arc::clone(memory.table()), &setup).expect("device ring");
+    (driver, device, setup)
+}
+
 impl Ends {
     /// With these acked virtio feature bits.
     #[must_use]
@@ -37,19 +56,7 @@ impl Ends {
         let rings = DriverLayout::bytes_needed(RING_SIZE, features).next_multiple_of(4096);
         let len = rings + u64::from(RING_SIZE) * u64::from(BUFFER_LEN);
         let memory = GuestMemory::new("bench", len as usize).expect("guest memory");
-        let layout = DriverLayout::at(GUEST_BASE, RING_SIZE, features);
-        let mut driver = DriverRing::new(Arc::clone(memory.table()), &layout, features).expect("driver ring");
-        driver.disable_interrupts();
-        let setup = RingSetup {
-            size: RING_SIZE,
-            desc_user: memory.user_addr(layout.desc),
-            driver_user: memory.user_addr(layout.driver),
-            device_user: memory.user_addr(layout.device),
-            features,
-            base: if features & RING_PACKED != 0 { 0x8000_8000 } else { 0 },
-            used_log: None,
-        };
-        let device = DeviceRing::new(Arc::clone(memory.table()), &setup).expect("device ring");
+        let (driver, device, _) = ends(&memory, features);
         Self { memory, driver, device, arena: ChainArena::new(), buffers_at: GUEST_BASE + rings }
     }
 

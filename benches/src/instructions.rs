@@ -65,18 +65,6 @@ pub struct PathCase {
     cargo: Cargo,
 }
 
-const fn shape(features: u64, frame_len: u32) -> Shape {
-    Shape {
-        features,
-        frame_len,
-        port_count: 2,
-        pair_count: 1,
-        worker_count: 1,
-        names_ips: false,
-        is_known: true,
-    }
-}
-
 const fn frames(name: &'static str, what: &'static str, shape: Shape) -> PathCase {
     PathCase { name, what, cargo: Cargo::Frames(shape) }
 }
@@ -97,22 +85,22 @@ const fn stored(name: &'static str, what: &'static str, store: Store, writes: bo
 
 /// All paths.
 pub const PATHS: &[PathCase] = &[
-    frames("split-64", "64 B, split, mergeable", shape(SPLIT, 64)),
-    frames("split-1518", "1518 B, split, mergeable: a tail is copied", shape(SPLIT, 1518)),
-    frames("split-9000", "9000 B, split, mergeable: five buffers a frame", shape(SPLIT, 9000)),
-    frames("split-nomrg-64", "64 B, split", shape(VERSION_1, 64)),
-    frames("packed-64", "64 B, packed, mergeable", shape(SPLIT | RING_PACKED, 64)),
-    frames("packed-inorder-64", "64 B, packed, in-order", shape(VERSION_1 | RING_PACKED | IN_ORDER, 64)),
-    frames("ports-4096-64", "64 B, 4,096 addresses", Shape { port_count: 4096, ..shape(SPLIT, 64) }),
+    frames("split-64", "64 B, split, mergeable", Shape::new(SPLIT, 64)),
+    frames("split-1518", "1518 B, split, mergeable: a tail is copied", Shape::new(SPLIT, 1518)),
+    frames("split-9000", "9000 B, split, mergeable: five buffers a frame", Shape::new(SPLIT, 9000)),
+    frames("split-nomrg-64", "64 B, split", Shape::new(VERSION_1, 64)),
+    frames("packed-64", "64 B, packed, mergeable", Shape::new(SPLIT | RING_PACKED, 64)),
+    frames("packed-inorder-64", "64 B, packed, in-order", Shape::new(VERSION_1 | RING_PACKED | IN_ORDER, 64)),
+    frames("ports-4096-64", "64 B, 4,096 addresses", Shape { port_count: 4096, ..Shape::new(SPLIT, 64) }),
     frames(
         "decision-64",
         "64 B for an address that nobody has: ring walk, snapshot, guard, look-up",
-        Shape { is_known: false, ..shape(SPLIT, 64) },
+        Shape { is_known: false, ..Shape::new(SPLIT, 64) },
     ),
     frames(
         "guard-ips-64",
         "64 B, ports name their addresses: the whole guard instead of the short one",
-        Shape { names_ips: true, ..shape(SPLIT, 64) },
+        Shape { names_ips: true, ..Shape::new(SPLIT, 64) },
     ),
     step("walk-split", "Walk of a split ring alone, chains of one descriptor", Step::Walk, SPLIT),
     step("walk-packed", "The same, packed", Step::Walk, SPLIT | RING_PACKED),
@@ -120,11 +108,15 @@ pub const PATHS: &[PathCase] = &[
     step("publish-packed", "The same, packed", Step::Publish, SPLIT | RING_PACKED),
     step("copy-64", "Copy of 64 bytes from guest memory to guest memory", Step::Copy(64), SPLIT),
     step("copy-256", "The same, 256 bytes: the longest that is copied inline", Step::Copy(256), SPLIT),
-    frames("pairs-4-64", "64 B, four queue pairs, one worker", Shape { pair_count: 4, ..shape(SPLIT, 64) }),
+    frames(
+        "pairs-4-64",
+        "64 B, four queue pairs, one worker",
+        Shape { pair_count: 4, ..Shape::new(SPLIT, 64) },
+    ),
     frames(
         "pairs-4-workers-2-64",
         "64 B, four queue pairs, two workers",
-        Shape { pair_count: 4, worker_count: 2, ..shape(SPLIT, 64) },
+        Shape { pair_count: 4, worker_count: 2, ..Shape::new(SPLIT, 64) },
     ),
     reads("blk-split", "avio_blk, null, read 4 KiB, split, chains", AdapterKind::Blk, CHAINS),
     reads("blk-indirect", "avio_blk, null, read 4 KiB, split, indirect", AdapterKind::Blk, TABLES),

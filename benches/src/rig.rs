@@ -16,12 +16,13 @@ use avio_guest::{GUEST_BASE, GuestMemory};
 use avio_host::worker::ControlWaker;
 use avio_proto::config::MacAddr;
 use avio_proto::mem::RegionHint;
-use avio_proto::ring::{DeviceRing, DriverLayout, DriverRing, RingSetup, Used};
-use avio_proto::virtio::features::RING_PACKED;
+use avio_proto::ring::{DeviceRing, DriverLayout, DriverRing, Used};
 use avio_vswitch::forward::{Events, Forwarder};
 use avio_vswitch::port::PortKind;
 use avio_vswitch::port::guest::{GuestPort, RxQueue, TxQueue};
 use avio_vswitch::table::{PortIndex, PortSpec, PortState, TableBuilder};
+
+use crate::ends::ends;
 
 /// Entries of each ring.
 pub const RING_SIZE: u16 = 256;
@@ -54,7 +55,7 @@ pub struct Shape {
 impl Shape {
     /// Two ports, one pair each, one worker.
     #[must_use]
-    pub fn new(features: u64, frame_len: u32) -> Self {
+    pub const fn new(features: u64, frame_len: u32) -> Self {
         Self {
             features,
             frame_len,
@@ -123,19 +124,7 @@ fn ring(features: u64, buffer_len: u64) -> (GuestMemory, Driver, DeviceRing) {
     let rings = DriverLayout::bytes_needed(RING_SIZE, features).next_multiple_of(4096);
     let len = (rings + stride * u64::from(RING_SIZE)).next_multiple_of(4096);
     let memory = GuestMemory::new("bench", len as usize).expect("guest memory");
-    let layout = DriverLayout::at(GUEST_BASE, RING_SIZE, features);
-    let mut ring = DriverRing::new(Arc::clone(memory.table()), &layout, features).expect("driver ring");
-    ring.disable_interrupts();
-    let setup = RingSetup {
-        size: RING_SIZE,
-        desc_user: memory.user_addr(layout.desc),
-        driver_user: memory.user_addr(layout.driver),
-        device_user: memory.user_addr(layout.device),
-        features,
-        base: if features & RING_PACKED != 0 { 0x8000_8000 } else { 0 },
-        used_log: None,
-    };
-    let device = DeviceRing::new(Arc::clone(memory.table()), &setup).expect("device ring");
+    let (ring, device, _) = ends(&memory, features);
     let held = vec![0; usize::from(RING_SIZE)];
     let driver =
         Driver { ring, buffers_at: GUEST_BASE + rings, stride, buffer_len: buffer_len as u32, held, next: 0 };

@@ -19,9 +19,8 @@ use avio_host::wait::{EventFd, Sources, Token};
 use avio_host::worker::{ControlWaker, Engine as _, Polled};
 use avio_proto::config::BackingSpec;
 use avio_proto::mem::{GuestSlice, Mapping, RegionHint};
-use avio_proto::ring::{DeviceRing, DriverLayout, DriverRing, Inflight, RingSetup, Used};
+use avio_proto::ring::{DriverLayout, DriverRing, Inflight, Used};
 use avio_proto::virtio::blk;
-use avio_proto::virtio::features::RING_PACKED;
 use avio_proto::virtio::scsi::{CDB_LEN, CommandRequest, CommandResponse, Lun as Address};
 use avio_storage::adapter::{AdapterId, AdapterKind, AdapterView, TARGETS_MAX, Target};
 use avio_storage::backing::{Backing, Io, OpenOptions};
@@ -30,8 +29,9 @@ use avio_storage::scsi::{DeviceKind, LogicalUnit, NexusName, Profile, SavedState
 use avio_storage::serve::{Command, Engine, Events, QueueSpec, Role};
 use avio_storage::uring::Capabilities;
 
-/// Entries of the ring.
-const RING_SIZE: u16 = 256;
+use crate::ends::ends;
+use crate::rig::RING_SIZE;
+
 /// Requests per round: what a busy guest makes available at once.
 pub const BATCH: usize = 32;
 /// Bytes of a request's data.
@@ -94,19 +94,7 @@ impl StorageRig {
         let data_at = heads_at + heads.next_multiple_of(4096);
         let len = data_at - GUEST_BASE + BATCH as u64 * u64::from(BLOCK);
         let memory = GuestMemory::new("bench", len as usize).expect("guest memory");
-        let layout = DriverLayout::at(GUEST_BASE, RING_SIZE, features);
-        let mut driver = DriverRing::new(Arc::clone(memory.table()), &layout, features).expect("driver ring");
-        driver.disable_interrupts();
-        let setup = RingSetup {
-            size: RING_SIZE,
-            desc_user: memory.user_addr(layout.desc),
-            driver_user: memory.user_addr(layout.driver),
-            device_user: memory.user_addr(layout.device),
-            features,
-            base: if features & RING_PACKED != 0 { 0x8000_8000 } else { 0 },
-            used_log: None,
-        };
-        let ring = DeviceRing::new(Arc::clone(memory.table()), &setup).expect("device ring");
+        let (driver, ring, setup) = ends(&memory, features);
         let log: Arc<dyn Mapping> =
             Arc::new(MemfdMapping::new("bench-inflight", INFLIGHT_LEN as usize).expect("in-flight region"));
         let inflight = Inflight::new(&log, 0, INFLIGHT_LEN, &setup).expect("in-flight log");

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     case::main(&[
         Case::new("stuck_fill_ring_steps_down", WATCHED_S, stuck_fill_ring_steps_down),
         Case::new("stuck_transmit_ring_steps_down", WATCHED_S, stuck_transmit_ring_steps_down),
+        Case::new("refused_frames_are_counted", SHORT_S, refused_frames_are_counted),
         Case::new("lost_device_comes_back", WATCHED_S, lost_device_comes_back).data_path(),
         Case::new("lost_member_comes_back", WATCHED_S, lost_member_comes_back),
         Case::new("renamed_device_is_as_before", SHORT_S, renamed_device_is_as_before),
@@ -77,6 +78,9 @@ fn stuck_transmit_ring_steps_down() -> Result {
     };
     queue("add", "100kbit")?;
     let mut daemon = Daemon::start(config(&top, "", ""))?;
+    daemon.stop()?;
+    // A device that copies has the ring only where bursts do not go past it.
+    daemon.restart_with(&[("AVIO_DISABLE", "xdp_burst")], 10)?;
     wait_key(&daemon, "access", "generic")?;
     // Far more than the queue lets out: the transmit ring is full all the time.
     let before = arrived(&wire)?;
@@ -94,6 +98,34 @@ fn stuck_transmit_ring_steps_down() -> Result {
     wait_arrived(&wire, before, 1000)?;
     drop(load);
     daemon.ensure_healthy()
+}
+
+/// A device whose queueing discipline is full refuses frames of a burst: each that the guest sent has either arrived or is counted as dropped at the wire.
+fn refused_frames_are_counted() -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    let near = wire.near.as_str();
+    // Nobody else on the wire.
+    run("sysctl", &["-q", "-w", &format!("net.ipv6.conf.{near}.disable_ipv6=1")])?;
+    let parts = ["root", "tbf", "rate", "1mbit", "burst", "2000", "limit", "20000"];
+    run("tc", &[&["qdisc", "add", "dev", near][..], &parts].concat())?;
+    let mut daemon = uplink::daemon(&wire, "", "")?;
+    let before = arrived(&wire)?;
+    let mut load = frames_out(&daemon, NEIGHBOUR, 2, 5000)?;
+    load.wait_end(20)?;
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let vswitch = daemon.vswitch("vs")?;
+        let sent = vswitch.port(1)?.counters.outbound_unicast_wire;
+        let came = arrived(&wire)? - before;
+        let refused = vswitch.without_room();
+        if sent > 5000 && came > 100 && refused > 1000 && sent == came + refused {
+            return daemon.ensure_healthy();
+        }
+        ensure(Instant::now() < end, || {
+            format!("{sent} sent, {came} arrived, {refused} refused: {vswitch:?}")
+        })?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The ways to lose a device without deleting it, and back; and what the log says of each.

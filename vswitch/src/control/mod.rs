@@ -45,10 +45,11 @@ use uplink::{Allowed, Uplinks};
 use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS};
 
 /// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
-const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL];
+const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL, BURST];
 const XDP: &str = "xdp";
 const ZERO_COPY: &str = "xdp_zero_copy";
 const BUSY_POLL: &str = "xdp_busy_poll";
+const BURST: &str = "xdp_burst";
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -93,6 +94,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
             PollMode::Always => if_xdp("where the driver has it"),
             _ => Err("only for workers that never sleep (poll = \"always\")".to_owned()),
         }),
+        burst: facilities.probe(BURST, || if_xdp("where the device copies")),
     };
     let links = Links::new().map_err(system)?;
     let uplinks = Uplinks::new(

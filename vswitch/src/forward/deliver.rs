@@ -20,7 +20,7 @@ use crate::offload::{HEAD_CAPACITY, Mode, PIECES_MAX, Segmenter, Validated};
 use crate::packet::{TAG_LEN, vlan};
 use crate::port::PortKind;
 use crate::port::guest::{PortCell, RxQueue, RxRing};
-use crate::port::wire::Lane;
+use crate::port::wire::{Lane, Refused};
 use crate::table::{Port, Table};
 
 /// Looks at a taken lock before the next job is tried, once every job has been tried without any: a holder needs 2 us at most for 64
@@ -158,6 +158,7 @@ impl Courier<'_> {
             if out.unicast + out.group_addressed > 0 {
                 inject::point("forward::commit");
                 failed = state.outlet.commit().err();
+                out.take_back(state.outlet.refused());
                 lane.counters.frames.add(out.unicast + out.group_addressed);
                 lane.counters.octets.add(out.octets);
             }
@@ -402,6 +403,14 @@ impl Courier<'_> {
 }
 
 impl Outcome {
+    /// What the kernel refused was not delivered after all.
+    fn take_back(&mut self, refused: Refused) {
+        self.unicast -= refused.unicast.min(self.unicast);
+        self.group_addressed -= refused.grouped.min(self.group_addressed);
+        self.octets -= refused.octets.min(self.octets);
+        self.no_buffer += refused.frames();
+    }
+
     /// Counts one frame on this port.
     #[inline]
     fn count(&mut self, pushed: Result<(), Undelivered>, len: u32, grouped: bool) -> Result<(), RingError> {

@@ -133,7 +133,8 @@ impl<'a> Release<'a> {
         let Some(mut open) = open else { return };
         let outcome = open.state.outlet.commit();
         open.state.broken |= outcome.is_err();
-        let Open { lane, number, frames, grouped, octets, state } = open;
+        let refused = open.state.outlet.refused();
+        let Open { lane, number, mut frames, mut grouped, mut octets, state } = open;
         let cell = self.port.state.stats.cell(self.worker);
         cell.offered.add(frames);
         if let Err(error) = outcome {
@@ -141,6 +142,13 @@ impl<'a> Release<'a> {
             cell.discard(DiscardReason::ReceiverDown, frames);
             self.events.send(Event::LaneBroken { port: self.index, lane: number, error: error.kind() });
             return;
+        }
+        if refused.frames() > 0 {
+            frames -= refused.frames().min(frames);
+            grouped -= refused.grouped.min(grouped);
+            octets -= refused.octets.min(octets);
+            lane.counters.no_buffer.add(refused.frames());
+            cell.discard(DiscardReason::NoBuffer, refused.frames());
         }
         lane.counters.frames.add(frames);
         lane.counters.octets.add(octets);

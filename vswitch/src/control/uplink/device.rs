@@ -18,8 +18,8 @@ use super::owner::Owned;
 use super::watchdog::Watchdog;
 use crate::port::wire::{Intake, Lane};
 use crate::port::xdp::{
-    AttachError, AttachMode, Attached, Capture, Promiscuous, Wanted, XskError, driver_info, open_packet,
-    open_xsk,
+    AttachError, AttachMode, Attached, Capture, Promiscuous, Wanted, XskError, driver_info, open_burst,
+    open_packet, open_xsk,
 };
 
 /// How often, and after how long, a busy queue is tried again.
@@ -96,6 +96,8 @@ pub(super) struct Request {
     /// Zero-copy may be tried.
     pub zero_copy: bool,
     pub busy_poll: bool,
+    /// Where the device copies, frames may go out by the burst.
+    pub burst: bool,
 }
 
 /// Opens it.
@@ -213,6 +215,16 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         program.add(queue, watch.as_fd()).map_err(io)?;
         watchdogs.push(Watchdog::new(watch));
         sources.push(Source { intake, header_len: 0, features: 0 });
+        let outlet = if info.zero_copy || !request.burst {
+            outlet
+        } else {
+            open_burst(index, queue, queues, wanted.frame_len_max).unwrap_or_else(|error| {
+                tracing::warn!(
+                    "{name}: sends frame by frame through its AF_XDP socket: no burst program: {error}"
+                );
+                outlet
+            })
+        };
         lanes.push(Lane::new(outlet, 0, 0));
         all.get_or_insert(info).zero_copy &= info.zero_copy;
     }

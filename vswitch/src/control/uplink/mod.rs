@@ -55,6 +55,7 @@ pub(super) struct Allowed {
     pub xdp: bool,
     pub zero_copy: bool,
     pub busy_poll: bool,
+    pub burst: bool,
 }
 
 impl Allowed {
@@ -428,6 +429,7 @@ impl Uplinks {
                             access: member.access,
                             zero_copy: self.allowed.zero_copy,
                             busy_poll: self.allowed.busy_poll,
+                            burst: self.allowed.burst,
                         };
                         let (port, attempt) = (uplink.index, member.attempt);
                         let (reply, guardian) = (self.mailbox.reply(), Arc::clone(&self.guardian));

@@ -35,9 +35,39 @@ pub trait Outlet: Send {
     /// Takes back what was reserved since the last commit.
     fn rollback(&mut self);
 
+    /// What the kernel would not take of the frames since this was last asked. Called after each commit; none where it does not say.
+    fn refused(&mut self) -> Refused {
+        Refused::default()
+    }
+
     /// The queue, if frames only wait here.
     fn hold(&mut self) -> Option<&mut Hold> {
         None
+    }
+}
+
+/// Frames that were handed over and not taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// To one address.
+    pub unicast: u64,
+    /// To a group.
+    pub grouped: u64,
+    /// Octets of both.
+    pub octets: u64,
+}
+
+impl Refused {
+    /// One more, of `len` octets.
+    pub fn add(&mut self, len: usize, is_grouped: bool) {
+        *if is_grouped { &mut self.grouped } else { &mut self.unicast } += 1;
+        self.octets += len as u64;
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.unicast + self.grouped
     }
 }
 

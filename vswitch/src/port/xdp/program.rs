@@ -97,7 +97,7 @@ impl Attached {
 }
 
 /// One instruction: opcode, destination and source register, offset, immediate.
-fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> u64 {
+pub(super) fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> u64 {
     let registers = destination | source << 4;
     u64::from(code)
         | u64::from(registers) << 8

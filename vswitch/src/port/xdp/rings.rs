@@ -37,7 +37,7 @@ pub(super) struct Offsets {
 
 /// A word of a ring's mapping.
 #[inline]
-fn word(mapping: &RingMapping, offset: usize) -> &AtomicU32 {
+pub(super) fn word(mapping: &RingMapping, offset: usize) -> &AtomicU32 {
     // SAFETY: `at` checks that the word is inside the mapping, which lives as long as the borrow; the kernel aligns it, and both sides
     // access it atomically.
     unsafe { AtomicU32::from_ptr(mapping.at(offset, 4).cast()) }

@@ -8,6 +8,8 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use avio_proto::mem::Mapping;
+
 /// Turns a return value below zero into the error.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -29,9 +31,12 @@ fn bpf(command: u32, attr: &mut [u8]) -> io::Result<libc::c_long> {
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_PROG_LOAD: u32 = 5;
+const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_LINK_CREATE: u32 = 28;
 /// `union bpf_attr` as far as we fill it.
 const ATTR_LEN: usize = 128;
+/// The same as far as a test run has fields.
+const TEST_ATTR_LEN: usize = 80;
 
 pub(super) fn put<const N: usize>(attr: &mut [u8], at: usize, bytes: [u8; N]) {
     attr[at..at + N].copy_from_slice(&bytes);
@@ -77,6 +82,45 @@ pub(super) fn prog_load(code: &[u64], flags: u32) -> io::Result<OwnedFd> {
         let last = text.trim_end_matches('\0').lines().rev().find(|line| !line.is_empty()).unwrap_or("");
         if last.is_empty() { error } else { io::Error::new(error.kind(), format!("{error}: {last}")) }
     })
+}
+
+/// An array map of one element of `len` bytes that can be mapped (Linux 5.5).
+pub(super) fn frame_map(len: u32) -> io::Result<OwnedFd> {
+    const MAP_ARRAY: u32 = 2;
+    const MMAPABLE: u32 = 1 << 10;
+    let mut attr = [0; ATTR_LEN];
+    for (at, value) in [(0, MAP_ARRAY), (4, 4), (8, len), (12, 1), (16, MMAPABLE)] {
+        put(&mut attr, at, value.to_ne_bytes());
+    }
+    owned(bpf(BPF_MAP_CREATE, &mut attr)?)
+}
+
+/// Loads a traffic classifier.
+pub(super) fn classifier_load(code: &[u64]) -> io::Result<OwnedFd> {
+    const PROG_TYPE_SCHED_CLS: u32 = 3;
+    let license = c"Dual MIT/GPL";
+    let mut attr = [0; ATTR_LEN];
+    put(&mut attr, 0, PROG_TYPE_SCHED_CLS.to_ne_bytes());
+    put(&mut attr, 4, (code.len() as u32).to_ne_bytes());
+    put(&mut attr, 8, (code.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 16, (license.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 48, *b"avio_burst\0\0\0\0\0\0");
+    owned(bpf(BPF_PROG_LOAD, &mut attr)?)
+}
+
+/// Runs a classifier once, over a packet with the `len` bytes at `offset` of `mapping`, which lie inside. Panics if they do not.
+#[inline]
+pub(super) fn test_run(
+    program: BorrowedFd<'_>,
+    mapping: &RingMapping,
+    offset: usize,
+    len: usize,
+) -> io::Result<()> {
+    let mut attr = [0; TEST_ATTR_LEN];
+    put(&mut attr, 0, (program.as_raw_fd() as u32).to_ne_bytes());
+    put(&mut attr, 8, (len as u32).to_ne_bytes());
+    put(&mut attr, 16, (mapping.at(offset, len) as u64).to_ne_bytes());
+    bpf(BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 
 /// Attaches an XDP program to an interface by a link: it goes when the returned descriptor does.
@@ -283,7 +327,7 @@ impl Messages {
     }
 }
 
-/// Memory mapped from a socket: one of its rings.
+/// Memory mapped from a socket, one of its rings, or from a map.
 #[derive(Debug)]
 pub(super) struct RingMapping {
     base: *mut u8,
@@ -314,6 +358,17 @@ impl RingMapping {
     pub(super) fn at(&self, offset: usize, len: usize) -> *mut u8 {
         assert!(offset <= self.len && len <= self.len - offset, "outside the ring's mapping");
         self.base.wrapping_add(offset)
+    }
+}
+
+// SAFETY: mapped readable and writable at this address from `new` until it is dropped.
+unsafe impl Mapping for RingMapping {
+    fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    fn len(&self) -> usize {
+        self.len
     }
 }
 

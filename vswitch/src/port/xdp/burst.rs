@@ -1,0 +1,335 @@
+//! Sends bursts of frames to a device that cannot take them out of our memory: one system call for all, by a program of ours.
+//!
+//! An AF_XDP socket in copy mode has the kernel leave and enter its network stack for each frame, and the receiving half of a virtual device runs each
+//! time. Here a traffic classifier (`BPF_PROG_TYPE_SCHED_CLS`, attached to nothing) is run by `BPF_PROG_TEST_RUN` over an array map whose memory is
+//! mapped here: it takes frame after frame out of it and gives each to the device's ordinary transmission, with the softirq held off until all are out.
+//! It costs about half (decision 0013). The lane's queue is kept by the hash that the kernel chooses queues by. What the kernel refuses, such as for a
+//! full queueing discipline, is known frame by frame.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use avio_proto::mem::{GuestSlice, MemoryTable, Region, RegionHint};
+use avio_proto::ring::Undelivered;
+
+use super::program::op;
+use super::rings::word;
+use super::sys::{self, RingMapping};
+use crate::port::wire::{OUT_PIECES_MAX, OutFrame, Outlet, Refused};
+
+/// Frames of one run, at most: the kernel's free lists of packets are as long.
+const FRAMES_MAX: usize = 128;
+/// Where the frames begin in the map; in front of them are `FIRST`, `COUNT` and the descriptors.
+const FRAMES_AT: usize = 4096;
+/// First frame of a run, and how many they are.
+const FIRST: usize = 0;
+const COUNT: usize = 4;
+/// Descriptors of 16 bytes: offset behind `FRAMES_AT`, length, and what became of the frame.
+const DESCRIPTORS_AT: usize = 64;
+const DESCRIPTOR_SHIFT: i32 = 4;
+const OFFSET: usize = 0;
+const LEN: usize = 4;
+const RESULT: usize = 8;
+/// Frames begin below this: a first-level cache holds what small ones take of it.
+const AREA: usize = 256 * 1024;
+/// Longest frame, in bytes.
+const LEN_MAX: usize = 16 * 1024;
+const MAP_LEN: usize = FRAMES_AT + AREA + LEN_MAX;
+/// The packet that the program fills is made this long at most; for longer frames it grows.
+const SEED_MAX: usize = 2048;
+/// An Ethernet header; the kernel takes nothing shorter.
+const LEN_MIN: usize = 14;
+
+/// What stands for the result of a frame that the program did not get to.
+const NOT_SENT: u32 = 1;
+/// `NET_XMIT_SUCCESS`, and `NET_XMIT_CN`: this one is queued, another was not.
+const TAKEN: [u32; 2] = [0, 2];
+
+const _: () =
+    assert!(DESCRIPTORS_AT + (FRAMES_MAX << DESCRIPTOR_SHIFT) <= FRAMES_AT, "descriptors lie in front");
+
+/// Opens the way to transmit queue `queue` of `queues` of interface number `ifindex`, which frames of `frame_len_max` bytes go to. Helper thread: the
+/// kernel checks the program.
+///
+/// # Errors
+/// What the system says: the kernel is older than 5.5, or we may not.
+pub fn open_burst(
+    ifindex: u32,
+    queue: u32,
+    queues: u32,
+    frame_len_max: usize,
+) -> io::Result<Box<dyn Outlet>> {
+    if frame_len_max > LEN_MAX || frame_len_max > packet_len_max() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "frames too long for a run of a program"));
+    }
+    let map = sys::frame_map(MAP_LEN as u32)?;
+    let mapping = Arc::new(RingMapping::new(map.as_fd(), MAP_LEN, 0)?);
+    let program = sys::classifier_load(&assemble(map.as_fd(), ifindex, hash_of(queue, queues)))?;
+    let region = Region {
+        guest_base: 0,
+        user_base: 0,
+        len: MAP_LEN as u64,
+        mapping: mapping.clone(),
+        mapping_offset: 0,
+    };
+    let table = MemoryTable::new(vec![region], None).map_err(io::Error::other)?;
+    let frames = Vec::with_capacity(FRAMES_MAX);
+    Ok(Box::new(BurstOutlet {
+        program,
+        mapping,
+        table,
+        frames,
+        used: 0,
+        refused: Refused::default(),
+        failed: None,
+    }))
+}
+
+/// A test run's packet belongs to the loopback device, and cannot be longer than that takes.
+fn packet_len_max() -> usize {
+    let text = std::fs::read_to_string("/sys/class/net/lo/mtu").unwrap_or_default();
+    text.trim().parse().unwrap_or(usize::MAX)
+}
+
+/// The packet hash by which the kernel takes this queue (`reciprocal_scale` in `skb_tx_hash`): the middle of its share.
+fn hash_of(queue: u32, queues: u32) -> u32 {
+    let queues = u64::from(queues.max(1));
+    (((2 * u64::from(queue) + 1) << 31) / queues) as u32
+}
+
+/// A frame in the area.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    at: usize,
+    len: usize,
+}
+
+struct BurstOutlet {
+    program: OwnedFd,
+    mapping: Arc<RingMapping>,
+    table: MemoryTable,
+    /// Written, not yet sent.
+    frames: Vec<Frame>,
+    /// Bytes of the area that they take.
+    used: usize,
+    refused: Refused,
+    /// What a run before the commit failed by.
+    failed: Option<io::Error>,
+}
+
+impl Outlet for BurstOutlet {
+    fn reserve(&mut self, len: usize) -> Result<OutFrame<'_>, Undelivered> {
+        if !(LEN_MIN..=LEN_MAX).contains(&len) {
+            return Err(Undelivered::TooLong);
+        }
+        if self.frames.len() == FRAMES_MAX || self.used >= AREA {
+            self.send();
+        }
+        let (i, at) = (self.frames.len(), self.used);
+        for (field, value) in [(OFFSET, at as u32), (LEN, len as u32), (RESULT, NOT_SENT)] {
+            word(&self.mapping, descriptor(i) + field).store(value, Ordering::Relaxed);
+        }
+        self.frames.push(Frame { at, len });
+        // Each frame begins on a line of its own.
+        self.used = (at + len).next_multiple_of(64);
+        let address = (FRAMES_AT + at) as u64;
+        let piece =
+            self.table.slice(&mut RegionHint::default(), address, len).ok_or(Undelivered::NoBuffer)?;
+        let mut frame = [piece.sub(0, 0); OUT_PIECES_MAX];
+        frame[0] = piece;
+        Ok(frame)
+    }
+
+    fn commit(&mut self) -> io::Result<()> {
+        self.send();
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn rollback(&mut self) {
+        self.frames.clear();
+        self.used = 0;
+    }
+
+    fn refused(&mut self) -> Refused {
+        std::mem::take(&mut self.refused)
+    }
+}
+
+fn descriptor(i: usize) -> usize {
+    DESCRIPTORS_AT + (i << DESCRIPTOR_SHIFT)
+}
+
+impl BurstOutlet {
+    /// Sends what was written, in order.
+    fn send(&mut self) {
+        let mut first = 0;
+        while first < self.frames.len() {
+            // A packet has its protocol from the seed, and filters, disciplines and captures go by it.
+            let kind = self.kind(first);
+            let same = (first..self.frames.len()).take_while(|&i| self.kind(i) == kind).count();
+            self.run(first, same);
+            first += same;
+        }
+        self.rollback();
+    }
+
+    /// The ethertype of frame `i`.
+    fn kind(&self, i: usize) -> [u8; 2] {
+        let mut kind = [0; 2];
+        let address = (FRAMES_AT + self.frames[i].at + 12) as u64;
+        if let Some(slice) = self.slice(address, 2) {
+            slice.copy_to(&mut kind);
+        }
+        kind
+    }
+
+    fn slice(&self, address: u64, len: usize) -> Option<GuestSlice<'_>> {
+        self.table.slice(&mut RegionHint::default(), address, len)
+    }
+
+    /// Runs the program over `count` frames of one kind.
+    fn run(&mut self, first: usize, count: usize) {
+        let frames = &self.frames[first..first + count];
+        let longest = frames.iter().map(|frame| frame.len).max().unwrap_or(0);
+        word(&self.mapping, FIRST).store(first as u32, Ordering::Relaxed);
+        word(&self.mapping, COUNT).store(count as u32, Ordering::Relaxed);
+        let seed_at = FRAMES_AT + frames[0].at;
+        let outcome = sys::test_run(self.program.as_fd(), &self.mapping, seed_at, longest.min(SEED_MAX));
+        for (i, frame) in (first..).zip(frames) {
+            let result = word(&self.mapping, descriptor(i) + RESULT).load(Ordering::Relaxed);
+            if !TAKEN.contains(&result) {
+                let mut to = [0];
+                if let Some(slice) =
+                    self.table.slice(&mut RegionHint::default(), (FRAMES_AT + frame.at) as u64, 1)
+                {
+                    slice.copy_to(&mut to);
+                }
+                self.refused.add(frame.len, to[0] & 1 != 0);
+            }
+        }
+        match outcome {
+            // For want of memory, or for a signal, before anything was done.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR)) => {
+            }
+            Err(error) => self.failed = Some(error),
+            Ok(()) => {}
+        }
+    }
+}
+
+// Opcodes (Documentation/bpf/standardization/instruction-set.rst).
+const LOAD_32: u8 = 0x61;
+const LOAD_64: u8 = 0x79;
+const STORE_32: u8 = 0x63;
+const STORE_64: u8 = 0x7b;
+const LOAD_MAP: u8 = 0x18;
+const MOVE: u8 = 0xbf;
+const MOVE_CONSTANT: u8 = 0xb7;
+const ADD: u8 = 0x0f;
+const ADD_CONSTANT: u8 = 0x07;
+const AND_CONSTANT: u8 = 0x57;
+const SHIFT_LEFT: u8 = 0x67;
+const JUMP_EQUAL: u8 = 0x1d;
+const JUMP_NOT_CONSTANT: u8 = 0x55;
+const JUMP_GREATER_CONSTANT: u8 = 0x25;
+const JUMP_LESS_CONSTANT: u8 = 0xa5;
+const JUMP_NOT_LESS: u8 = 0x3d;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+/// `BPF_PSEUDO_MAP_VALUE`: the address of an array map's only element.
+const MAP_VALUE: u8 = 2;
+
+const STORE_BYTES: i32 = 9;
+const CLONE_REDIRECT: i32 = 13;
+const CHANGE_TAIL: i32 = 38;
+const SET_HASH: i32 = 48;
+
+/// The program. Register 6 is the packet, 7 the map, 8 counts frames, 9 is the frame's length; on the stack the place of its descriptor.
+fn assemble(map: BorrowedFd<'_>, ifindex: u32, hash: u32) -> Vec<u64> {
+    use std::os::fd::AsRawFd;
+    // What a frame takes; a jump of `SKIP` goes on to the next.
+    const SKIP: i16 = i16::MAX;
+    let at = FRAMES_AT as i32;
+    let mut body = vec![
+        op(LOAD_32, 1, 7, FIRST as i16, 0),
+        op(ADD, 1, 8, 0, 0),
+        op(AND_CONSTANT, 1, 0, 0, FRAMES_MAX as i32 - 1),
+        op(SHIFT_LEFT, 1, 0, 0, DESCRIPTOR_SHIFT),
+        op(STORE_64, 10, 1, -8, 0),
+        op(ADD, 1, 7, 0, 0),
+        op(LOAD_32, 9, 1, (DESCRIPTORS_AT + LEN) as i16, 0),
+        op(JUMP_LESS_CONSTANT, 9, 0, SKIP, LEN_MIN as i32),
+        op(JUMP_GREATER_CONSTANT, 9, 0, SKIP, LEN_MAX as i32),
+        op(LOAD_32, 1, 1, (DESCRIPTORS_AT + OFFSET) as i16, 0),
+        op(JUMP_GREATER_CONSTANT, 1, 0, SKIP, AREA as i32),
+        op(STORE_64, 10, 1, -16, 0),
+        // `len` of `struct __sk_buff`: mostly right already.
+        op(LOAD_32, 1, 6, 0, 0),
+        op(JUMP_EQUAL, 1, 9, 5, 0),
+        op(MOVE, 1, 6, 0, 0),
+        op(MOVE, 2, 9, 0, 0),
+        op(MOVE_CONSTANT, 3, 0, 0, 0),
+        op(CALL, 0, 0, 0, CHANGE_TAIL),
+        op(JUMP_NOT_CONSTANT, 0, 0, SKIP, 0),
+        op(LOAD_64, 3, 10, -16, 0),
+        op(ADD_CONSTANT, 3, 0, 0, at),
+        op(ADD, 3, 7, 0, 0),
+        op(MOVE, 1, 6, 0, 0),
+        op(MOVE_CONSTANT, 2, 0, 0, 0),
+        op(MOVE, 4, 9, 0, 0),
+        op(MOVE_CONSTANT, 5, 0, 0, 0),
+        op(CALL, 0, 0, 0, STORE_BYTES),
+        op(JUMP_NOT_CONSTANT, 0, 0, SKIP, 0),
+        op(MOVE, 1, 6, 0, 0),
+        op(MOVE_CONSTANT, 2, 0, 0, ifindex as i32),
+        op(MOVE_CONSTANT, 3, 0, 0, 0),
+        op(CALL, 0, 0, 0, CLONE_REDIRECT),
+        op(LOAD_64, 1, 10, -8, 0),
+        op(ADD, 1, 7, 0, 0),
+        op(STORE_32, 1, 0, (DESCRIPTORS_AT + RESULT) as i16, 0),
+    ];
+    let len = body.len();
+    for (i, instruction) in body.iter_mut().enumerate() {
+        let offset = (*instruction >> 16) as i16;
+        if offset == SKIP {
+            *instruction &= !(0xffff << 16);
+            *instruction |= ((len - i - 1) as u64) << 16;
+        }
+    }
+    let mut code = vec![
+        op(MOVE, 6, 1, 0, 0),
+        op(MOVE_CONSTANT, 2, 0, 0, hash as i32),
+        op(CALL, 0, 0, 0, SET_HASH),
+        op(LOAD_MAP, 7, MAP_VALUE, 0, map.as_raw_fd()),
+        0,
+        op(MOVE_CONSTANT, 8, 0, 0, 0),
+        // Once round: all done, or the next.
+        op(LOAD_32, 9, 7, COUNT as i16, 0),
+        op(JUMP_NOT_LESS, 8, 9, len as i16 + 2, 0),
+    ];
+    code.extend(body);
+    code.extend([
+        op(ADD_CONSTANT, 8, 0, 0, 1),
+        op(JUMP_LESS_CONSTANT, 8, 0, -(len as i16 + 4), FRAMES_MAX as i32),
+        op(MOVE_CONSTANT, 0, 0, 0, 0),
+        op(EXIT, 0, 0, 0, 0),
+    ]);
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_has_the_hash_that_the_kernel_takes_it_by() {
+        for queues in [1, 2, 3, 7, 64] {
+            for queue in 0..queues {
+                let hash = u64::from(hash_of(queue, queues));
+                assert_eq!((hash * u64::from(queues)) >> 32, u64::from(queue), "{queue} of {queues}");
+            }
+        }
+    }
+}

@@ -42,7 +42,7 @@ use reload::Reader;
 use switch::{Start, Switch};
 use taps::Taps;
 use uplink::{Allowed, Uplinks};
-use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS};
+use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS, VMMS};
 
 /// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
 const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL, BURST];
@@ -111,6 +111,9 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     let taps = Taps::new(waker.clone(), helpers.clone(), Mailbox::new(event_loop.helper_waker()));
     let link_status =
         LinkStatus::new(options.run_dir.clone(), helpers.clone(), Mailbox::new(event_loop.helper_waker()));
+    if let Some(fd) = link_status.arrivals_fd() {
+        event_loop.watches().add(fd, VMMS).map_err(system)?;
+    }
     let start = Start { run_dir: options.run_dir.clone(), workers: started_with };
     let mut switch = Switch::new(start, sessions, Fabric::new(workers), taps, uplinks, link_status, events);
     switch.look_at_host();

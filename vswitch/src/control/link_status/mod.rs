@@ -4,15 +4,18 @@
 //! `RUN/guests/NAME/qmp.sock`, with a network device called `net-BUS-DEVICE`. Owns what each VMM was told and what it is to be told; one
 //! helper thread at a time does the telling. Called by the switch in its turns; nothing here blocks, and no frame depends on it.
 
+mod arrivals;
 mod qmp;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use avio_host::blocking::{Helpers, Mailbox};
 use avio_proto::control::GuestLink;
 
+use self::arrivals::Arrivals;
 use self::qmp::{PATIENCE, Refused, Vmm};
 use super::interface::InterfaceKey;
 
@@ -22,8 +25,10 @@ const SOCKET: &str = "qmp.sock";
 const SETTLE: Duration = Duration::from_millis(500);
 /// After this a VMM that could not be told is told again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// So often a VMM without a socket is tried: it may open its network device first. Then it has none.
+/// So often a VMM is tried on whose socket nobody listens, or whose folder cannot be watched. Then it has none.
 const ABSENT_MAX: u8 = 3;
+/// After this a VMM is told whose socket has just appeared: a moment later it listens.
+const ARRIVED_AFTER: Duration = Duration::from_millis(100);
 /// VMMs told by one job: as many as may keep a helper thread for [`PATIENCE`] each.
 const PER_JOB: usize = 8;
 
@@ -46,7 +51,7 @@ pub(super) struct Told {
 struct Guest {
     /// What its VMM was told since it connected.
     shown: Option<bool>,
-    /// How often it had no such socket.
+    /// How often it had no such socket; [`ABSENT_MAX`]: it has none until one appears.
     absent: u8,
     /// Which start of the guest this is about: an answer from before it does not hold.
     era: u64,
@@ -60,6 +65,7 @@ pub(super) struct LinkStatus {
     run_dir: PathBuf,
     helpers: Helpers,
     mailbox: Mailbox<Vec<Told>>,
+    arrivals: Option<Arrivals>,
     guests: BTreeMap<InterfaceKey, Guest>,
     /// Since when each vswitch's wire has been down.
     lost: BTreeMap<String, Instant>,
@@ -76,6 +82,7 @@ impl LinkStatus {
             run_dir,
             helpers,
             mailbox,
+            arrivals: Arrivals::new(),
             guests: BTreeMap::new(),
             lost: BTreeMap::new(),
             eras: 0,
@@ -83,6 +90,11 @@ impl LinkStatus {
             is_stale: true,
             due: None,
         }
+    }
+
+    /// Readable when a VMM may have opened its socket; [`Self::is_due`] then says so. `None`: there is nothing to wait for.
+    pub(super) fn arrivals_fd(&self) -> Option<RawFd> {
+        self.arrivals.as_ref().map(Arrivals::fd)
     }
 
     /// A wire, a guest or the configuration has changed: the next turn looks.
@@ -93,6 +105,10 @@ impl LinkStatus {
     /// A guest's rings start: QEMU sets the link up itself when its back-end has come back, so what it was told no longer holds.
     pub(super) fn started(&mut self, key: &InterfaceKey) {
         self.guests.remove(key);
+        if let Some(arrivals) = &mut self.arrivals {
+            // Its folder may be another one by now.
+            arrivals.retain(|guest| guest != key.guest);
+        }
         self.touch();
     }
 
@@ -114,6 +130,14 @@ impl LinkStatus {
             self.is_stale = true;
             self.take(told, now);
         }
+        for name in self.arrivals.as_mut().map(Arrivals::take).unwrap_or_default() {
+            for (_, guest) in self.guests.iter_mut().filter(|(key, _)| key.guest == name) {
+                if guest.shown.is_none() {
+                    *guest = Guest { era: guest.era, retry: Some(now + ARRIVED_AFTER), ..Guest::default() };
+                    self.is_stale = true;
+                }
+            }
+        }
         self.is_stale || self.due.is_some_and(|at| at <= now)
     }
 
@@ -131,6 +155,13 @@ impl LinkStatus {
         }
         self.due = self.lost.values().map(|since| *since + SETTLE).filter(|settled| *settled > now).min();
         self.guests.retain(|key, _| guests.contains_key(key));
+        if let Some(arrivals) = &mut self.arrivals {
+            // Guests' interfaces are next to each other in the map.
+            let first = |name: &str| InterfaceKey { guest: name.to_owned(), bus: 0, device: 0 };
+            let is_here =
+                |name: &str| guests.range(first(name)..).next().is_some_and(|(key, _)| key.guest == name);
+            arrivals.retain(is_here);
+        }
         let mut errands = Vec::new();
         for (key, vswitch) in guests {
             let up = self.lost.get(vswitch).is_none_or(|since| now < *since + SETTLE);
@@ -144,7 +175,13 @@ impl LinkStatus {
             }
             match guest.retry.filter(|at| *at > now) {
                 Some(at) => self.due = Some(self.due.map_or(at, |due| due.min(at))),
-                None => errands.push(Errand { key: key.clone(), era: guest.era, up }),
+                None => {
+                    // Before it is looked for, so that it cannot appear in between.
+                    if let Some(arrivals) = &mut self.arrivals {
+                        arrivals.watch(&key.guest, &self.run_dir.join("guests").join(&key.guest));
+                    }
+                    errands.push(Errand { key: key.clone(), era: guest.era, up });
+                }
             }
         }
         if !self.is_telling && !errands.is_empty() {
@@ -183,7 +220,11 @@ impl LinkStatus {
                     }
                     *guest = Guest { era, shown: Some(up), ..Guest::default() };
                 }
-                Err(Refused::Absent) => {
+                // When it opens one, the kernel says so.
+                Err(Refused::Missing) if self.arrivals.as_ref().is_some_and(|a| a.watches(&key.guest)) => {
+                    guest.absent = ABSENT_MAX;
+                }
+                Err(Refused::Missing | Refused::Deaf) => {
                     guest.absent += 1;
                     guest.retry = Some(now + RETRY_AFTER);
                 }

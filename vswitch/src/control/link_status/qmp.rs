@@ -19,7 +19,9 @@ const SAID_MAX: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
     /// It has no socket for that: nothing to be told.
-    Absent,
+    Missing,
+    /// It has one, and nobody listens: not yet, or not any more.
+    Deaf,
     /// It has, and this went wrong.
     Failed(String),
 }
@@ -41,7 +43,7 @@ impl Vmm {
     /// # Errors
     /// [`Refused`].
     pub(super) fn connect(path: &Path, patience: Duration) -> Result<Vmm, Refused> {
-        let address = SocketAddrUnix::new(path).map_err(|_| Refused::Absent)?;
+        let address = SocketAddrUnix::new(path).map_err(|_| Refused::Missing)?;
         let socket = socket_with(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -50,7 +52,8 @@ impl Vmm {
         )
         .map_err(|error| Refused::Failed(error.to_string()))?;
         connect(&socket, &address).map_err(|error| match error {
-            rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED => Refused::Absent,
+            rustix::io::Errno::NOENT => Refused::Missing,
+            rustix::io::Errno::CONNREFUSED => Refused::Deaf,
             rustix::io::Errno::AGAIN => Refused::Failed("another client has the socket".to_owned()),
             error => Refused::Failed(error.to_string()),
         })?;
@@ -195,10 +198,10 @@ mod tests {
         let failed = |why: &str| Err(Refused::Failed(why.to_owned()));
         let path = path("wrong");
         let _ = std::fs::remove_file(&path);
-        assert_eq!(told(&path), Err(Refused::Absent));
+        assert_eq!(told(&path), Err(Refused::Missing));
         // Nobody listens any more.
         drop(UnixListener::bind(&path).unwrap());
-        assert_eq!(told(&path), Err(Refused::Absent));
+        assert_eq!(told(&path), Err(Refused::Deaf));
         let refusal = r#"{"error": {"class": "DeviceNotFound", "desc": "Device 'net-0-5' not found"}}"#;
         let other = vmm(&path, GREETING, Box::leak(Box::new(["{\"return\": {}}", refusal])));
         assert_eq!(told(&path), failed("set_link: Device 'net-0-5' not found"));

@@ -52,10 +52,11 @@ impl Host {
                         (Some("set_link"), true) => "{\"error\": {\"desc\": \"no such device\"}}",
                         _ => "{\"return\": {}}",
                     };
-                    let _ = writeln!(stream, "{answer}");
+                    // Before it answers: whoever has the answer finds this.
                     if let Some(up) = call["arguments"]["up"].as_bool() {
                         teller.send((name_of.clone(), up)).unwrap();
                     }
+                    let _ = writeln!(stream, "{answer}");
                 }
             }
         });
@@ -161,4 +162,38 @@ fn all_of_many_are_told() {
         heard.extend(host.answered());
     }
     assert_eq!(heard, names.iter().map(|name| Host::heard(name, true)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_socket_is_waited_for_and_not_looked_for() {
+    let mut host = Host::new("appears");
+    host.guest("other", "wired", false);
+    std::fs::create_dir_all(host.run_dir.join("guests/late")).unwrap();
+    host.guests.insert(key("late"), "wired".to_owned());
+    host.turn(0, &[]);
+    assert_eq!(host.answered(), [Host::heard("other", true)]);
+    // It has none: nothing to wake up for, however long that is so.
+    for _ in 0..3 {
+        host.turn(60_000, &[]);
+        assert!(!host.status.is_telling);
+        assert_eq!(host.status.next_turn(), None);
+    }
+    // What else appears there is nothing to us; its socket is.
+    std::fs::write(host.run_dir.join("guests/late/net-0-5.sock"), "").unwrap();
+    assert!(!host.status.is_due(host.now));
+    host.guest("late", "wired", false);
+    assert!(host.status.is_due(host.now));
+    host.turn(0, &["wired"]);
+    assert_eq!(host.status.next_turn(), Some(host.now + ARRIVED_AFTER));
+    host.turn(100, &["wired"]);
+    assert_eq!(host.answered(), [Host::heard("late", true)]);
+    // Guests that are gone are watched no more; one that starts anew may have another folder.
+    let watches = |host: &Host, name: &str| host.status.arrivals.as_ref().unwrap().watches(name);
+    host.status.started(&key("late"));
+    assert!(!watches(&host, "late") && watches(&host, "other"));
+    host.turn(0, &["wired"]);
+    assert!(watches(&host, "late"));
+    host.guests.remove(&key("other"));
+    host.turn(0, &[]);
+    assert!(!watches(&host, "other"));
 }

@@ -114,10 +114,12 @@ impl PortStatus {
 impl Vswitch {
     /// Frames that had a receiver, a guest or the wire, and no room there.
     pub fn without_room(&self) -> u64 {
-        let receivers =
-            self.ports.iter().map(|port| &port.discards).chain(self.wire.iter().map(|wire| &wire.discards));
-        let of = |reason: &str| receivers.clone().filter_map(|discards| discards.get(reason)).sum::<u64>();
-        of("no_buffer") + of("receiver_down")
+        self.ports.iter().map(|port| of_room(&port.discards)).sum::<u64>() + self.wire_without_room()
+    }
+
+    /// Those of them that were to go to the wire.
+    pub fn wire_without_room(&self) -> u64 {
+        self.wire.iter().map(|wire| of_room(&wire.discards)).sum()
     }
 
     /// Port `number`.
@@ -150,4 +152,9 @@ impl Vswitch {
             format!("{sent} unicast frames taken, {arrived} delivered, {dropped} dropped on delivery")
         })
     }
+}
+
+/// Discards for want of room at a receiver.
+pub(crate) fn of_room(discards: &BTreeMap<String, u64>) -> u64 {
+    ["no_buffer", "receiver_down"].iter().filter_map(|reason| discards.get(*reason)).sum()
 }

@@ -1,16 +1,19 @@
 //! A daemon as a child process: its configuration, run and state folders, its life, and `avio` pointed at it. Started
 //! by tests and the demo; killed on drop. Everything is asked through the operator's commands.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::config::Config;
 use crate::console::{Console, command};
-use crate::counters::Vswitch;
+use crate::counters::{Vswitch, of_room};
 use crate::failure::ensure;
 use crate::{Failure, Result, scratch};
 
@@ -251,6 +254,26 @@ impl Daemon<Config> {
         ensure(output.status.success(), || format!("avio net -S {name} -A --json: {said}"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         serde_json::from_str(&text).map_err(|e| Failure::new(format!("avio net --json: {e} in {text}")))
+    }
+
+    /// Frames that any port of guests or the host had no room for, by the catalogue of discards: `avio net` does not show a host port's.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn ports_without_room(&self) -> Result<u64> {
+        let mut stream = UnixStream::connect(self.run_folder().join("vswitchd.varlink"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(READY_S)))?;
+        stream.write_all(b"{\"method\":\"io.avio.vswitchd.Discards\"}\0")?;
+        let mut answer = Vec::new();
+        BufReader::new(stream).read_until(0, &mut answer)?;
+        answer.pop();
+        let answer: Value = serde_json::from_slice(&answer)
+            .map_err(|e| Failure::new(format!("{e}: {}", String::from_utf8_lossy(&answer))))?;
+        let reasons =
+            answer["parameters"]["reasons"].as_array().ok_or_else(|| Failure::new(answer.to_string()))?;
+        let counts =
+            reasons.iter().filter_map(|one| Some((one["name"].as_str()?.to_owned(), one["count"].as_u64()?)));
+        Ok(of_room(&counts.collect()))
     }
 
     /// The vswitch `name` once `settled` holds for it: numbers follow the traffic at a little distance.

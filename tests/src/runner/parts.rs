@@ -105,6 +105,7 @@ const SYSTEM: &[&str] = &[
     "aggregates",
     "aggregate_guard",
     "aggregate_traffic",
+    "aggregate_load",
     "lacp_partners",
     "storage_operator",
     "storage_target",

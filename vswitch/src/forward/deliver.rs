@@ -20,7 +20,7 @@ use crate::offload::{HEAD_CAPACITY, Mode, PIECES_MAX, Segmenter, Validated};
 use crate::packet::{TAG_LEN, vlan};
 use crate::port::PortKind;
 use crate::port::guest::{PortCell, RxQueue, RxRing};
-use crate::port::wire::{Lane, Refused};
+use crate::port::wire::{Lane, Refused, Target};
 use crate::table::{Port, Table};
 
 /// Looks at a taken lock before the next job is tried, once every job has been tried without any: a holder needs 2 us at most for 64
@@ -29,6 +29,8 @@ const SPINS_MAX: u32 = 64;
 /// Rounds over all remaining jobs (3.5 us each with its spins) before the processor is given up: a holder that has not finished by
 /// then has itself lost its core, maybe to this very worker.
 const ROUNDS_MAX: u32 = 16;
+/// Lanes of one uplink that are sent to with one commit.
+const TOGETHER_MAX: usize = 32;
 /// The header of a frame that is complete as it is.
 const PLAIN_HEADER: [u8; HEADER_LEN] = [0; HEADER_LEN];
 
@@ -67,11 +69,14 @@ struct Outcome {
     receiver_mtu: u64,
 }
 
-impl Courier<'_> {
+impl<'a> Courier<'a> {
     /// Does all jobs.
     pub(super) fn run(&mut self, jobs: &mut Vec<Job>) {
         let mut rounds = 0;
         self.spins_max = 0;
+        if jobs.len() > 1 {
+            self.send_together(jobs);
+        }
         loop {
             jobs.retain(|job| !self.deliver(job));
             if jobs.is_empty() {
@@ -138,6 +143,80 @@ impl Courier<'_> {
         true
     }
 
+    /// The lane of a job, if another lane's outlet can send its frames.
+    fn aimed(&self, job: &Job) -> Option<(&'a Lane, Target)> {
+        let PortKind::Uplink(uplink) = &self.table.port(job.port)?.kind else { return None };
+        let lane: &Lane = uplink.lanes.get(usize::from(job.pair))?;
+        Some((lane, lane.target?))
+    }
+
+    /// The jobs of an aggregate's lanes with one commit, through the outlet of the first of them, and under its lock alone. What is left in `jobs` is
+    /// still to be done: all of it where that lane is not free.
+    fn send_together(&mut self, jobs: &mut Vec<Job>) {
+        let Some(first) = jobs.iter().position(|job| self.aimed(job).is_some()) else { return };
+        let index = jobs[first].port;
+        let together = jobs
+            .iter()
+            .filter(|job| job.port == index && self.aimed(job).is_some())
+            .take(TOGETHER_MAX)
+            .count();
+        let (Some((carrier, own)), Some(port)) = (self.aimed(&jobs[first]), self.table.port(index)) else {
+            return;
+        };
+        if together < 2 {
+            return;
+        }
+        let Some((mut state, poisoned)) = lock(&carrier.state, 0, &mut self.waited) else { return };
+        if poisoned {
+            state.outlet.rollback();
+        }
+        if state.broken {
+            return;
+        }
+        inject::point("forward::deliver");
+        let mut sent: [Option<(Job, &Lane, Outcome)>; TOGETHER_MAX] = [const { None }; TOGETHER_MAX];
+        let mut count = 0;
+        jobs.retain(|job| {
+            let Some((lane, target)) = self.aimed(job).filter(|_| job.port == index && count < TOGETHER_MAX)
+            else {
+                return true;
+            };
+            state.outlet.aim(target);
+            let mut put = LanePut { outlet: &mut *state.outlet, header_len: lane.header_len };
+            let mut out = Outcome::default();
+            // A lane never breaks while frames are written.
+            let _ = self.push_all(&mut put, job, port, lane.features, &mut out);
+            sent[count] = Some((*job, lane, out));
+            count += 1;
+            false
+        });
+        state.outlet.aim(own);
+        inject::point("forward::commit");
+        let failed = state.outlet.commit().err();
+        for (_, lane, out) in sent[..count].iter_mut().flatten() {
+            out.take_back(state.outlet.refused(lane.target));
+        }
+        state.broken |= failed.is_some();
+        drop(state);
+        if let Some(error) = &failed {
+            let lane = sent[0].as_ref().map_or(0, |(job, ..)| job.pair);
+            self.events.send(Event::LaneBroken { port: index, lane, error: error.kind() });
+        }
+        for (job, lane, out) in sent[..count].iter().flatten() {
+            if failed.is_some() {
+                self.refuse_all(job, port);
+                continue;
+            }
+            // Its lock goes with its numbers. Who has it now writes or sends a batch, and waits for nothing.
+            let guard = lane.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            lane.counters.frames.add(out.unicast + out.group_addressed);
+            lane.counters.octets.add(out.octets);
+            lane.counters.no_buffer.add(out.no_buffer);
+            drop(guard);
+            self.count(out, port);
+        }
+    }
+
     /// One job of a lane; `false`: another worker has it, nothing was done.
     #[inline(never)]
     fn send(&mut self, job: &Job, port: &Port, lane: &Lane) -> bool {
@@ -158,7 +237,7 @@ impl Courier<'_> {
             if out.unicast + out.group_addressed > 0 {
                 inject::point("forward::commit");
                 failed = state.outlet.commit().err();
-                out.take_back(state.outlet.refused());
+                out.take_back(state.outlet.refused(lane.target));
                 lane.counters.frames.add(out.unicast + out.group_addressed);
                 lane.counters.octets.add(out.octets);
             }

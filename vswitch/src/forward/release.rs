@@ -133,7 +133,7 @@ impl<'a> Release<'a> {
         let Some(mut open) = open else { return };
         let outcome = open.state.outlet.commit();
         open.state.broken |= outcome.is_err();
-        let refused = open.state.outlet.refused();
+        let refused = open.state.outlet.refused(open.lane.target);
         let Open { lane, number, mut frames, mut grouped, mut octets, state } = open;
         let cell = self.port.state.stats.cell(self.worker);
         cell.offered.add(frames);

@@ -35,15 +35,32 @@ pub trait Outlet: Send {
     /// Takes back what was reserved since the last commit.
     fn rollback(&mut self);
 
-    /// What the kernel would not take of the frames since this was last asked. Called after each commit; none where it does not say.
-    fn refused(&mut self) -> Refused {
+    /// What the kernel would not take of the frames to `target` since this was last asked. Called after each commit; none where it does not say.
+    fn refused(&mut self, _target: Option<Target>) -> Refused {
         Refused::default()
     }
+
+    /// Where its frames go, if the outlet of another lane can take them along with its own.
+    fn target(&self) -> Option<Target> {
+        None
+    }
+
+    /// What is reserved from now on goes to `target`, that of a lane. Only of outlets that have one.
+    fn aim(&mut self, _target: Target) {}
 
     /// The queue, if frames only wait here.
     fn hold(&mut self) -> Option<&mut Hold> {
         None
     }
+}
+
+/// A transmit queue of a device, for outlets that can send to any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// The device's interface number.
+    pub ifindex: u32,
+    /// The packet hash by which the kernel chooses the queue; 0: it has only one.
+    pub hash: u32,
 }
 
 /// Frames that were handed over and not taken.
@@ -96,6 +113,8 @@ pub struct Lane {
     pub(crate) header_len: usize,
     /// Frames only wait here: what becomes of them is counted when they leave.
     pub(crate) holds: bool,
+    /// Its outlet's.
+    pub(crate) target: Option<Target>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -114,8 +133,9 @@ impl Lane {
     }
 
     fn with(outlet: Box<dyn Outlet>, header_len: usize, features: u64, holds: bool) -> Arc<Self> {
+        let target = outlet.target();
         let state = Mutex::new(LaneState { outlet, broken: false });
-        Arc::new(Self { state, features, header_len, holds, counters: Arc::default() })
+        Arc::new(Self { state, features, header_len, holds, target, counters: Arc::default() })
     }
 
     /// What went into it.

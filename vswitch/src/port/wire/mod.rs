@@ -10,4 +10,4 @@ mod lane;
 pub(crate) use intake::Origin;
 pub use intake::{Intake, IntakeStopped, WireSource};
 pub(crate) use lane::LaneState;
-pub use lane::{Counters, Lane, OUT_PIECES_MAX, OutFrame, Outlet, Refused};
+pub use lane::{Counters, Lane, OUT_PIECES_MAX, OutFrame, Outlet, Refused, Target};

@@ -17,21 +17,23 @@ use avio_proto::ring::Undelivered;
 use super::program::op;
 use super::rings::word;
 use super::sys::{self, RingMapping};
-use crate::port::wire::{OUT_PIECES_MAX, OutFrame, Outlet, Refused};
+use crate::port::wire::{OUT_PIECES_MAX, OutFrame, Outlet, Refused, Target};
 
 /// Frames of one run, at most: the kernel's free lists of packets are as long.
 const FRAMES_MAX: usize = 128;
 /// Where the frames begin in the map; in front of them are `FIRST`, `COUNT` and the descriptors.
-const FRAMES_AT: usize = 4096;
+const FRAMES_AT: usize = 8192;
 /// First frame of a run, and how many they are.
 const FIRST: usize = 0;
 const COUNT: usize = 4;
-/// Descriptors of 16 bytes: offset behind `FRAMES_AT`, length, and what became of the frame.
+/// Descriptors of 32 bytes: offset behind `FRAMES_AT`, length, what became of the frame, interface number and packet hash.
 const DESCRIPTORS_AT: usize = 64;
-const DESCRIPTOR_SHIFT: i32 = 4;
+const DESCRIPTOR_SHIFT: i32 = 5;
 const OFFSET: usize = 0;
 const LEN: usize = 4;
 const RESULT: usize = 8;
+const IFINDEX: usize = 12;
+const HASH: usize = 16;
 /// Frames begin below this: a first-level cache holds what small ones take of it.
 const AREA: usize = 256 * 1024;
 /// Longest frame, in bytes.
@@ -41,6 +43,9 @@ const MAP_LEN: usize = FRAMES_AT + AREA + LEN_MAX;
 const SEED_MAX: usize = 2048;
 /// An Ethernet header; the kernel takes nothing shorter.
 const LEN_MIN: usize = 14;
+
+/// Lanes that are sent to at once, about.
+const TARGETS_MAX: usize = 32;
 
 /// What stands for the result of a frame that the program did not get to.
 const NOT_SENT: u32 = 1;
@@ -66,7 +71,7 @@ pub fn open_burst(
     }
     let map = sys::frame_map(MAP_LEN as u32)?;
     let mapping = Arc::new(RingMapping::new(map.as_fd(), MAP_LEN, 0)?);
-    let program = sys::classifier_load(&assemble(map.as_fd(), ifindex, hash_of(queue, queues)))?;
+    let program = sys::classifier_load(&assemble(map.as_fd()))?;
     let region = Region {
         guest_base: 0,
         user_base: 0,
@@ -75,15 +80,18 @@ pub fn open_burst(
         mapping_offset: 0,
     };
     let table = MemoryTable::new(vec![region], None).map_err(io::Error::other)?;
-    let frames = Vec::with_capacity(FRAMES_MAX);
+    let own = Target { ifindex, hash: if queues > 1 { hash_of(queue, queues) } else { 0 } };
+    let (frames, refused) = (Vec::with_capacity(FRAMES_MAX), Vec::with_capacity(TARGETS_MAX));
     Ok(Box::new(BurstOutlet {
         program,
         mapping,
         table,
         frames,
         used: 0,
-        refused: Refused::default(),
+        refused,
         failed: None,
+        own,
+        target: own,
     }))
 }
 
@@ -104,6 +112,7 @@ fn hash_of(queue: u32, queues: u32) -> u32 {
 struct Frame {
     at: usize,
     len: usize,
+    target: Target,
 }
 
 struct BurstOutlet {
@@ -114,7 +123,11 @@ struct BurstOutlet {
     frames: Vec<Frame>,
     /// Bytes of the area that they take.
     used: usize,
-    refused: Refused,
+    /// By target; mostly empty.
+    refused: Vec<(Target, Refused)>,
+    /// Its lane's, and where what is reserved goes now.
+    own: Target,
+    target: Target,
     /// What a run before the commit failed by.
     failed: Option<io::Error>,
 }
@@ -128,10 +141,13 @@ impl Outlet for BurstOutlet {
             self.send();
         }
         let (i, at) = (self.frames.len(), self.used);
-        for (field, value) in [(OFFSET, at as u32), (LEN, len as u32), (RESULT, NOT_SENT)] {
+        let Target { ifindex, hash } = self.target;
+        let fields =
+            [(OFFSET, at as u32), (LEN, len as u32), (RESULT, NOT_SENT), (IFINDEX, ifindex), (HASH, hash)];
+        for (field, value) in fields {
             word(&self.mapping, descriptor(i) + field).store(value, Ordering::Relaxed);
         }
-        self.frames.push(Frame { at, len });
+        self.frames.push(Frame { at, len, target: self.target });
         // Each frame begins on a line of its own.
         self.used = (at + len).next_multiple_of(64);
         let address = (FRAMES_AT + at) as u64;
@@ -148,12 +164,22 @@ impl Outlet for BurstOutlet {
     }
 
     fn rollback(&mut self) {
-        self.frames.clear();
-        self.used = 0;
+        self.empty();
+        self.target = self.own;
+        self.refused.clear();
     }
 
-    fn refused(&mut self) -> Refused {
-        std::mem::take(&mut self.refused)
+    fn refused(&mut self, target: Option<Target>) -> Refused {
+        let place = self.refused.iter().position(|(of, _)| Some(*of) == target);
+        place.map_or_else(Refused::default, |place| self.refused.swap_remove(place).1)
+    }
+
+    fn target(&self) -> Option<Target> {
+        Some(self.own)
+    }
+
+    fn aim(&mut self, target: Target) {
+        self.target = target;
     }
 }
 
@@ -172,7 +198,12 @@ impl BurstOutlet {
             self.run(first, same);
             first += same;
         }
-        self.rollback();
+        self.empty();
+    }
+
+    fn empty(&mut self) {
+        self.frames.clear();
+        self.used = 0;
     }
 
     /// The ethertype of frame `i`.
@@ -206,7 +237,12 @@ impl BurstOutlet {
                 {
                     slice.copy_to(&mut to);
                 }
-                self.refused.add(frame.len, to[0] & 1 != 0);
+                let place = self.refused.iter().position(|(of, _)| *of == frame.target);
+                let place = place.unwrap_or_else(|| {
+                    self.refused.push((frame.target, Refused::default()));
+                    self.refused.len() - 1
+                });
+                self.refused[place].1.add(frame.len, to[0] & 1 != 0);
             }
         }
         match outcome {
@@ -232,6 +268,7 @@ const ADD_CONSTANT: u8 = 0x07;
 const AND_CONSTANT: u8 = 0x57;
 const SHIFT_LEFT: u8 = 0x67;
 const JUMP_EQUAL: u8 = 0x1d;
+const JUMP_EQUAL_CONSTANT: u8 = 0x15;
 const JUMP_NOT_CONSTANT: u8 = 0x55;
 const JUMP_GREATER_CONSTANT: u8 = 0x25;
 const JUMP_LESS_CONSTANT: u8 = 0xa5;
@@ -247,7 +284,7 @@ const CHANGE_TAIL: i32 = 38;
 const SET_HASH: i32 = 48;
 
 /// The program. Register 6 is the packet, 7 the map, 8 counts frames, 9 is the frame's length; on the stack the place of its descriptor.
-fn assemble(map: BorrowedFd<'_>, ifindex: u32, hash: u32) -> Vec<u64> {
+fn assemble(map: BorrowedFd<'_>) -> Vec<u64> {
     use std::os::fd::AsRawFd;
     // What a frame takes; a jump of `SKIP` goes on to the next.
     const SKIP: i16 = i16::MAX;
@@ -282,8 +319,16 @@ fn assemble(map: BorrowedFd<'_>, ifindex: u32, hash: u32) -> Vec<u64> {
         op(MOVE_CONSTANT, 5, 0, 0, 0),
         op(CALL, 0, 0, 0, STORE_BYTES),
         op(JUMP_NOT_CONSTANT, 0, 0, SKIP, 0),
+        op(LOAD_64, 1, 10, -8, 0),
+        op(ADD, 1, 7, 0, 0),
+        op(LOAD_32, 2, 1, (DESCRIPTORS_AT + HASH) as i16, 0),
+        op(JUMP_EQUAL_CONSTANT, 2, 0, 2, 0),
         op(MOVE, 1, 6, 0, 0),
-        op(MOVE_CONSTANT, 2, 0, 0, ifindex as i32),
+        op(CALL, 0, 0, 0, SET_HASH),
+        op(LOAD_64, 1, 10, -8, 0),
+        op(ADD, 1, 7, 0, 0),
+        op(LOAD_32, 2, 1, (DESCRIPTORS_AT + IFINDEX) as i16, 0),
+        op(MOVE, 1, 6, 0, 0),
         op(MOVE_CONSTANT, 3, 0, 0, 0),
         op(CALL, 0, 0, 0, CLONE_REDIRECT),
         op(LOAD_64, 1, 10, -8, 0),
@@ -300,8 +345,6 @@ fn assemble(map: BorrowedFd<'_>, ifindex: u32, hash: u32) -> Vec<u64> {
     }
     let mut code = vec![
         op(MOVE, 6, 1, 0, 0),
-        op(MOVE_CONSTANT, 2, 0, 0, hash as i32),
-        op(CALL, 0, 0, 0, SET_HASH),
         op(LOAD_MAP, 7, MAP_VALUE, 0, map.as_raw_fd()),
         0,
         op(MOVE_CONSTANT, 8, 0, 0, 0),

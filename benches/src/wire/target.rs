@@ -91,10 +91,12 @@ pub struct Target {
     process: Process,
     // What two switches have between them.
     _cables: Option<Cables>,
-    /// Ours only: sources that its worker polls in a turn, and what a turn that finds nothing takes, in nanoseconds.
+    /// Ours only: sources that its worker polls in a turn.
     sources: f64,
-    empty_turn_ns: f64,
 }
+
+/// How long a switch is watched without traffic before each window.
+const CALIBRATE: Duration = Duration::from_millis(60);
 
 /// Cycles worked, and frames they were for, since some beginning.
 #[derive(Clone, Copy, Debug, Default)]
@@ -128,9 +130,7 @@ impl Target {
             (Shape::Between, _) => 6.0,
             _ => f64::from(2 * kind.wire_count() + 1),
         };
-        let mut target =
-            Self { kind, ends: Some(ends), process, _cables: cables, sources, empty_turn_ns: 0.0 };
-        target.calibrate()?;
+        let mut target = Self { kind, ends: Some(ends), process, _cables: cables, sources };
         process::stop(target.console()?)?;
         Ok(target)
     }
@@ -161,6 +161,7 @@ impl Target {
     /// As `window`, or when the switch does not answer.
     pub fn awake<R>(&mut self, window: impl FnOnce(&mut Ends) -> Result<R>) -> Result<(R, f64)> {
         process::resume(self.console()?)?;
+        let empty_turn_ns = self.calibrate()?;
         let pid = self.console()?.pid();
         let (threads, start) = (process::by_thread(pid)?, Instant::now());
         let (before, polls) = (self.worked()?, self.polls()?);
@@ -173,7 +174,7 @@ impl Target {
                 // One source at a time has frames, so a poll that found some is a turn that did.
                 let (polled, empty) = (now.polls - polls.polls, now.empty - polls.empty);
                 let empty_turns = (polled / self.sources - (polled - empty)).max(0.0);
-                let worked_ns = (elapsed_ns - waited - empty_turns * self.empty_turn_ns).max(0.0);
+                let worked_ns = (elapsed_ns - waited - empty_turns * empty_turn_ns).max(0.0);
                 worked_ns * machine::mhz().unwrap_or(0.0) / 1e3
             }
             _ => self.worked()?.cycles - before.cycles,
@@ -182,16 +183,17 @@ impl Target {
         Ok((outcome?, cycles))
     }
 
-    /// Finds out what a turn costs that finds nothing.
-    fn calibrate(&mut self) -> Result {
-        if matches!(self.process, Process::Avio(_)) {
-            let (before, start) = (self.polls()?, Instant::now());
-            std::thread::sleep(Duration::from_millis(300));
-            let (after, elapsed) = (self.polls()?, start.elapsed());
-            let turns = (after.polls - before.polls) / self.sources;
-            self.empty_turn_ns = elapsed.as_nanos() as f64 / turns.max(1.0);
-        }
-        Ok(())
+    /// What a turn takes that finds nothing, in nanoseconds, as fast as this machine is now: with the guest polling, as in the window that follows.
+    /// Of all targets, so that all windows begin alike.
+    fn calibrate(&mut self) -> Result<f64> {
+        self.ends()?.idle(CALIBRATE / 3)?;
+        let pid = self.console()?.pid();
+        let (threads, before, start) = (process::by_thread(pid)?, self.polls()?, Instant::now());
+        self.ends()?.idle(CALIBRATE)?;
+        let (after, elapsed) = (self.polls()?, start.elapsed());
+        let waited = process::busiest_since(&threads, &process::by_thread(pid)?).waited_ns as f64;
+        let turns = (after.polls - before.polls) / self.sources;
+        Ok((elapsed.as_nanos() as f64 - waited) / turns.max(1.0))
     }
 
     fn polls(&self) -> Result<Polls> {

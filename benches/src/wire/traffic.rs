@@ -121,6 +121,20 @@ impl Ends {
         })
     }
 
+    /// Only polls, as the windows do.
+    ///
+    /// # Errors
+    /// When a ring breaks.
+    pub fn idle(&mut self, window: Duration) -> Result {
+        let (start, mut ignored) = (Instant::now(), Moved::default());
+        while start.elapsed() < window {
+            for queue in std::iter::once(&mut self.sender).chain(&mut self.receiver) {
+                receive(queue, &mut ignored)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sends one way for `window`, at `rate` frames per second or as fast as it goes, in so many flows.
     ///
     /// # Errors

@@ -44,6 +44,13 @@ impl Area {
         Ok(Self { ptr: slice.as_ptr(), len: slice.len() })
     }
 
+    /// Its bytes, for copies that check their bounds.
+    #[inline(always)]
+    pub fn slice(&self) -> GuestSlice<'_> {
+        // SAFETY: the whole area is mapped, readable and writable, as long as its owner keeps the memory table.
+        unsafe { GuestSlice::new(self.ptr, self.len) }
+    }
+
     /// Sets all bytes to 0. For a driver that makes a new ring.
     pub fn clear(&self) {
         // SAFETY: the whole area is mapped and writable.

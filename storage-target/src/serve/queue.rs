@@ -81,7 +81,7 @@ impl Queue {
     /// were taken.
     ///
     /// The log is written behind the answers: what dies in between was neither marked as taken nor published as used, so a
-    /// successor takes it again.
+    /// successor takes it again. What was answered has no mark in a split ring's log at all, for the same reason.
     pub fn take(
         &mut self,
         arena: &mut ChainArena,
@@ -116,11 +116,17 @@ impl Queue {
             ids.extend(self.held.hold(&batch, i));
         }
         if let Some(log) = &mut self.inflight {
-            log.taken(&self.ring, taken[..count].iter().copied());
+            if answered > 0 {
+                log.answered(&self.ring, &taken[..answered]);
+            }
+            if answered < count {
+                log.taken(&self.ring, taken[answered..count].iter().copied());
+            }
         }
         for (&chain, &bytes) in taken[..answered].iter().zip(&written) {
-            self.give_back(chain, bytes);
+            self.ring.complete(chain, bytes);
         }
+        self.staged |= answered > 0;
         Ok(count)
     }
 
@@ -168,13 +174,7 @@ impl Queue {
     /// Gives a chain back, `written` bytes written. It is published at the end of the turn.
     #[inline]
     pub fn complete(&mut self, id: HeldId, written: u32) {
-        if let Some(chain) = self.held.release(id) {
-            self.give_back(chain, written);
-        }
-    }
-
-    #[inline]
-    fn give_back(&mut self, chain: ChainId, written: u32) {
+        let Some(chain) = self.held.release(id) else { return };
         self.ring.complete(chain, written);
         if let Some(log) = &mut self.inflight {
             log.completed(chain);

@@ -135,6 +135,20 @@ impl Inflight {
         }
     }
 
+    /// Notes chains of a batch that were answered at once, in the order in which they were taken and before others of it are noted as
+    /// taken; the next publication tells the driver.
+    #[inline]
+    pub fn answered(&mut self, ring: &DeviceRing, chains: &[ChainId]) {
+        match (&mut self.0, &ring.layout) {
+            (Log::Split(log), _) => log.answered(chains.iter().map(ChainId::number)),
+            (Log::Packed(log), Layout::Packed(queue)) => {
+                log.taken(queue, chains.iter().copied());
+                chains.iter().for_each(|&chain| log.completed(chain));
+            }
+            (Log::Packed(_), Layout::Split(_)) => {}
+        }
+    }
+
     /// Writes a byte beside the entry of a chain that was taken: what the successor of this process must know of it.
     pub fn mark(&mut self, chain: ChainId, mark: u8) {
         match &mut self.0 {

@@ -5,11 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::mem::{GuestSlice, Mapping, MemoryTable, Region as MemoryRegion, RegionHint};
+use crate::mem::{Mapping, MemoryTable, Region as MemoryRegion};
+use crate::ring::area::Area;
 
 pub(super) struct Region {
-    memory: MemoryTable,
-    len: usize,
+    area: Area,
+    /// Keeps the area mapped.
+    _memory: MemoryTable,
 }
 
 impl Region {
@@ -23,22 +25,18 @@ impl Region {
             mapping_offset: offset,
         };
         let memory = MemoryTable::new(vec![region], None).ok()?;
-        Some(Self { memory, len: usize::try_from(len).ok()? })
+        let area = Area::from_guest(&memory, 0, usize::try_from(len).ok()?, 1).ok()?;
+        Some(Self { area, _memory: memory })
     }
 
     pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[inline]
-    fn bytes(&self) -> GuestSlice<'_> {
-        self.memory.slice(&mut RegionHint::default(), 0, self.len).unwrap_or(GuestSlice::NONE)
+        self.area.slice().len()
     }
 
     /// `N` bytes at `offset`; zeroes past the end, which callers never ask for.
     #[inline]
     pub fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
-        self.bytes().read(offset).unwrap_or([0; N])
+        self.area.slice().read(offset).unwrap_or([0; N])
     }
 
     /// Stores `N` bytes. In program order among all stores of this thread: what a process had stored when it was killed is
@@ -46,7 +44,7 @@ impl Region {
     #[inline]
     pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
         compiler_fence(Ordering::SeqCst);
-        self.bytes().write(offset, &bytes);
+        self.area.slice().write(offset, &bytes);
         compiler_fence(Ordering::SeqCst);
     }
 

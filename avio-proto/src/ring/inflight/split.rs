@@ -31,8 +31,12 @@ pub(super) struct SplitLog {
     size: u16,
     /// Number of the next chain taken.
     counter: u64,
-    /// Completed since the last publication.
+    /// Entries that are marked as in flight.
+    marked: usize,
+    /// Completed since the last publication; their entries are marked.
     batch: Vec<u16>,
+    /// Answered since the last publication, and never marked.
+    answered: Vec<u16>,
     recovered: Vec<u16>,
 }
 
@@ -49,7 +53,8 @@ impl SplitLog {
             }
         }
         let batch = Vec::with_capacity(usize::from(size));
-        Ok(Self { region, size, counter: 0, batch, recovered: Vec::new() })
+        let answered = batch.clone();
+        Ok(Self { region, size, counter: 0, marked: 0, batch, answered, recovered: Vec::new() })
     }
 
     fn at(head: u16) -> usize {
@@ -78,7 +83,8 @@ impl SplitLog {
         found.sort_unstable();
         self.counter = found.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
         self.recovered = found.into_iter().map(|(_, head)| head).collect();
-        self.recovered.len()
+        self.marked = self.recovered.len();
+        self.marked
     }
 
     /// Head of the `i`th chain that was in flight; out of the ring if there is none.
@@ -88,12 +94,39 @@ impl SplitLog {
 
     #[inline]
     pub fn taken(&mut self, head: u16) {
+        if !self.answered.is_empty() {
+            self.mark_answered();
+        }
+        self.mark_taken(head);
+    }
+
+    #[inline]
+    fn mark_taken(&mut self, head: u16) {
         if head < self.size {
             self.region.write(Self::at(head) + COUNTER, self.counter.to_le_bytes());
             self.counter = self.counter.wrapping_add(1);
             // In flight, and no mark.
             self.region.write(Self::at(head), [1u8, 0]);
+            self.marked += 1;
         }
+    }
+
+    /// Chains that were answered as soon as they were taken; the publication is to come. They need no entry: a successor that finds
+    /// them neither marked nor used takes them again, right behind what is in flight.
+    #[inline]
+    pub fn answered(&mut self, heads: impl Iterator<Item = u16>) {
+        self.answered.extend(heads);
+    }
+
+    /// A chain that is marked moves the place where a successor goes on. What was taken before it has to be marked by then.
+    #[cold]
+    fn mark_answered(&mut self) {
+        for i in 0..self.answered.len() {
+            let head = self.answered[i];
+            self.mark_taken(head);
+            self.completed(head);
+        }
+        self.answered.clear();
     }
 
     pub fn mark(&mut self, head: u16, mark: u8) {
@@ -117,18 +150,25 @@ impl SplitLog {
         }
     }
 
-    /// Links the heads of the batch, so that they can be found if the process dies right after the publication.
+    /// Links the heads of the batch, so that they can be found if the process dies right after the publication: until then nobody
+    /// follows the links. If no entry is marked, there is none that a successor could take for published, or fail to.
     #[inline]
     pub fn publishing(&mut self) {
-        for &head in &self.batch {
-            let last: [u8; 2] = self.region.read(LAST_HEAD_AT);
-            self.region.write(Self::at(head) + NEXT, last);
-            self.region.write(LAST_HEAD_AT, head.to_le_bytes());
+        if self.marked == 0 {
+            return;
         }
+        let mut last: [u8; 2] = self.region.read(LAST_HEAD_AT);
+        for &head in self.batch.iter().chain(self.answered.iter().filter(|&&head| head < self.size)) {
+            self.region.write(Self::at(head) + NEXT, last);
+            last = head.to_le_bytes();
+        }
+        self.region.write(LAST_HEAD_AT, last);
     }
 
     #[inline]
     pub fn published(&mut self, used_idx: u16) {
+        self.answered.clear();
+        self.marked = self.marked.saturating_sub(self.batch.len());
         for head in self.batch.drain(..) {
             self.region.write(Self::at(head), [0u8]);
         }

@@ -206,6 +206,96 @@ fn survive(features: u64, death: Death, rounds: usize) {
     }
 }
 
+/// Chains that are answered at once: alone, behind one that is out, and before one that stays out, in their batch or in the next.
+#[test]
+fn whatever_step_a_device_dies_at_what_is_answered_at_once_is_answered_once() {
+    for features in layouts() {
+        for death in DEATHS {
+            for (before, behind, later) in
+                [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)]
+            {
+                for rounds in 0..2 * usize::from(SIZE) {
+                    survive_at_once(features, death, rounds, [before, behind, later]);
+                }
+            }
+        }
+    }
+}
+
+fn survive_at_once(features: u64, death: Death, rounds: usize, [before, behind, later]: [u8; 3]) {
+    let what =
+        format!("{features:#x} {death:?}, {before} before, {behind} behind, {later} later, {rounds} rounds");
+    let mut rig = Rig::new(features);
+    let (mut ring, mut log) = rig.device();
+    assert_eq!(log.recover(&mut ring), 0, "{what}");
+    // Entries and links of earlier lives, in another order than they were taken.
+    for round in 0..rounds {
+        let mut tokens = [rig.send(round as u8), rig.send(round as u8 + 50)];
+        let chains = rig.take(&mut ring, &mut log);
+        for (id, _) in chains.iter().rev() {
+            ring.complete(*id, 0);
+            log.completed(*id);
+        }
+        publish(&mut ring, &mut log);
+        let mut used = rig.used();
+        used.sort_unstable();
+        tokens.sort_unstable();
+        assert_eq!(used, tokens, "{what}");
+    }
+    let mut tokens: Vec<u16> = (0..before).map(|i| rig.send(100 + i)).collect();
+    assert_eq!(rig.take(&mut ring, &mut log).len(), usize::from(before), "{what}");
+    tokens.extend((0..2 + behind).map(|i| rig.send(110 + i)));
+    let ids: Vec<ChainId> = ring.take(&mut rig.arena, 64).unwrap().iter().map(|chain| chain.id).collect();
+    assert_eq!(ids.len(), 2 + usize::from(behind), "{what}");
+    log.answered(&ring, &ids[..2]);
+    if behind > 0 {
+        log.taken(&ring, ids[2..].iter().copied());
+    }
+    if death != Death::Taken {
+        ids[..2].iter().for_each(|&id| ring.complete(id, 4));
+    }
+    // A batch may be taken before the one in front of it is published.
+    tokens.extend((0..later).map(|i| rig.send(120 + i)));
+    if later > 0 {
+        rig.take(&mut ring, &mut log);
+    }
+    if matches!(death, Death::Publishing | Death::RingPublished | Death::Published) {
+        log.publishing();
+    }
+    if matches!(death, Death::RingPublished | Death::Published) {
+        ring.publish();
+    }
+    if death == Death::Published {
+        log.published(&ring);
+    }
+    drop((ring, log));
+
+    let mut seen = rig.used();
+    let answered = matches!(death, Death::RingPublished | Death::Published);
+    assert_eq!(seen.len(), if answered { 2 } else { 0 }, "{what}");
+    let (mut ring, mut log) = rig.device();
+    let again = rig.retake(&mut ring, &mut log);
+    let new = rig.take(&mut ring, &mut log);
+    for (id, _) in again.into_iter().chain(new) {
+        ring.complete(id, 4);
+        log.completed(id);
+    }
+    publish(&mut ring, &mut log);
+    seen.extend(rig.used());
+    seen.sort_unstable();
+    tokens.sort_unstable();
+    assert_eq!(seen, tokens, "{what}: each once");
+    assert_eq!(ring.pending(), 0, "{what}");
+    for round in 0..2 * SIZE {
+        let token = rig.send(round as u8);
+        let chains = rig.take(&mut ring, &mut log);
+        ring.complete(chains[0].0, 0);
+        log.completed(chains[0].0);
+        publish(&mut ring, &mut log);
+        assert_eq!(rig.used(), [token], "{what}");
+    }
+}
+
 #[test]
 fn a_region_that_is_not_ours_or_too_short_is_refused() {
     let rig = Rig::new(VERSION_1);

@@ -8,6 +8,7 @@
 )]
 
 use super::{DirtyLog, GuestSlice};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Most regions in a table. QEMU's hot-plug slots end at 509 (KVM's user slots), and a sorted array of 512 fits in L1.
@@ -78,6 +79,25 @@ struct Entry {
     base: u64,
     len: u64,
     host: *mut u8,
+}
+
+/// One region, held while several addresses are translated.
+pub(crate) struct Window<'m> {
+    entry: Entry,
+    table: PhantomData<&'m MemoryTable>,
+}
+
+impl<'m> Window<'m> {
+    /// `len` bytes at guest address `addr`, if all of them are in this region.
+    #[inline(always)]
+    pub fn slice(&self, addr: u64, len: u32) -> Option<GuestSlice<'m>> {
+        let offset = addr.wrapping_sub(self.entry.base);
+        if offset >= self.entry.len || u64::from(len) > self.entry.len - offset {
+            return None;
+        }
+        // SAFETY: `offset + len` bytes are inside the region, which the table keeps mapped for `'m`.
+        Some(unsafe { GuestSlice::new(self.entry.host.add(offset as usize), len as usize) })
+    }
 }
 
 /// All memory of one guest at one moment. Shared between threads; never changes.
@@ -192,6 +212,12 @@ impl MemoryTable {
         let i = Self::find(&self.guest, addr)?;
         hint.0 = i;
         Some(Self::within(&self.guest[i], addr, len))
+    }
+
+    /// The region that `hint` names, for who translates several addresses in a row.
+    #[inline(always)]
+    pub(crate) fn window(&self, hint: &RegionHint) -> Option<Window<'_>> {
+        self.guest.get(hint.0).map(|&entry| Window { entry, table: PhantomData })
     }
 
     /// `len` bytes at the front-end's address `addr`: how vhost-user gives ring addresses. Control thread.

@@ -262,6 +262,14 @@ impl Segments {
         Ok(())
     }
 
+    /// Goes on with the chain `shape`, buffer after buffer, what changes kept in registers.
+    #[inline(always)]
+    pub fn run(&mut self, shape: &Shape) -> Run<'_> {
+        let Shape { readable_count, writable_count, readable_len, writable_len, .. } = *shape;
+        let Self { slots, count, .. } = self;
+        Run { slots, at: *count, count, readable_count, writable_count, readable_len, writable_len }
+    }
+
     /// A descriptor of length 0: no piece, but as many are walked as there could be pieces, and no more. Else 64 heads that
     /// name one chain of 32,768 of them keep a worker for tens of milliseconds.
     #[cold]
@@ -293,6 +301,50 @@ impl Segments {
             pieces += 1;
         }
         Ok(pieces)
+    }
+}
+
+/// Ordinary buffers of one chain being put down. They count with [`Run::end`].
+pub(super) struct Run<'a> {
+    slots: &'a mut [GuestSlice<'static>],
+    at: usize,
+    count: &'a mut usize,
+    readable_count: u32,
+    writable_count: u32,
+    readable_len: usize,
+    writable_len: usize,
+}
+
+impl Run<'_> {
+    /// Appends a buffer that is one piece; false, and nothing happened, if [`Segments::push`] has to say what is wrong with it.
+    #[inline(always)]
+    pub fn push(&mut self, piece: GuestSlice<'_>, writable: bool) -> bool {
+        // Readable buffers come first (virtio 1.3 §2.7.4.2 and §2.8.17).
+        if piece.is_empty() || (!writable && self.writable_len != 0) {
+            return false;
+        }
+        let Some(slot) = self.slots.get_mut(self.at) else { return false };
+        // SAFETY: as in `Segments::push`.
+        *slot = unsafe { piece.detach() };
+        self.at += 1;
+        if writable {
+            self.writable_count += 1;
+            self.writable_len += piece.len();
+        } else {
+            self.readable_count += 1;
+            self.readable_len += piece.len();
+        }
+        true
+    }
+
+    /// What was appended is part of the chain.
+    #[inline(always)]
+    pub fn end(self, shape: &mut Shape) {
+        *self.count = self.at;
+        shape.readable_count = self.readable_count;
+        shape.writable_count = self.writable_count;
+        shape.readable_len = self.readable_len;
+        shape.writable_len = self.writable_len;
     }
 }
 

@@ -70,6 +70,53 @@ impl Descriptor {
     }
 }
 
+/// Where a walk is.
+pub(super) struct Step {
+    /// Descriptor that comes next.
+    pub at: usize,
+    /// Most descriptors that may come.
+    pub left: usize,
+}
+
+/// Walks ordinary descriptors: no table, not empty, all of it in the region that `hint` names, in its place. True: the chain is over.
+/// Else what is at `step` is left to who can tell what it is, and is read by him once more: nothing was taken from it here.
+///
+/// `read` gives the words of a descriptor; in a split ring and its tables (`LINKED`) the next one is where NEXT says, else all of them
+/// come in order.
+#[inline(always)]
+pub(super) fn walk_ordinary<const LINKED: bool>(
+    read: impl Fn(usize) -> Option<(u64, u64)>,
+    step: &mut Step,
+    memory: &MemoryTable,
+    hint: &RegionHint,
+    out: &mut Segments,
+    shape: &mut Shape,
+) -> bool {
+    let Some(window) = memory.window(hint) else { return false };
+    let mut run = out.run(shape);
+    let over = loop {
+        if step.left == 0 {
+            break !LINKED;
+        }
+        let Some(words) = read(step.at) else { break false };
+        let descriptor = if LINKED { Descriptor::split(words) } else { Descriptor::packed(words) };
+        if descriptor.flags & F_INDIRECT != 0 {
+            break false;
+        }
+        let Some(piece) = window.slice(descriptor.addr, descriptor.len) else { break false };
+        if !run.push(piece, descriptor.flags & F_WRITE != 0) {
+            break false;
+        }
+        step.left -= 1;
+        if LINKED && descriptor.flags & F_NEXT == 0 {
+            break true;
+        }
+        step.at = if LINKED { usize::from(descriptor.other) } else { step.at + 1 };
+    };
+    run.end(shape);
+    over
+}
+
 /// Walks an indirect table of a split ring: its descriptors are chained by `next` (§2.7.5.3).
 pub(super) fn walk_split_table(
     table: Descriptor,
@@ -80,9 +127,29 @@ pub(super) fn walk_split_table(
     shape: &mut Shape,
 ) -> Result<(), Stop> {
     let table = Table::new(table, index, memory, hint)?;
-    let mut at = 0;
     // A table with a loop in it runs into this bound: no valid chain is longer than its table.
-    for _ in 0..table.count.min(INDIRECT_MAX) {
+    let mut step = Step { at: 0, left: table.count.min(INDIRECT_MAX) };
+    if walk_ordinary::<true>(|at| table.words(at), &mut step, memory, hint, out, shape) {
+        return Ok(());
+    }
+    walk_rest_of_split_table(&table, step, memory, hint, out, shape)
+}
+
+/// The part of a table in which something is not ordinary.
+#[cold]
+fn walk_rest_of_split_table(
+    table: &Table<'_>,
+    step: Step,
+    memory: &MemoryTable,
+    hint: &mut RegionHint,
+    out: &mut Segments,
+    shape: &mut Shape,
+) -> Result<(), Stop> {
+    let (index, mut at) = (table.index, step.at);
+    for _ in 0..step.left {
+        if at >= table.count {
+            return Err(Stop::Bad(RingError::BadDescriptor(index)));
+        }
         let descriptor = Descriptor::split(table.read(at, memory, hint)?);
         if descriptor.flags & F_INDIRECT != 0 {
             return Err(Stop::Bad(RingError::BadDescriptor(index)));
@@ -92,11 +159,9 @@ pub(super) fn walk_split_table(
             return Ok(());
         }
         at = usize::from(descriptor.other);
-        if at >= table.count {
-            return Err(Stop::Bad(RingError::BadDescriptor(index)));
-        }
     }
-    Err(Stop::Bad(RingError::ChainTooLong))
+    let error = if at < table.count { RingError::ChainTooLong } else { RingError::BadDescriptor(index) };
+    Err(Stop::Bad(error))
 }
 
 /// Walks an indirect table of a packed ring: all of its descriptors in order, NEXT has no meaning (§2.8.8).
@@ -112,7 +177,11 @@ pub(super) fn walk_packed_table(
     if table.count > INDIRECT_MAX {
         return Err(Stop::Bad(RingError::ChainTooLong));
     }
-    for at in 0..table.count {
+    let mut step = Step { at: 0, left: table.count };
+    if walk_ordinary::<false>(|at| table.words(at), &mut step, memory, hint, out, shape) {
+        return Ok(());
+    }
+    for at in step.at..table.count {
         let descriptor = Descriptor::packed(table.read(at, memory, hint)?);
         if descriptor.flags & F_INDIRECT != 0 {
             return Err(Stop::Bad(RingError::BadDescriptor(index)));
@@ -147,7 +216,13 @@ impl<'m> Table<'m> {
         Ok(Self { addr: table.addr, count: len / DESCRIPTOR_LEN, index, start })
     }
 
+    /// A descriptor of those that lie in the table's first region.
     #[inline(always)]
+    fn words(&self, at: usize) -> Option<(u64, u64)> {
+        let word = u128::from_le_bytes(self.start.read(at.wrapping_mul(DESCRIPTOR_LEN))?);
+        Some((word as u64, (word >> 64) as u64))
+    }
+
     fn read(&self, at: usize, memory: &MemoryTable, hint: &mut RegionHint) -> Result<(u64, u64), Stop> {
         let bytes = match self.start.read(at * DESCRIPTOR_LEN) {
             Some(bytes) => bytes,

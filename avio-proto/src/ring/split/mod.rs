@@ -170,6 +170,13 @@ impl SplitQueue {
         Descriptor::split(unsafe { self.desc.descriptor(usize::from(index), Ordering::Relaxed) })
     }
 
+    /// The words of descriptor `index`, if there is one.
+    #[inline(always)]
+    fn words(&self, index: usize) -> Option<(u64, u64)> {
+        // SAFETY: as in `descriptor`.
+        (index < usize::from(self.size)).then(|| unsafe { self.desc.descriptor(index, Ordering::Relaxed) })
+    }
+
     #[inline]
     fn log_used(&self, memory: &MemoryTable, offset: usize, len: usize) {
         if let Some(base) = self.used_log {

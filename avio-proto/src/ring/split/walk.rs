@@ -4,7 +4,7 @@ use super::SplitQueue;
 use crate::mem::{MemoryTable, RegionHint};
 use crate::ring::RingError;
 use crate::ring::arena::{Segments, Shape, Stop};
-use crate::ring::descriptor::{Descriptor, F_INDIRECT, F_NEXT, walk_split_table};
+use crate::ring::descriptor::{Descriptor, F_INDIRECT, F_NEXT, Step, walk_ordinary, walk_split_table};
 
 impl SplitQueue {
     /// Appends the chain that starts at descriptor `head` to `out`. Each descriptor is copied out once and only the copy
@@ -36,13 +36,38 @@ impl SplitQueue {
         memory: &MemoryTable,
         hint: &mut RegionHint,
         head: u16,
-        mut descriptor: Descriptor,
+        descriptor: Descriptor,
         out: &mut Segments,
         shape: &mut Shape,
     ) -> Result<(), Stop> {
-        let mut index = head;
+        if descriptor.flags & F_INDIRECT != 0 {
+            return walk_split_table(descriptor, head, memory, hint, out, shape);
+        }
         // A chain with a loop in it runs into this bound: no chain has more descriptors than the ring (§2.7.5.1).
-        for _ in 0..self.size {
+        let mut step = Step { at: usize::from(head), left: usize::from(self.size) };
+        if walk_ordinary::<true>(|at| self.words(at), &mut step, memory, hint, out, shape) {
+            return Ok(());
+        }
+        self.walk_rest(step, memory, hint, out, shape)
+    }
+
+    /// The part of a chain in which something is not ordinary.
+    #[cold]
+    fn walk_rest(
+        &self,
+        step: Step,
+        memory: &MemoryTable,
+        hint: &mut RegionHint,
+        out: &mut Segments,
+        shape: &mut Shape,
+    ) -> Result<(), Stop> {
+        // Below the ring size or the `next` of a descriptor.
+        let mut index = step.at as u16;
+        for _ in 0..step.left {
+            if index >= self.size {
+                return Err(Stop::Bad(RingError::BadDescriptor(index)));
+            }
+            let descriptor = self.descriptor(index);
             if descriptor.flags & F_INDIRECT != 0 {
                 // Ends the chain; it may follow plain descriptors (§2.7.5.3.2).
                 return walk_split_table(descriptor, index, memory, hint, out, shape);
@@ -52,11 +77,8 @@ impl SplitQueue {
                 return Ok(());
             }
             index = descriptor.other;
-            if index >= self.size {
-                return Err(Stop::Bad(RingError::BadDescriptor(index)));
-            }
-            descriptor = self.descriptor(index);
         }
-        Err(Stop::Bad(RingError::ChainTooLong))
+        let error = if index < self.size { RingError::ChainTooLong } else { RingError::BadDescriptor(index) };
+        Err(Stop::Bad(error))
     }
 }

@@ -19,11 +19,16 @@ struct Clock {
 
 impl Clock {
     /// Takes `units`, or says when to ask again.
+    #[inline]
     fn take(&self, now_ns: u64, units: u64) -> Result<(), u64> {
-        let rate = self.rate.load(Ordering::Relaxed);
-        if rate == 0 {
-            return Ok(());
+        match self.rate.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            rate => self.take_at(rate, now_ns, units),
         }
+    }
+
+    #[inline(never)]
+    fn take_at(&self, rate: u64, now_ns: u64, units: u64) -> Result<(), u64> {
         let cost_ns = (u128::from(units) * SECOND_NS / u128::from(rate)) as u64;
         let mut ahead_ns = self.ahead_ns.load(Ordering::Relaxed);
         loop {
@@ -40,6 +45,7 @@ impl Clock {
     }
 
     /// When `take` would let something through: now, or the time.
+    #[inline]
     fn due(&self, now_ns: u64) -> Result<(), u64> {
         if self.rate.load(Ordering::Relaxed) == 0 {
             return Ok(());

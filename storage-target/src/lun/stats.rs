@@ -24,8 +24,8 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    fn record(&self, ns: u64) {
-        self.0[bucket(ns)].add(1);
+    fn record(&self, ns: u64, count: u64) {
+        self.0[bucket(ns)].add(count);
     }
 }
 
@@ -96,17 +96,35 @@ impl LunCell {
             Class::Read => {
                 self.reads.add(1);
                 self.read_bytes.add(bytes);
-                self.read_latency.record(ns);
+                self.read_latency.record(ns, 1);
             }
             Class::Write => {
                 self.writes.add(1);
                 self.write_bytes.add(bytes);
-                self.write_latency.record(ns);
+                self.write_latency.record(ns, 1);
             }
             Class::Flush => self.flushes.add(1),
             Class::Discard => self.discards.add(1),
             Class::Other => {}
         }
+    }
+
+    /// `count` reads, or `count` writes, of `bytes` bytes together have begun and ended well, one after the other, within a turn.
+    #[inline]
+    pub fn good_at_once(&self, write: bool, count: u64, bytes: u64) {
+        let depth = self.begun.get().wrapping_sub(self.ended.get()) + 1;
+        if depth > self.depth_max.get() {
+            self.depth_max.set(depth);
+        }
+        self.begun.add(count);
+        self.ended.add(count);
+        let (requests, moved, latency) = match write {
+            true => (&self.writes, &self.write_bytes, &self.write_latency),
+            false => (&self.reads, &self.read_bytes, &self.read_latency),
+        };
+        requests.add(count);
+        moved.add(bytes);
+        latency.record(0, count);
     }
 
     /// A request that had begun has ended with this sense key.

@@ -14,7 +14,6 @@ use super::message::Role;
 use super::queue::gather;
 use crate::adapter::{AdapterView, Target};
 use crate::backing::{Backing, Moved};
-use crate::lun::Class;
 use crate::scsi::{MediumOp, fast};
 
 /// Who serves a batch, and when.
@@ -24,6 +23,44 @@ pub(super) struct Moment {
     pub worker: usize,
     /// Time of this turn, ns.
     pub now_ns: u64,
+}
+
+/// Requests of one kind on one target that were answered one after the other and are not counted yet.
+#[derive(Clone, Copy, Debug)]
+struct Run<'v> {
+    target: &'v Target,
+    write: bool,
+    count: u64,
+    bytes: u64,
+}
+
+/// Counts what a batch answers. Whoever answers ends it with [`Tally::end`].
+#[derive(Debug, Default)]
+pub(super) struct Tally<'v>(Option<Run<'v>>);
+
+impl<'v> Tally<'v> {
+    /// A request has ended well.
+    #[inline]
+    fn add(&mut self, target: &'v Target, write: bool, bytes: u64, worker: usize) {
+        if let Some(run) = &mut self.0
+            && std::ptr::eq(run.target, target)
+            && run.write == write
+        {
+            run.count += 1;
+            run.bytes += bytes;
+            return;
+        }
+        self.end(worker);
+        self.0 = Some(Run { target, write, count: 1, bytes });
+    }
+
+    /// All of them are counted.
+    #[inline]
+    pub fn end(&mut self, worker: usize) {
+        if let Some(run) = self.0.take() {
+            run.target.stats.cell(worker).good_at_once(run.write, run.count, run.bytes);
+        }
+    }
 }
 
 /// The data of a request.
@@ -37,16 +74,17 @@ struct Data<'a> {
 
 /// Answers a request if that needs no waiting; returns the bytes written to the guest. `None`: nothing has happened.
 #[inline]
-pub(super) fn answer(
+pub(super) fn answer<'v>(
     role: Role,
-    view: &AdapterView,
+    view: &'v AdapterView,
     memory: &MemoryTable,
     chain: &Chain<'_>,
     moment: Moment,
+    tally: &mut Tally<'v>,
 ) -> Option<u32> {
     match role {
-        Role::BlkRequest => blk_request(view, memory, chain, moment),
-        Role::ScsiRequest => scsi_request(view, memory, chain, moment),
+        Role::BlkRequest => blk_request(view, memory, chain, moment, tally),
+        Role::ScsiRequest => scsi_request(view, memory, chain, moment, tally),
         Role::ScsiControl | Role::ScsiEvent => None,
     }
 }
@@ -91,7 +129,13 @@ fn copied(view: &AdapterView, number: u8) -> Option<&Backing> {
 }
 
 #[inline]
-fn blk_request(view: &AdapterView, memory: &MemoryTable, chain: &Chain<'_>, moment: Moment) -> Option<u32> {
+fn blk_request<'v>(
+    view: &'v AdapterView,
+    memory: &MemoryTable,
+    chain: &Chain<'_>,
+    moment: Moment,
+    tally: &mut Tally<'v>,
+) -> Option<u32> {
     let target = immediate(view, 0)?;
     let mut head = [0; RequestHeader::LEN];
     if chain.writable_len == 0 || gather(chain.readable, &mut head) < head.len() {
@@ -107,13 +151,19 @@ fn blk_request(view: &AdapterView, memory: &MemoryTable, chain: &Chain<'_>, mome
         return None;
     }
     let offset = in_range(target, header.sector, len as u64)?;
-    transfer(target, memory, &Data { write, offset, pieces, skip, len }, moment)?;
+    transfer(target, memory, &Data { write, offset, pieces, skip, len }, moment, tally)?;
     put_status(memory, chain);
     Some(if write { 1 } else { len as u32 + 1 })
 }
 
 #[inline]
-fn scsi_request(view: &AdapterView, memory: &MemoryTable, chain: &Chain<'_>, moment: Moment) -> Option<u32> {
+fn scsi_request<'v>(
+    view: &'v AdapterView,
+    memory: &MemoryTable,
+    chain: &Chain<'_>,
+    moment: Moment,
+    tally: &mut Tally<'v>,
+) -> Option<u32> {
     let mut head = [0; CommandRequest::LEN];
     if chain.writable_len < CommandResponse::LEN || gather(chain.readable, &mut head) < head.len() {
         return None;
@@ -142,7 +192,7 @@ fn scsi_request(view: &AdapterView, memory: &MemoryTable, chain: &Chain<'_>, mom
         true => (chain.readable, CommandRequest::LEN),
         false => (chain.writable, CommandResponse::LEN),
     };
-    transfer(target, memory, &Data { write, offset, pieces, skip, len }, moment)?;
+    transfer(target, memory, &Data { write, offset, pieces, skip, len }, moment, tally)?;
     // The data buffer that there is: the driver's data in, or else its data out.
     let room = if within > 0 { within } else { out };
     let response = CommandResponse {
@@ -164,7 +214,13 @@ fn immediate(view: &AdapterView, number: u8) -> Option<&Target> {
 
 /// Moves the data and counts it; `None`: a fence or a limit is in the way, and nothing has happened.
 #[inline]
-fn transfer(target: &Target, memory: &MemoryTable, data: &Data<'_>, moment: Moment) -> Option<()> {
+fn transfer<'v>(
+    target: &'v Target,
+    memory: &MemoryTable,
+    data: &Data<'_>,
+    moment: Moment,
+    tally: &mut Tally<'v>,
+) -> Option<()> {
     let bytes = data.len as u64;
     if target.lun.overlap.is_fenced(data.offset, bytes) {
         return None;
@@ -175,9 +231,7 @@ fn transfer(target: &Target, memory: &MemoryTable, data: &Data<'_>, moment: Mome
     if !data.write && moved == Moved::Bytes && memory.log().is_some() {
         log_written(memory, data);
     }
-    let cell = target.stats.cell(moment.worker);
-    cell.began();
-    cell.good(if data.write { Class::Write } else { Class::Read }, bytes, 0);
+    tally.add(target, data.write, bytes, moment.worker);
     Some(())
 }
 

@@ -10,7 +10,7 @@ use avio_proto::ring::{
     Batch, CHAINS_MAX, ChainArena, ChainId, DeviceRing, HeldChains, HeldId, Inflight, RingError,
 };
 
-use super::at_once::{self, Moment};
+use super::at_once::{self, Moment, Tally};
 use super::message::{QueueSpec, Role};
 use crate::adapter::{AdapterId, AdapterView};
 use crate::backing::Pin;
@@ -97,6 +97,7 @@ impl Queue {
         let memory = self.held.memory();
         let mut answered = 0;
         if let Some(view) = &self.view {
+            let mut tally = Tally::default();
             prefetch(&batch, 0..count.min(AHEAD));
             while answered < count {
                 let next = answered + AHEAD;
@@ -105,10 +106,13 @@ impl Queue {
                 if answered + 1 < count {
                     at_once::prefetch(self.role, view, &batch.chain(answered + 1));
                 }
-                let Some(bytes) = at_once::answer(self.role, view, memory, &chain, moment) else { break };
+                let Some(bytes) = at_once::answer(self.role, view, memory, &chain, moment, &mut tally) else {
+                    break;
+                };
                 (taken[answered], written[answered]) = (chain.id, bytes);
                 answered += 1;
             }
+            tally.end(moment.worker);
         }
         for (i, place) in taken.iter_mut().enumerate().take(count).skip(answered) {
             *place = batch.chain(i).id;

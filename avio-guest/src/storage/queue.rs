@@ -10,7 +10,7 @@ use crate::memory::GuestMemory;
 use crate::rings::RingPlace;
 use crate::session::Session;
 use avio_proto::mem::{GuestSlice, MemoryTable, RegionHint};
-use avio_proto::ring::{DriverRing, RingError, Used};
+use avio_proto::ring::{DriverLayout, DriverRing, RingError, Used};
 use avio_proto::virtio::features::RING_PACKED;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -132,6 +132,25 @@ impl RequestQueue {
             started: false,
             kicks: 0,
         })
+    }
+
+    /// A queue without a session, in memory of the caller's, who is its device as well: what a generator can do alone is measured so.
+    ///
+    /// # Errors
+    /// [`StorageError::Memory`] if `memory` is too small, [`StorageError::EventFd`].
+    pub fn alone(
+        memory: &mut GuestMemory,
+        options: &StorageOptions,
+        features: u64,
+    ) -> Result<Self, StorageError> {
+        let (depth, data_len) = options.shape(options.kind.first_request_queue());
+        Self::new(memory, options, features, depth, data_len)
+    }
+
+    /// Where the ring's areas are in guest memory.
+    #[must_use]
+    pub fn layout(&self) -> DriverLayout {
+        self.place.layout
     }
 
     /// Starts the ring, at its beginning the first time, then behind what the device has given back: everything that it

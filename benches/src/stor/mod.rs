@@ -5,6 +5,7 @@
 //! taken in slices (`--only`).
 
 mod emulation;
+mod generator;
 mod idle;
 mod options;
 mod peers;
@@ -33,7 +34,7 @@ pub fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
         rows(&options).iter().for_each(|row| println!("{}", row.name));
-        ["idle", "emulation"].iter().for_each(|name| println!("{name}"));
+        ["generator", "idle", "emulation"].iter().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
     let result = run(&options);
@@ -99,13 +100,14 @@ fn run(options: &Options) -> Result {
         }
     }
     drop(stand);
-    let kinds: [(&str, Figures); 2] = [("idle", idle::measure), ("emulation", emulation::measure)];
+    let kinds: [(&str, Figures); 3] =
+        [("generator", generator::measure), ("idle", idle::measure), ("emulation", emulation::measure)];
     for (name, measure) in kinds {
         let wanted = !options.quick && options.wants(name) && !(options.missing && store.has_figures(name));
         let in_time = options.seconds.is_none_or(|limit| begin.elapsed().as_secs_f64() <= limit);
         if wanted && in_time {
             eprintln!("== {name}");
-            machine.prioritise(name == "idle");
+            machine.prioritise(name != "emulation");
             store.forget_figures(name);
             for (what, value) in measure(&machine, options)? {
                 println!("{what}: {value}");

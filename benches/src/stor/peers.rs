@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use avio_tests::console::{Console, command};
@@ -12,7 +15,7 @@ use serde_json::Value;
 use super::rows::{Backing, Row};
 use super::target::Target;
 use super::window::Reading;
-use crate::beside::{TARGET_CORE, process};
+use crate::beside::{GUEST_CORE, TARGET_CORE, process};
 
 /// Size of null and memory disks, bytes.
 pub const SIZE: u64 = 1 << 30;
@@ -85,6 +88,8 @@ pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<R
         Target::FioDsync => drop(command.arg("--sync=dsync")),
         _ => {}
     }
+    // A guest that polls takes its core whole.
+    let _spinner = (target == Target::FioCrowded).then(Spinner::start);
     let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = started.map_err(|e| Failure::new(format!("fio: {e}")))?;
     // Its own figures leave out the threads that the kernel adds to it for I/O that has to wait.
@@ -112,4 +117,32 @@ pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<R
         cpu: cpu_share / iops * 1e6,
         ..Reading::default()
     })
+}
+
+/// A thread that keeps the guest's core busy until it is dropped.
+struct Spinner {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Spinner {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            core_affinity::set_for_current(core_affinity::CoreId { id: GUEST_CORE });
+            while !told.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // It only spun: there is nothing that its end could say.
+        drop(self.thread.take().map(JoinHandle::join));
+    }
 }

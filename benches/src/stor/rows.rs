@@ -26,6 +26,11 @@ impl Backing {
         !matches!(self, Backing::Null | Backing::Memory)
     }
 
+    /// Whether it is a loop device.
+    pub fn is_loop(self) -> bool {
+        matches!(self, Backing::Loop(_))
+    }
+
     /// Whether it is a file.
     pub fn is_file(self) -> bool {
         matches!(self, Backing::File | Backing::ZramFile)
@@ -113,8 +118,8 @@ pub struct Row {
 use Bound::{Added, AtLeast, AtMost};
 use Metric::{Cpu, Kiops, P50};
 use Target::{
-    Blk, BlkAdaptive, BlkAdaptiveOther, BlkAdaptiveSleeping, BlkOther, BlkPinned, BlkThrough, Fio, FioDsync,
-    FioFixed, Qsd, QsdSleeping, Stor, Stor128All, Stor128One,
+    Blk, BlkAdaptive, BlkAdaptiveOther, BlkAdaptiveSleeping, BlkOther, BlkPinned, BlkThrough, Fio,
+    FioCrowded, FioDsync, FioFixed, Qsd, QsdSleeping, Stor, Stor128All, Stor128One,
 };
 
 fn goal(ours: Target, peer: Target, metric: Metric, bound: Bound) -> Goal {
@@ -318,10 +323,11 @@ fn fast_file(quick: bool) -> Vec<Row> {
     rows
 }
 
-/// Block devices that the kernel can make here. Loop devices also with a guest that sleeps: their I/O is done by threads, which need
-/// a core.
+/// Block devices that the kernel can make here. The I/O of loop devices is done by threads, which need a core: so fio also with the other
+/// core taken, and ours also with a guest that sleeps.
 fn devices() -> Vec<Row> {
-    let targets = [Blk, BlkAdaptive, Fio, Qsd];
+    let direct = [Blk, BlkAdaptive, Fio, Qsd];
+    let by_threads = [Blk, BlkAdaptive, Fio, FioCrowded, Qsd];
     let sleeping = [BlkAdaptiveSleeping, Fio, QsdSleeping];
     let mut rows = Vec::new();
     for (backing, read, write) in [
@@ -329,8 +335,9 @@ fn devices() -> Vec<Row> {
         (Backing::Loop(4096), "loop4096-read-32", "loop4096-write-32"),
         (Backing::Zram, "zram-read-32", "zram-write-32"),
     ] {
-        rows.push(row(read, backing, "randread", 32, &targets));
-        rows.push(row(write, backing, "randwrite", 32, &targets));
+        let targets: &[Target] = if backing.is_loop() { &by_threads } else { &direct };
+        rows.push(row(read, backing, "randread", 32, targets));
+        rows.push(row(write, backing, "randwrite", 32, targets));
     }
     for (backing, read, write) in [
         (Backing::Loop(512), "loop512-read-32-asleep", "loop512-write-32-asleep"),

@@ -31,6 +31,8 @@ pub enum Target {
     QsdSleeping,
     /// fio, io_uring, on the bare backing.
     Fio,
+    /// The same while the other core is taken, as it is by a guest that polls.
+    FioCrowded,
     /// The same with fixed buffers and files.
     FioFixed,
     /// The same with `sync=dsync`.
@@ -42,7 +44,7 @@ impl Target {
     pub fn family(self) -> &'static str {
         match self {
             Target::Qsd | Target::QsdSleeping => "qsd",
-            Target::Fio | Target::FioFixed | Target::FioDsync => "fio",
+            Target::Fio | Target::FioCrowded | Target::FioFixed | Target::FioDsync => "fio",
             _ => "avio",
         }
     }
@@ -63,6 +65,7 @@ impl Target {
             Target::Qsd => "qemu-storage-daemon",
             Target::QsdSleeping => "qemu-storage-daemon, guest sleeps",
             Target::Fio => "fio io_uring",
+            Target::FioCrowded => "fio io_uring, other core taken",
             Target::FioFixed => "fio io_uring, fixed",
             Target::FioDsync => "fio io_uring, dsync",
         }

@@ -200,7 +200,7 @@ fn scsi_request<'v>(
         response: scsi::S_OK,
         ..CommandResponse::default()
     };
-    put(memory, chain.writable, 0, &response.head());
+    put_response(memory, chain, &response.head());
     Some((CommandResponse::LEN + if write { 0 } else { len }) as u32)
 }
 
@@ -258,6 +258,14 @@ fn put_status(memory: &MemoryTable, chain: &Chain<'_>) {
     let last = chain.writable.last().filter(|last| !last.is_empty());
     if last.and_then(|last| last.read(last.len() - 1)) != Some([blk::S_OK]) {
         put(memory, chain.writable, chain.writable_len - 1, &[blk::S_OK]);
+    }
+}
+
+/// Writes the head of a SCSI response, unless that is what stands there: as in [`put_status`].
+#[inline]
+fn put_response(memory: &MemoryTable, chain: &Chain<'_>, head: &[u8; CommandResponse::HEAD_LEN]) {
+    if chain.writable.first().and_then(|first| first.read(0)).as_ref() != Some(head) {
+        put(memory, chain.writable, 0, head);
     }
 }
 

@@ -215,10 +215,10 @@ impl Queue {
     }
 }
 
-/// How many chains ahead the line that gets the status is fetched: the driver's core has it.
+/// How many chains ahead the line that gets the status is fetched: the driver's core may have it.
 const AHEAD: usize = 8;
 
-/// Fetches the lines of some chains that will be written.
+/// Fetches the lines of some chains that say how they ended.
 #[inline]
 fn prefetch(batch: &Batch<'_>, chains: std::ops::Range<usize>) {
     for i in chains {
@@ -226,9 +226,9 @@ fn prefetch(batch: &Batch<'_>, chains: std::ops::Range<usize>) {
         // A disk's status stands last, an adapter's response first, in front of the data.
         if let (Some(first), Some(last)) = (chain.writable.first(), chain.writable.last()) {
             let response = first_or_last(first, last);
-            // Fetched already with the header, and not written as a rule: see `at_once::put_status`.
+            // To be read: as a rule it says already what it should, see `at_once::put_status`. Fetched with the header if it is there.
             if chain.readable.first().is_none_or(|header| !header.shares_line(response)) {
-                response.prefetch_write();
+                response.prefetch_read();
             }
         }
     }

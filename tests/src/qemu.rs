@@ -193,7 +193,10 @@ impl<'a> Machine<'a> {
             .arg(image)
             .arg("-initrd")
             .arg(initramfs)
-            .args(["-append", "console=ttyS0 quiet loglevel=1 net.ifnames=0 panic=-1 mitigations=off"])
+            .args([
+                "-append",
+                "console=ttyS0 quiet loglevel=1 net.ifnames=0 panic=-1 mitigations=off no_timer_check",
+            ])
             .args(&self.arguments);
         Ok(Booting { console: Console::spawn(self.name, &mut command)?, seconds: BOOT_S })
     }

@@ -11,6 +11,11 @@ use std::marker::PhantomData;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
+/// Eight bytes at any alignment, loaded whole.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Unaligned64(u64);
+
 /// `len` bytes of guest memory, valid for as long as the table it came from. Laid out as `struct iovec`.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -72,6 +77,18 @@ impl<'m> GuestSlice<'m> {
         // SAFETY: `offset + N` bytes are mapped at `self.ptr`, `N` bytes are ours.
         unsafe { copy::copy(self.ptr.add(offset), bytes.as_mut_ptr(), N) };
         Some(bytes)
+    }
+
+    /// Two little-endian words of eight bytes at `offset`, each loaded once and whole; `None` if it ends before. For descriptors: what is
+    /// decided on a field is what is used of it.
+    #[inline(always)]
+    pub(crate) fn words(&self, offset: usize) -> Option<(u64, u64)> {
+        if offset.checked_add(16)? > self.len {
+            return None;
+        }
+        // SAFETY: 16 bytes are mapped at `offset`; the packed type assumes no alignment.
+        let [low, high] = unsafe { self.ptr.add(offset).cast::<[Unaligned64; 2]>().read_volatile() };
+        Some((u64::from_le(low.0), u64::from_le(high.0)))
     }
 
     /// Stores `N` bytes at `offset`; false, and nothing stored, if it ends before.

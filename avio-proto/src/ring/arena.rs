@@ -265,9 +265,8 @@ impl Segments {
     /// Goes on with the chain `shape`, buffer after buffer, what changes kept in registers.
     #[inline(always)]
     pub fn run(&mut self, shape: &Shape) -> Run<'_> {
-        let Shape { readable_count, writable_count, readable_len, writable_len, .. } = *shape;
         let Self { slots, count, .. } = self;
-        Run { slots, at: *count, count, readable_count, writable_count, readable_len, writable_len }
+        Run { slots, first: *count, at: *count, count, len: 0, writable: shape.writable_len != 0 }
     }
 
     /// A descriptor of length 0: no piece, but as many are walked as there could be pieces, and no more. Else 64 heads that
@@ -304,47 +303,56 @@ impl Segments {
     }
 }
 
-/// Ordinary buffers of one chain being put down. They count with [`Run::end`].
+/// Ordinary buffers of one chain being put down: those that came last and go in the same direction. They count with [`Run::end`].
 pub(super) struct Run<'a> {
     slots: &'a mut [GuestSlice<'static>],
+    first: usize,
     at: usize,
     count: &'a mut usize,
-    readable_count: u32,
-    writable_count: u32,
-    readable_len: usize,
-    writable_len: usize,
+    len: usize,
+    writable: bool,
 }
 
 impl Run<'_> {
     /// Appends a buffer that is one piece; false, and nothing happened, if [`Segments::push`] has to say what is wrong with it.
     #[inline(always)]
-    pub fn push(&mut self, piece: GuestSlice<'_>, writable: bool) -> bool {
-        // Readable buffers come first (virtio 1.3 §2.7.4.2 and §2.8.17).
-        if piece.is_empty() || (!writable && self.writable_len != 0) {
+    pub fn push(&mut self, shape: &mut Shape, piece: GuestSlice<'_>, writable: bool) -> bool {
+        if piece.is_empty() {
             return false;
+        }
+        if writable != self.writable {
+            // Readable buffers come first (virtio 1.3 §2.7.4.2 and §2.8.17).
+            if self.writable {
+                return false;
+            }
+            self.settle(shape);
+            (self.first, self.len, self.writable) = (self.at, 0, true);
         }
         let Some(slot) = self.slots.get_mut(self.at) else { return false };
         // SAFETY: as in `Segments::push`.
         *slot = unsafe { piece.detach() };
         self.at += 1;
-        if writable {
-            self.writable_count += 1;
-            self.writable_len += piece.len();
-        } else {
-            self.readable_count += 1;
-            self.readable_len += piece.len();
-        }
+        self.len += piece.len();
         true
+    }
+
+    #[inline(always)]
+    fn settle(&self, shape: &mut Shape) {
+        let count = (self.at - self.first) as u32;
+        if self.writable {
+            shape.writable_count += count;
+            shape.writable_len += self.len;
+        } else {
+            shape.readable_count += count;
+            shape.readable_len += self.len;
+        }
     }
 
     /// What was appended is part of the chain.
     #[inline(always)]
     pub fn end(self, shape: &mut Shape) {
+        self.settle(shape);
         *self.count = self.at;
-        shape.readable_count = self.readable_count;
-        shape.writable_count = self.writable_count;
-        shape.readable_len = self.readable_len;
-        shape.writable_len = self.writable_len;
     }
 }
 

@@ -93,27 +93,29 @@ pub(super) fn walk_ordinary<const LINKED: bool>(
     shape: &mut Shape,
 ) -> bool {
     let Some(window) = memory.window(hint) else { return false };
+    let Step { mut at, mut left } = *step;
     let mut run = out.run(shape);
     let over = loop {
-        if step.left == 0 {
+        if left == 0 {
             break !LINKED;
         }
-        let Some(words) = read(step.at) else { break false };
+        let Some(words) = read(at) else { break false };
         let descriptor = if LINKED { Descriptor::split(words) } else { Descriptor::packed(words) };
         if descriptor.flags & F_INDIRECT != 0 {
             break false;
         }
         let Some(piece) = window.slice(descriptor.addr, descriptor.len) else { break false };
-        if !run.push(piece, descriptor.flags & F_WRITE != 0) {
+        if !run.push(shape, piece, descriptor.flags & F_WRITE != 0) {
             break false;
         }
-        step.left -= 1;
+        left -= 1;
         if LINKED && descriptor.flags & F_NEXT == 0 {
             break true;
         }
-        step.at = if LINKED { usize::from(descriptor.other) } else { step.at + 1 };
+        at = if LINKED { usize::from(descriptor.other) } else { at + 1 };
     };
     run.end(shape);
+    *step = Step { at, left };
     over
 }
 
@@ -219,8 +221,7 @@ impl<'m> Table<'m> {
     /// A descriptor of those that lie in the table's first region.
     #[inline(always)]
     fn words(&self, at: usize) -> Option<(u64, u64)> {
-        let word = u128::from_le_bytes(self.start.read(at.wrapping_mul(DESCRIPTOR_LEN))?);
-        Some((word as u64, (word >> 64) as u64))
+        self.start.words(at.wrapping_mul(DESCRIPTOR_LEN))
     }
 
     fn read(&self, at: usize, memory: &MemoryTable, hint: &mut RegionHint) -> Result<(u64, u64), Stop> {

@@ -178,7 +178,8 @@ fn start(hba: Hba, disk: &Path) -> Result<Guest> {
             "-drive".into(),
             format!("if=none,id=d0,format=raw,cache=none,aio=io_uring,file={}", disk.display()),
             "-device".into(),
-            "scsi-hd,drive=d0,bus=h.0".into(),
+            // Linux leaves SAS devices without an address alone.
+            "scsi-hd,drive=d0,bus=h.0,wwn=0x5000c50000000001,port_wwn=0x5000c50000000002".into(),
         ],
     };
     let mut linux = machine.launch()?.wait()?;

@@ -9,6 +9,10 @@ use avio_proto::mem::{GuestPieces, GuestSlice, MemoryTable, Region, RegionHint};
 
 /// Lines that are fetched for the next request while one is copied: 2 KiB. Until those are copied, the processor has seen where it goes on.
 const PREFETCH_LINES: usize = 32;
+/// Of those, lines that are fetched one request earlier: from them the processor sees what comes, and fetches on its own.
+const EARLY_LINES: usize = 4;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// The store.
 #[derive(Debug)]
@@ -79,11 +83,15 @@ impl MemoryStore {
         at == len
     }
 
-    /// Fetches the first bytes of a range that is read next.
+    /// Fetches the first bytes of a range that is read next (`turns` is 1) or later. Whoever asks for a range later asks for it as the
+    /// next one, too.
     #[inline]
-    pub(super) fn prefetch(&self, offset: u64, len: usize) {
-        if let Some(range) = self.range(offset, len) {
-            range.prefetch_read_lines(PREFETCH_LINES);
+    pub(super) fn prefetch(&self, offset: u64, len: usize, turns: usize) {
+        let Some(range) = self.range(offset, len) else { return };
+        if turns > 1 {
+            range.prefetch_read_lines(EARLY_LINES);
+        } else {
+            range.sub(EARLY_LINES * LINE, len).prefetch_read_lines(PREFETCH_LINES - EARLY_LINES);
         }
     }
 

@@ -146,11 +146,11 @@ impl Backing {
         }
     }
 
-    /// Fetches what the next read will copy, if it copies at all; any range will do. Workers.
+    /// Fetches what a read will copy, if it copies at all, `turns` reads before it does; any range will do. Workers.
     #[inline]
-    pub fn prefetch(&self, offset: u64, len: usize) {
+    pub fn prefetch(&self, offset: u64, len: usize, turns: usize) {
         if let Medium::Memory(store) = &self.medium {
-            store.prefetch(offset, len);
+            store.prefetch(offset, len, turns);
         }
     }
 

@@ -89,10 +89,21 @@ pub(super) fn answer<'v>(
     }
 }
 
-/// Fetches from a medium in memory what a request will read, while the one before it is copied. Looks at the request, decides
+/// So many requests ahead may a read's range be fetched; 0: nothing is copied from here.
+#[inline]
+pub(super) fn turns_ahead(role: Role, view: &AdapterView) -> usize {
+    let may_copy = match role {
+        Role::BlkRequest => copied(view, 0).is_some(),
+        Role::ScsiRequest => true,
+        Role::ScsiControl | Role::ScsiEvent => false,
+    };
+    if may_copy { 2 } else { 0 }
+}
+
+/// Fetches from a medium in memory what a request will read, `turns` requests before it is copied. Looks at the request, decides
 /// nothing.
 #[inline]
-pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>) {
+pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>, turns: usize) {
     match role {
         Role::BlkRequest => {
             let Some(backing) = copied(view, 0) else { return };
@@ -103,7 +114,7 @@ pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>) {
             let header = RequestHeader::from_bytes(&head);
             if header.kind == blk::T_IN {
                 let offset = header.sector.saturating_mul(blk::SECTOR_LEN);
-                backing.prefetch(offset, chain.writable_len.saturating_sub(1));
+                backing.prefetch(offset, chain.writable_len.saturating_sub(1), turns);
             }
         }
         Role::ScsiRequest => {
@@ -115,7 +126,7 @@ pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>) {
             let Some(head) = first.read(0) else { return };
             if let Some(MediumOp::Read { lba, blocks }) = fast(&CommandRequest::from_bytes(&head).cdb) {
                 let block = u64::from(target.lun.unit.block_size());
-                backing.prefetch(lba.saturating_mul(block), (u64::from(blocks) * block) as usize);
+                backing.prefetch(lba.saturating_mul(block), (u64::from(blocks) * block) as usize, turns);
             }
         }
         Role::ScsiControl | Role::ScsiEvent => {}

@@ -99,12 +99,16 @@ impl Queue {
         if let Some(view) = &self.view {
             let mut tally = Tally::default();
             prefetch(&batch, 0..count.min(AHEAD));
+            let ahead = at_once::turns_ahead(self.role, view);
+            if count > 1 && ahead > 1 {
+                at_once::prefetch(self.role, view, &batch.chain(1), ahead);
+            }
             while answered < count {
                 let next = answered + AHEAD;
                 prefetch(&batch, next.min(count)..(next + 1).min(count));
                 let chain = batch.chain(answered);
-                if answered + 1 < count {
-                    at_once::prefetch(self.role, view, &batch.chain(answered + 1));
+                for turns in 1..=ahead.min(count - answered - 1) {
+                    at_once::prefetch(self.role, view, &batch.chain(answered + turns), turns);
                 }
                 let Some(bytes) = at_once::answer(self.role, view, memory, &chain, moment, &mut tally) else {
                     break;

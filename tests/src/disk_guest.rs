@@ -9,8 +9,8 @@ use crate::linux_guest::LinuxGuest;
 use crate::qemu::{self, Booting, Machine, NO_MSI_X};
 use crate::{Result, uml};
 
-/// What disks, DVD drives and their passthrough nodes need of Debian's cloud kernel, in load order.
-const QEMU_MODULES: &[&str] = &[
+/// What virtio devices and SCSI need of Debian's kernels, in load order; drivers come behind.
+pub const SCSI_MODULES: &[&str] = &[
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -18,14 +18,15 @@ const QEMU_MODULES: &[&str] = &[
     "virtio_pci",
     "scsi_common",
     "scsi_mod",
-    "virtio_scsi",
-    "sd_mod",
-    "cdrom",
-    "sr_mod",
-    "sg",
-    "isofs",
-    "virtio_blk",
 ];
+
+/// Disks, DVD drives and their passthrough nodes with Debian's cloud kernel.
+const DRIVERS: &[&str] = &["virtio_scsi", "sd_mod", "cdrom", "sr_mod", "sg", "isofs", "virtio_blk"];
+
+/// All of that.
+fn qemu_modules() -> Vec<&'static str> {
+    [SCSI_MODULES, DRIVERS].concat()
+}
 
 /// The same of User-Mode Linux's kernel, which has more built in.
 const UML_MODULES: &[&str] = &[
@@ -123,7 +124,8 @@ pub fn qemu(name: &str, socket: &Path, kind: Kind, queues: u16, extra: &str) -> 
 /// # Errors
 /// When something is missing.
 pub fn qemu_with(name: &str, devices: &[Device<'_>]) -> Result<Booting> {
-    let mut machine = Machine::new(name, QEMU_MODULES);
+    let modules = qemu_modules();
+    let mut machine = Machine::new(name, &modules);
     machine.cpus = devices.first().map_or(1, |device| device.queues);
     machine.extras = extras()?;
     for (number, Device { socket, kind, queues, extra }) in devices.iter().enumerate() {
@@ -147,7 +149,8 @@ pub fn qemu_with(name: &str, devices: &[Device<'_>]) -> Result<Booting> {
 /// # Errors
 /// When something is missing.
 pub fn qemu_with_arguments(name: &str, arguments: Vec<String>) -> Result<Booting> {
-    let mut machine = Machine::new(name, QEMU_MODULES);
+    let modules = qemu_modules();
+    let mut machine = Machine::new(name, &modules);
     machine.extras = extras()?;
     machine.arguments = arguments;
     machine.launch()

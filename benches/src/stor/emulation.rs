@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use avio_tests::console::Console;
 use avio_tests::daemon::Daemon;
+use avio_tests::disk_guest::SCSI_MODULES;
 use avio_tests::guest_image::Extras;
 use avio_tests::qemu::{Machine, NO_MSI_X};
 use avio_tests::storage::{Adapter, Storage};
@@ -21,15 +22,8 @@ use crate::beside::machine::Machine as Host;
 use crate::beside::spread::spread;
 use crate::beside::{TARGET_CORE, process};
 
-/// What disks need of Debian's kernel with drivers for emulated adapters, in load order; the adapters' own behind.
-const MODULES: &[&str] = &[
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "scsi_common",
-    "scsi_mod",
+/// Drivers of disks in Debian's kernel for emulated machines, in load order; the adapters' own behind.
+const DRIVERS: &[&str] = &[
     "crct10dif_common",
     "crct10dif_generic",
     "crc-t10dif",
@@ -147,7 +141,8 @@ pub fn measure(host: &Host, options: &Options) -> Result<Vec<(String, String)>> 
 }
 
 fn start(hba: Hba, disk: &Path) -> Result<Guest> {
-    let mut machine = Machine::new(hba.name(), MODULES);
+    let modules = [SCSI_MODULES, DRIVERS].concat();
+    let mut machine = Machine::new(hba.name(), &modules);
     machine.kernel = "kernel-pc";
     machine.memory_mib = MEMORY_MIB;
     machine.extras = Extras::default();

@@ -120,6 +120,7 @@ pub(super) fn walk_ordinary<const LINKED: bool>(
 }
 
 /// Walks an indirect table of a split ring: its descriptors are chained by `next` (§2.7.5.3).
+#[inline(always)]
 pub(super) fn walk_split_table(
     table: Descriptor,
     index: u16,
@@ -134,13 +135,13 @@ pub(super) fn walk_split_table(
     if walk_ordinary::<true>(|at| table.words(at), &mut step, memory, hint, out, shape) {
         return Ok(());
     }
-    walk_rest_of_split_table(&table, step, memory, hint, out, shape)
+    walk_rest_of_split_table(table, step, memory, hint, out, shape)
 }
 
 /// The part of a table in which something is not ordinary.
 #[cold]
 fn walk_rest_of_split_table(
-    table: &Table<'_>,
+    table: Table<'_>,
     step: Step,
     memory: &MemoryTable,
     hint: &mut RegionHint,
@@ -203,6 +204,7 @@ struct Table<'m> {
 }
 
 impl<'m> Table<'m> {
+    #[inline(always)]
     fn new(
         table: Descriptor,
         index: u16,

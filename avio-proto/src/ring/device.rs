@@ -86,6 +86,12 @@ impl DeviceRing {
         self.core.complete(id, written);
     }
 
+    /// As [`complete`](Self::complete) for several chains: each with the bytes written.
+    #[inline]
+    pub fn complete_all(&mut self, chains: &[(ChainId, u32)]) {
+        self.core.complete_all(chains);
+    }
+
     /// Publishes what was staged with one index store; true = the driver wants a notification. Decided once over the range.
     #[inline]
     pub fn publish(&mut self) -> bool {

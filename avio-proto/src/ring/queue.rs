@@ -243,6 +243,19 @@ impl Core {
     }
 
     #[inline]
+    pub fn complete_all(&mut self, chains: &[(ChainId, u32)]) {
+        let staging = &mut self.staging;
+        let places = staging.staged.get_mut(staging.staged_count..).unwrap_or_default();
+        debug_assert!(places.len() >= chains.len(), "a chain was completed twice");
+        let count = places.len().min(chains.len());
+        for (place, &(chain, len)) in places.iter_mut().zip(chains) {
+            *place = Staged { chain, len };
+        }
+        staging.staged_count += count;
+        staging.staged_chains += count;
+    }
+
+    #[inline]
     pub fn publish(&mut self, queue: &mut impl Queue) -> bool {
         let staging = &mut self.staging;
         if staging.staged_count == 0 {

@@ -224,7 +224,7 @@ fn immediate(view: &AdapterView, number: u8) -> Option<&Target> {
 }
 
 /// Moves the data and counts it; `None`: a fence or a limit is in the way, and nothing has happened.
-#[inline]
+#[inline(always)]
 fn transfer<'v>(
     target: &'v Target,
     memory: &MemoryTable,

@@ -90,22 +90,27 @@ impl Queue {
         moment: Moment,
     ) -> Result<usize, RingError> {
         ids.clear();
-        let mut taken = [ChainId::default(); CHAINS_MAX];
-        let mut written = [0; CHAINS_MAX];
+        let mut done = [(ChainId::default(), 0); CHAINS_MAX];
         let batch = self.ring.take(arena, budget.min(CHAINS_MAX))?;
         let count = batch.len();
         let memory = self.held.memory();
         let mut answered = 0;
         if let Some(view) = &self.view {
             let mut tally = Tally::default();
-            prefetch(&batch, 0..count.min(AHEAD));
+            // A driver that has the end of one request beside its header has it so in all.
+            let apart = !batch.is_empty() && response_apart(&batch, 0).is_some();
+            if apart {
+                prefetch(&batch, 0..count.min(AHEAD));
+            }
             let ahead = at_once::turns_ahead(self.role, view);
             if count > 1 && ahead > 1 {
                 at_once::prefetch(self.role, view, &batch.chain(1), ahead);
             }
             while answered < count {
-                let next = answered + AHEAD;
-                prefetch(&batch, next.min(count)..(next + 1).min(count));
+                if apart {
+                    let next = answered + AHEAD;
+                    prefetch(&batch, next.min(count)..(next + 1).min(count));
+                }
                 let chain = batch.chain(answered);
                 for turns in 1..=ahead.min(count - answered - 1) {
                     at_once::prefetch(self.role, view, &batch.chain(answered + turns), turns);
@@ -113,27 +118,26 @@ impl Queue {
                 let Some(bytes) = at_once::answer(self.role, view, memory, &chain, moment, &mut tally) else {
                     break;
                 };
-                (taken[answered], written[answered]) = (chain.id, bytes);
+                done[answered] = (chain.id, bytes);
                 answered += 1;
             }
             tally.end(moment.worker);
         }
-        for (i, place) in taken.iter_mut().enumerate().take(count).skip(answered) {
-            *place = batch.chain(i).id;
+        for (i, place) in done.iter_mut().enumerate().take(count).skip(answered) {
+            place.0 = batch.chain(i).id;
             // There are as many places as the ring has entries, so each chain finds one.
             ids.extend(self.held.hold(&batch, i));
         }
+        let (done, held) = done[..count].split_at(answered);
         if let Some(log) = &mut self.inflight {
-            if answered > 0 {
-                log.answered(&self.ring, &taken[..answered]);
+            if !done.is_empty() {
+                log.answered(&self.ring, done.iter().map(|&(chain, _)| chain));
             }
-            if answered < count {
-                log.taken(&self.ring, taken[answered..count].iter().copied());
+            if !held.is_empty() {
+                log.taken(&self.ring, held.iter().map(|&(chain, _)| chain));
             }
         }
-        for (&chain, &bytes) in taken[..answered].iter().zip(&written) {
-            self.ring.complete(chain, bytes);
-        }
+        self.ring.complete_all(done);
         self.staged |= answered > 0;
         Ok(count)
     }
@@ -225,17 +229,19 @@ const AHEAD: usize = 8;
 /// Fetches the lines of some chains that say how they ended.
 #[inline]
 fn prefetch(batch: &Batch<'_>, chains: std::ops::Range<usize>) {
-    for i in chains {
-        let chain = batch.chain(i);
-        // A disk's status stands last, an adapter's response first, in front of the data.
-        if let (Some(first), Some(last)) = (chain.writable.first(), chain.writable.last()) {
-            let response = first_or_last(first, last);
-            // To be read: as a rule it says already what it should, see `at_once::put_status`. Fetched with the header if it is there.
-            if chain.readable.first().is_none_or(|header| !header.shares_line(response)) {
-                response.prefetch_read();
-            }
-        }
+    for response in chains.filter_map(|i| response_apart(batch, i)) {
+        // To be read: as a rule it says already what it should, see `at_once::put_status`.
+        response.prefetch_read();
     }
+}
+
+/// Where a chain says how it ended, unless that is in the line of its header, which is fetched anyway.
+#[inline]
+fn response_apart<'a>(batch: &Batch<'a>, i: usize) -> Option<&'a GuestSlice<'a>> {
+    let chain = batch.chain(i);
+    // A disk's status stands last, an adapter's response first, in front of the data.
+    let response = first_or_last(chain.writable.first()?, chain.writable.last()?);
+    chain.readable.first().is_none_or(|header| !header.shares_line(response)).then_some(response)
 }
 
 /// The one that is no data: the shorter.

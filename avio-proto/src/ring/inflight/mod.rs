@@ -138,12 +138,12 @@ impl Inflight {
     /// Notes chains of a batch that were answered at once, in the order in which they were taken and before others of it are noted as
     /// taken; the next publication tells the driver.
     #[inline]
-    pub fn answered(&mut self, ring: &DeviceRing, chains: &[ChainId]) {
+    pub fn answered(&mut self, ring: &DeviceRing, chains: impl Iterator<Item = ChainId> + Clone) {
         match (&mut self.0, &ring.layout) {
-            (Log::Split(log), _) => log.answered(chains.iter().map(ChainId::number)),
+            (Log::Split(log), _) => log.answered(chains.map(|chain| chain.number())),
             (Log::Packed(log), Layout::Packed(queue)) => {
-                log.taken(queue, chains.iter().copied());
-                chains.iter().for_each(|&chain| log.completed(chain));
+                log.taken(queue, chains.clone());
+                chains.for_each(|chain| log.completed(chain));
             }
             (Log::Packed(_), Layout::Split(_)) => {}
         }

@@ -4,7 +4,7 @@ use super::SplitQueue;
 use crate::mem::{MemoryTable, RegionHint};
 use crate::ring::RingError;
 use crate::ring::arena::{Segments, Shape, Stop};
-use crate::ring::descriptor::{Descriptor, F_INDIRECT, F_NEXT, Step, walk_ordinary, walk_split_table};
+use crate::ring::descriptor::{F_INDIRECT, F_NEXT, Step, walk_ordinary, walk_split_table};
 
 impl SplitQueue {
     /// Appends the chain that starts at descriptor `head` to `out`. Each descriptor is copied out once and only the copy
@@ -23,10 +23,12 @@ impl SplitQueue {
         }
         let descriptor = self.descriptor(head);
         out.begin(shape);
-        if descriptor.flags & (F_NEXT | F_INDIRECT) == 0 {
-            out.push(shape, memory, hint, descriptor.buffer(head))
+        if descriptor.flags & F_INDIRECT != 0 {
+            walk_split_table(descriptor, head, memory, hint, out, shape)
+        } else if descriptor.flags & F_NEXT != 0 {
+            self.walk_chain(memory, hint, head, out, shape)
         } else {
-            self.walk_chain(memory, hint, head, descriptor, out, shape)
+            out.push(shape, memory, hint, descriptor.buffer(head))
         }
     }
 
@@ -36,13 +38,9 @@ impl SplitQueue {
         memory: &MemoryTable,
         hint: &mut RegionHint,
         head: u16,
-        descriptor: Descriptor,
         out: &mut Segments,
         shape: &mut Shape,
     ) -> Result<(), Stop> {
-        if descriptor.flags & F_INDIRECT != 0 {
-            return walk_split_table(descriptor, head, memory, hint, out, shape);
-        }
         // A chain with a loop in it runs into this bound: no chain has more descriptors than the ring (§2.7.5.1).
         let mut step = Step { at: usize::from(head), left: usize::from(self.size) };
         if walk_ordinary::<true>(|at| self.words(at), &mut step, memory, hint, out, shape) {

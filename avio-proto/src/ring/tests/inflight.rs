@@ -247,7 +247,7 @@ fn survive_at_once(features: u64, death: Death, rounds: usize, [before, behind, 
     tokens.extend((0..2 + behind).map(|i| rig.send(110 + i)));
     let ids: Vec<ChainId> = ring.take(&mut rig.arena, 64).unwrap().iter().map(|chain| chain.id).collect();
     assert_eq!(ids.len(), 2 + usize::from(behind), "{what}");
-    log.answered(&ring, &ids[..2]);
+    log.answered(&ring, ids[..2].iter().copied());
     if behind > 0 {
         log.taken(&ring, ids[2..].iter().copied());
     }

@@ -150,6 +150,16 @@ fn row(name: &'static str, backing: Backing, rw: &'static str, depth: u16, targe
     }
 }
 
+/// The same with requests of 8 KiB, seven of ten of them reads.
+fn mixed(row: Row) -> Row {
+    Row { title: row.title.replace("randrw 4 KiB", "70/30 8 KiB"), block: 8192, ..row }
+}
+
+/// The same with requests of 128 KiB.
+fn sequential(row: Row) -> Row {
+    Row { title: row.title.replace("4 KiB", "128 KiB"), block: 131_072, ..row }
+}
+
 /// All rows, or those of the short form; with another build of ours in each if there is one.
 pub fn rows(options: &Options) -> Vec<Row> {
     let mut rows = null(options.quick);
@@ -190,16 +200,8 @@ fn null(quick: bool) -> Vec<Row> {
     if !quick {
         rows.extend([
             n("null-write-32", "randwrite", 32, &us),
-            Row {
-                title: "null, 70/30 8 KiB, QD32".into(),
-                block: 8192,
-                ..n("null-mix-32", "randrw", 32, &us)
-            },
-            Row {
-                title: "null, read 128 KiB, QD32".into(),
-                block: 131_072,
-                ..n("null-seq-32", "read", 32, &us)
-            },
+            mixed(n("null-mix-32", "randrw", 32, &us)),
+            sequential(n("null-seq-32", "read", 32, &us)),
             Row {
                 title: "null, randread 4 KiB, two queues of QD32, one worker".into(),
                 queues: 2,
@@ -229,6 +231,9 @@ fn memory(quick: bool) -> Vec<Row> {
             m("memory-read-1", "randread", 1),
             Row { goals: tenfold(), ..m("memory-write-32", "randwrite", 32) },
             m("memory-read-128", "randread", 128),
+            mixed(m("memory-mix-32", "randrw", 32)),
+            sequential(m("memory-seq-32", "read", 32)),
+            row("memory-adaptive-32", Backing::Memory, "randread", 32, &[Blk, BlkAdaptive]),
         ]);
     }
     rows
@@ -274,10 +279,11 @@ fn file(quick: bool) -> Vec<Row> {
                 goals: file_goals(1.3).into_iter().filter(|goal| goal.metric == Kiops).collect(),
                 ..f("file-seq-32", "read", 32, &all)
             },
+            mixed(f("file-mix-32", "randrw", 32, &few)),
             Row {
-                title: "file, 70/30 8 KiB, QD32".into(),
-                block: 8192,
-                ..f("file-mix-32", "randrw", 32, &few)
+                title: "file, randread 4 KiB, two queues of QD32, one worker".into(),
+                queues: 2,
+                ..f("file-queues-2", "randread", 32, &[Blk, BlkAdaptive, Qsd])
             },
             f("file-read-128", "randread", 128, &all),
             f("file-stor-32", "randread", 32, &[Blk, Stor, Fio]),
@@ -330,14 +336,22 @@ fn devices() -> Vec<Row> {
     let by_threads = [Blk, BlkAdaptive, Fio, FioCrowded, Qsd];
     let sleeping = [BlkAdaptiveSleeping, Fio, QsdSleeping];
     let mut rows = Vec::new();
-    for (backing, read, write) in [
-        (Backing::Loop(512), "loop512-read-32", "loop512-write-32"),
-        (Backing::Loop(4096), "loop4096-read-32", "loop4096-write-32"),
-        (Backing::Zram, "zram-read-32", "zram-write-32"),
+    for (backing, [read, write, mix, seq]) in [
+        (Backing::Loop(512), ["loop512-read-32", "loop512-write-32", "loop512-mix-32", "loop512-seq-32"]),
+        (
+            Backing::Loop(4096),
+            ["loop4096-read-32", "loop4096-write-32", "loop4096-mix-32", "loop4096-seq-32"],
+        ),
+        (Backing::Zram, ["zram-read-32", "zram-write-32", "zram-mix-32", "zram-seq-32"]),
     ] {
         let targets: &[Target] = if backing.is_loop() { &by_threads } else { &direct };
         rows.push(row(read, backing, "randread", 32, targets));
         rows.push(row(write, backing, "randwrite", 32, targets));
+        rows.push(mixed(row(mix, backing, "randrw", 32, targets)));
+        rows.push(sequential(row(seq, backing, "read", 32, targets)));
+    }
+    for (name, depth) in [("zram-read-1", 1), ("zram-read-128", 128)] {
+        rows.push(row(name, Backing::Zram, "randread", depth, &direct));
     }
     for (backing, read, write) in [
         (Backing::Loop(512), "loop512-read-32-asleep", "loop512-write-32-asleep"),

@@ -12,6 +12,8 @@ pub mod frame_memory;
 pub mod inject;
 pub mod links;
 pub mod log;
+pub mod netdev;
+mod netlink;
 pub mod notify;
 pub mod options;
 pub mod ratelimit;

@@ -14,6 +14,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
 
+use crate::netlink::{Attributes, BUFFER_LEN, HEADER_LEN, Messages, dump_request, text};
+
 /// rtnetlink(7): the group that hears of interfaces (`RTMGRP_LINK`).
 const GROUP_LINK: u32 = 1;
 const RTM_NEWLINK: u16 = 16;
@@ -21,10 +23,6 @@ const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// `NLM_F_REQUEST | NLM_F_DUMP`.
-const DUMP: u16 = 0x301;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -42,13 +40,10 @@ const IFF_UP: u32 = 1;
 const IFF_LOWER_UP: u32 = 1 << 16;
 /// `ifi_type` of Ethernet.
 const ARPHRD_ETHER: u16 = 1;
-const HEADER_LEN: usize = 16;
 const IFINFO_LEN: usize = 16;
 const IFADDR_LEN: usize = 8;
 /// `AF_INET` where a family is one byte.
 const INET: u8 = 2;
-/// The kernel makes no longer datagram for a dump.
-const BUFFER_LEN: usize = 32 * 1024;
 /// Datagrams read in one go: a flood of changes does not keep the control thread.
 const READS_MAX: usize = 256;
 
@@ -149,7 +144,7 @@ impl Links {
 
     fn dump(&mut self) -> io::Result<()> {
         self.links.clear();
-        send(&self.fd, &request::<{ HEADER_LEN + IFINFO_LEN }>(RTM_GETLINK), SendFlags::empty())?;
+        send(&self.fd, &dump_request::<{ HEADER_LEN + IFINFO_LEN }>(RTM_GETLINK), SendFlags::empty())?;
         // The kernel makes a dump while it is read, so it is there at once.
         self.read()
     }
@@ -191,7 +186,7 @@ impl Links {
 pub fn ipv4_addresses() -> io::Result<BTreeMap<u32, Ipv4Addr>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-    let mut request = request::<{ HEADER_LEN + IFADDR_LEN }>(RTM_GETADDR);
+    let mut request = dump_request::<{ HEADER_LEN + IFADDR_LEN }>(RTM_GETADDR);
     request[HEADER_LEN] = INET;
     send(&fd, &request, SendFlags::empty())?;
     let mut addresses = BTreeMap::new();
@@ -211,15 +206,6 @@ pub fn ipv4_addresses() -> io::Result<BTreeMap<u32, Ipv4Addr>> {
         }
     }
     Ok(addresses)
-}
-
-/// A request for all there is of a kind (`struct nlmsghdr`, and zeros behind it).
-fn request<const LEN: usize>(kind: u16) -> [u8; LEN] {
-    let mut request = [0; LEN];
-    request[..4].copy_from_slice(&(LEN as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&kind.to_ne_bytes());
-    request[6..8].copy_from_slice(&DUMP.to_ne_bytes());
-    request
 }
 
 /// An interface's number and IPv4 address out of `struct ifaddrmsg` and its attributes. On a point-to-point link
@@ -291,44 +277,6 @@ fn parse(body: &[u8]) -> Option<Link> {
         }
     }
     Some(link).filter(|link| !link.name.is_empty())
-}
-
-fn text(value: &[u8]) -> String {
-    let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
-    String::from_utf8_lossy(&value[..end]).into_owned()
-}
-
-/// The messages in a datagram, with their types, to its end or that of the dump.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let [a, b, c, d, e, f, ..] = *self.0.first_chunk::<HEADER_LEN>()?;
-        let len = u32::from_ne_bytes([a, b, c, d]) as usize;
-        let kind = u16::from_ne_bytes([e, f]);
-        let body = self.0.get(HEADER_LEN..len).filter(|_| kind != NLMSG_DONE && kind != NLMSG_ERROR)?;
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or(&[]);
-        Some((kind, body))
-    }
-}
-
-/// The attributes (`struct rtattr`) in some bytes.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let [a, b, c, d] = *self.0.first_chunk()?;
-        let len = usize::from(u16::from_ne_bytes([a, b]));
-        // The two upper bits are flags.
-        let kind = u16::from_ne_bytes([c, d]) & 0x3fff;
-        let value = self.0.get(4..len)?;
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or(&[]);
-        Some((kind, value))
-    }
 }
 
 #[cfg(test)]

@@ -439,6 +439,14 @@ fn package_has_what_its_units_start() -> Result {
     for daemon in ["avio-vswitchd", "avio-stord"] {
         let unit = fs::read_to_string(unpacked.join(format!("usr/lib/systemd/system/{daemon}.service")))?;
         ensure(unit.contains(&format!("ExecStart=/usr/bin/{daemon}\n")), || unit.clone())?;
+        if daemon == "avio-vswitchd" {
+            let families = unit.lines().find(|line| line.starts_with("RestrictAddressFamilies="));
+            // Control sockets; interfaces; uplinks both ways; ethtool's ioctl.
+            for family in ["AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_XDP", "AF_INET"] {
+                let lets = families.is_none_or(|line| line.split(['=', ' ']).any(|word| word == family));
+                ensure(lets, || format!("{daemon}.service has no {family}: {families:?}"))?;
+            }
+        }
         let program = unpacked.join("usr/bin").join(daemon);
         let check =
             Command::new(&program).arg("--check").arg("--config").arg(unpacked.join("etc/avio")).output()?;

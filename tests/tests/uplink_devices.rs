@@ -372,7 +372,7 @@ fn what_somebody_else_has() -> Result {
     // A program that this process attaches.
     let index = std::fs::read_to_string(format!("/sys/class/net/{near}/ifindex"))?.trim().parse();
     let index = index.map_err(|e| Failure::new(format!("{near}: {e}")))?;
-    let other = Attached::new(index, AttachMode::Native).map_err(|e| Failure::new(e.to_string()))?;
+    let other = Attached::new(index, AttachMode::Native, false).map_err(|e| Failure::new(e.to_string()))?;
     let text = refused(&format!("uplink = \"{near}\""), &[])?;
     for part in [near, "has an XDP program of somebody else", "xdp off", "`access = \"packet\"`"] {
         ensure(text.contains(part), || format!("no '{part}' in: {text}"))?;

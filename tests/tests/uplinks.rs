@@ -39,7 +39,10 @@ fn main() -> ExitCode {
         Case::new("wire_vlans", GUEST_S, wire_vlans).data_path(),
         Case::new("wire_beside_the_host", GUEST_S, wire_beside_the_host),
         Case::new("wire_spoofs", GUEST_S, wire_spoofs),
-        Case::new("device_is_as_before", ALONE_S, device_is_as_before),
+        Case::new("device_is_as_before", ALONE_S, || device_is_as_before("copy")),
+        Case::new("generic_device_is_as_before", ALONE_S, || device_is_as_before("generic")),
+        Case::new("packet_device_is_as_before", ALONE_S, || device_is_as_before("packet")),
+        Case::new("negotiation_is_shown", ALONE_S, negotiation_is_shown),
         Case::new("device_is_lost_and_found", GUEST_S, device_is_lost_and_found),
         Case::new("bad_devices_are_refused", ALONE_S, bad_devices_are_refused),
     ])
@@ -264,20 +267,30 @@ fn wire_spoofs() -> Result {
     spoof(&mut wired, "02:00:00:00:77:02")
 }
 
-/// Flags, features and programs of the device are what they were: after an orderly end, and after `kill -9`.
-fn device_is_as_before() -> Result {
+/// Flags, features and programs of the device are what they were: after an orderly end, and after `kill -9`; however it was opened.
+fn device_is_as_before(access: &str) -> Result {
     let wire = Wire::new(&format!("{FAR}/24"))?;
     // A device whose hardware takes tags out: what the switch turns off has to come back.
     run("ethtool", &["-K", &wire.near, "rxvlan", "on"])?;
     let before = wire.state()?;
     for orderly in [true, false] {
-        let mut daemon = daemon(&wire, "", "")?;
+        let mut daemon = daemon(&wire, &format!("access = \"{access}\""), "")?;
+        let opened = device(&daemon, "access")?;
+        ensure(opened == access, || format!("{opened} instead of {access}"))?;
+        let off = device(&daemon, "switched_off")?;
+        ensure(off == serde_json::json!(["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"]), || {
+            format!("switched off: {off}")
+        })?;
         let during = wire.state()?;
         ensure(during.contains("rx-vlan-offload: off"), || format!("tags are taken out: {during}"))?;
         ensure(during.contains("promiscuity 1"), || format!("not promiscuous: {during}"))?;
-        if best() != "packet" {
-            ensure(during.contains("xdp"), || format!("no program: {during}"))?;
-        }
+        // As `ip` calls them: of the driver, of the network stack, none.
+        let program = match access {
+            "copy" => during.contains(" xdp ") || during.contains(" xdp/id"),
+            "generic" => during.contains("xdpgeneric"),
+            _ => !during.contains("xdp"),
+        };
+        ensure(program, || format!("{access}: not its program: {during}"))?;
         if orderly {
             daemon.stop()?;
         } else {
@@ -291,6 +304,39 @@ fn device_is_as_before() -> Result {
             })?;
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+    Ok(())
+}
+
+/// `avio net -V` tells all that was negotiated with a device, each way of opening it.
+fn negotiation_is_shown() -> Result {
+    // Labels and values of native, generic and packet sockets.
+    let rows: [(&str, [&str; 3]); 11] = [
+        ("Access", ["AF_XDP, native, copy", "AF_XDP, generic", "packet socket"]),
+        ("Queues", ["1", "1", "1"]),
+        ("Ring Size", ["2048", "2048", "none"]),
+        ("Multi-Buffer", ["no", "no", "yes"]),
+        ("Need Wakeup", ["yes", "yes", "no"]),
+        ("Busy Polling", ["no", "no", "no"]),
+        ("VLAN Metadata", ["yes", "no", "yes"]),
+        ("Segments Cut By", ["switch", "switch", "kernel"]),
+        ("Checksums Filled In By", ["switch", "switch", "kernel"]),
+        ("Checksums Verified By", ["none", "none", "kernel"]),
+        ("Switched Off", ["rx-vlan-hw-parse rx-vlan-stag-hw-parse"; 3]),
+    ];
+    let wire = Wire::new(&format!("{FAR}/24"))?;
+    run("ethtool", &["-K", &wire.near, "rxvlan", "on"])?;
+    for (way, access) in ["copy", "generic", "packet"].into_iter().enumerate() {
+        let mut daemon = daemon(&wire, &format!("access = \"{access}\""), "")?;
+        let output = daemon.avio(&["net", "-S", "vs", "-V"])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let wire = text.split_once("Uplink  ").map_or("", |(_, wire)| wire);
+        for (label, values) in rows {
+            let line = wire.lines().find(|line| line.trim_start().starts_with(label)).unwrap_or_default();
+            let shown = line.split_once(" : ").map_or("", |(_, value)| value);
+            ensure(shown == values[way], || format!("{access}: {label}: not {}: {text}", values[way]))?;
+        }
+        daemon.stop()?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! VLANs on a real wire, frame by frame: access ports, trunks, the native VLAN, priority tags, offloads in a VLAN. What leaves is read off the wire by tcpdump, what arrives is compared byte for byte. Each case has a
+//! VLANs on a real wire, frame by frame: access ports, trunks, the native VLAN, priority tags, offloads in a VLAN, tags in the frame's bytes and beside
+//! it; and Linux' own VLAN device at the other end. What leaves is read off the wire by tcpdump, what arrives is compared byte for byte. Each case has a
 //! network namespace of its own (root).
 
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use avio_tests::driver::Driver;
 use avio_tests::failure::ensure;
 use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, tcp, tcp_unfinished, with_tag};
 use avio_tests::netns::{host, inside};
+use avio_tests::uplink::{best, device};
 use avio_tests::wire::{run, send_raw};
 
 /// For cases without a real guest, in seconds; they take about two.
@@ -33,6 +35,9 @@ fn main() -> ExitCode {
         Case::new("native_vlan", ALONE_S, || inside(native_vlan)).data_path(),
         Case::new("priority_tags", ALONE_S, || inside(priority_tags)).data_path(),
         Case::new("offloads_in_vlans", ALONE_S, || inside(offloads_in_vlans)).data_path(),
+        Case::new("tags_beside_frames", ALONE_S, || inside(tags_beside_frames)).data_path(),
+        Case::new("tags_without_metadata", ALONE_S, || inside(tags_without_metadata)),
+        Case::new("service_tags", ALONE_S, || inside(service_tags)).data_path(),
     ])
 }
 
@@ -41,11 +46,18 @@ struct Site {
     daemon: Daemon,
     guests: Vec<Driver>,
     capture: Capture,
+    /// The device that [`Site::arrive`] sends from.
+    from: String,
     sent: u16,
 }
 
 /// A guest for each of `ports`, whose text are lines of its `[[network]]`, in front of a veth pair.
 fn site(uplink: &str, ports: &[&str], offloads: Offloads) -> Result<Site> {
+    site_with(&[], uplink, ports, offloads)
+}
+
+/// The same, the daemon with these variables in its environment.
+fn site_with(environment: &[(&str, &str)], uplink: &str, ports: &[&str], offloads: Offloads) -> Result<Site> {
     run("ip", &["link", "add", UPLINK, "type", "veth", "peer", "name", WIRE])?;
     // A packet socket leaves checksums to the kernel, and the kernel to a device that can; a veth would pass that on to its other end.
     for device in [UPLINK, WIRE] {
@@ -59,14 +71,18 @@ fn site(uplink: &str, ports: &[&str], offloads: Offloads) -> Result<Site> {
     for (number, lines) in (1..).zip(ports) {
         config = config.guest(&format!("g{number}"), "vs", number, lines);
     }
-    let daemon = Daemon::start(config)?;
+    let mut daemon = Daemon::start(config)?;
+    if !environment.is_empty() {
+        daemon.stop()?;
+        daemon.restart_with(environment, 5)?;
+    }
     let mut guests = Vec::new();
     for index in 0..ports.len() {
         guests.push(Driver::connect(&daemon.socket(index), offloads)?);
         daemon.wait_active(index as u32 + 1)?;
     }
     let capture = Capture::start(None, WIRE, "")?;
-    let site = Site { daemon, guests, capture, sent: 0 };
+    let site = Site { daemon, guests, capture, from: WIRE.to_owned(), sent: 0 };
     site.wait_up()?;
     Ok(site)
 }
@@ -88,7 +104,7 @@ impl Site {
 
     /// Puts one frame on the wire at the far end.
     fn arrive(&self, frame: &[u8]) -> Result {
-        send_raw(None, WIRE, frame)
+        send_raw(None, &self.from, frame)
     }
 
     /// A frame that is told from every other.
@@ -287,5 +303,83 @@ fn offloads_in_vlans() -> Result {
     site.ensure_got(0, &[arriving], "a tagged TCP segment")?;
     let right = site.capture.ensure_checksums()?;
     ensure(right == 21, || format!("{right} checksums"))?;
+    site.daemon.ensure_healthy()
+}
+
+/// A bridge at the far end: what it sends has its tags beside the frames, not in their bytes, and the two ends of a veth pair pass that on.
+fn bridge_at_the_far_end(site: &mut Site) -> Result {
+    host(&format!(
+        "ip link add sw0 type bridge mcast_snooping 0 && ip link add in0 type veth peer name in1 && ip link set {WIRE} master sw0 && \
+         ip link set in1 master sw0 && for d in sw0 in0 in1; do echo 1 > /proc/sys/net/ipv6/conf/$d/disable_ipv6; ip link set $d up; done"
+    ))?;
+    "in0".clone_into(&mut site.from);
+    Ok(())
+}
+
+/// Guest 0 is in VLAN 120 and gets its frames without the tag, guest 1 has none and gets only what has none.
+fn ensure_tags_count(site: &mut Site) -> Result {
+    for to in TO_GUEST {
+        let frame = site.frame(&to(), FAR);
+        site.arrive(&with_tag(&frame, 121))?;
+        site.arrive(&with_tag(&frame, 120 | 3 << 13))?;
+        site.ensure_got(0, &[frame], &to())?;
+    }
+    let strange = site.frame(&mac_of(2), FAR);
+    site.arrive(&with_tag(&strange, 120))?;
+    site.arrive(&with_tag(&strange, 121))?;
+    let own = site.frame(&mac_of(2), FAR);
+    site.arrive(&own)?;
+    site.ensure_got(1, &[own], "the guest without a VLAN")?;
+    // A frame of the greatest length has room for its tag, and its bytes are where they were.
+    let mut long = site.frame(&mac_of(1), FAR);
+    long.extend((0..1454u16).map(|n| n as u8));
+    site.arrive(&with_tag(&long, 120))?;
+    site.ensure_got(0, &[long], "1,514 bytes and a tag")?;
+    site.daemon.ensure_healthy()
+}
+
+/// Tags beside frames count as those in their bytes.
+fn tags_beside_frames() -> Result {
+    let mut site = site("", &["vlan = 120", ""], Offloads::None)?;
+    if best() != "packet" {
+        ensure(device(&site.daemon, "vlan_metadata")? == true, || "the program sees no tags".to_owned())?;
+    }
+    bridge_at_the_far_end(&mut site)?;
+    ensure_tags_count(&mut site)?;
+    // Those in their bytes still do.
+    WIRE.clone_into(&mut site.from);
+    ensure_tags_count(&mut site)
+}
+
+/// With a kernel or a driver that does not tell of them, tags have to be in the frames, which the sender sees to.
+fn tags_without_metadata() -> Result {
+    let older = [("AVIO_DISABLE", "xdp_vlan_tags")];
+    let mut site = site_with(&older, "", &["vlan = 120", ""], Offloads::None)?;
+    ensure(device(&site.daemon, "access")? == "copy", || "no XDP".to_owned())?;
+    ensure(device(&site.daemon, "vlan_metadata")? == false, || "it is not switched off".to_owned())?;
+    ensure_tags_count(&mut site)?;
+    bridge_at_the_far_end(&mut site)?;
+    run("ethtool", &["-K", WIRE, "txvlan", "off"])?;
+    ensure_tags_count(&mut site)
+}
+
+/// A service tag (802.1ad) is no customer tag of that number, wherever the kernel keeps it.
+fn service_tags() -> Result {
+    let mut site = site("", &["vlan = 120", ""], Offloads::None)?;
+    for beside in [false, true] {
+        if beside {
+            bridge_at_the_far_end(&mut site)?;
+        }
+        for (index, port, tci) in [(0, 1, 120), (1, 2, 0)] {
+            for to in [mac_of(port), BROADCAST.to_owned()] {
+                let mut foreign = with_tag(&site.frame(&to, FAR), 120);
+                foreign[12..14].copy_from_slice(&[0x88, 0xa8]);
+                site.arrive(&foreign)?;
+                let own = site.frame(&mac_of(port), FAR);
+                site.arrive(&with_tag(&own, tci))?;
+                site.ensure_got(index, &[own], &format!("beside: {beside}, to {to}"))?;
+            }
+        }
+    }
     site.daemon.ensure_healthy()
 }

@@ -146,6 +146,39 @@ pub struct UplinkMember {
     pub busy_poll: bool,
     /// Why it is not open, or not in a better way.
     pub remarks: Vec<String>,
+    /// System calls only where the kernel asks for them (AF_XDP's need_wakeup).
+    #[serde(default)]
+    pub need_wakeup: bool,
+    /// Entries of each of a queue's rings; 0: there are none.
+    #[serde(default)]
+    pub ring_size: u32,
+    /// VLAN tags that are beside a frame are seen (XDP metadata; a packet socket always tells of them).
+    #[serde(default)]
+    pub vlan_metadata: bool,
+    /// Who cuts long frames of guests; `None`: it is not open.
+    #[serde(default)]
+    pub segments_by: Option<OffloadedTo>,
+    /// Who fills in the checksums that guests leave open; `None`: it is not open.
+    #[serde(default)]
+    pub checksums_by: Option<OffloadedTo>,
+    /// Who has looked at the checksums of frames from the wire: `Kernel` where its word is passed on to guests; `None`: nobody, guests do it themselves. XDP has no
+    /// metadata for it.
+    #[serde(default)]
+    pub received_checksums_by: Option<OffloadedTo>,
+    /// The hardware's receive offloads that were switched off and will be put back, by the kernel's names (`ethtool -k` has others for some).
+    #[serde(default)]
+    pub switched_off: Vec<String>,
+}
+
+/// Who does a piece of work on a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OffloadedTo {
+    /// The switch, in software.
+    Switch,
+    /// The kernel: by the device if that can, else in software.
+    Kernel,
+    /// The device, as AF_XDP metadata asks it to.
+    Device,
 }
 
 /// State of a vswitch.

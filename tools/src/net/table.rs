@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use avio_proto::config::NetworkAdaptor;
-use avio_proto::control::{Port, PortState, UplinkReport, Vswitch, VswitchState};
+use avio_proto::control::{OffloadedTo, Port, PortState, UplinkReport, Vswitch, VswitchState};
 
 /// Width of a label in the statistics: that of the longest, `Inbound Non-Unicast Pkts (local)`.
 const LABEL_WIDTH: usize = 32;
@@ -146,8 +146,30 @@ fn wire_details(text: &mut String, name: &str, wire: &UplinkReport, statistics: 
         };
         labelled(text, "Access", &access);
         labelled(text, "Queues", &member.queues);
-        labelled(text, "Multi-Buffer", &if member.multi_buffer { "yes" } else { "no" });
-        labelled(text, "Busy Polling", &if member.busy_poll { "yes" } else { "no" });
+        labelled(
+            text,
+            "Ring Size",
+            &if member.ring_size == 0 { "none".to_owned() } else { member.ring_size.to_string() },
+        );
+        for (label, has) in [
+            ("Multi-Buffer", member.multi_buffer),
+            ("Need Wakeup", member.need_wakeup),
+            ("Busy Polling", member.busy_poll),
+            ("VLAN Metadata", member.vlan_metadata),
+        ] {
+            labelled(text, label, &if has { "yes" } else { "no" });
+        }
+        let by = |who: Option<OffloadedTo>| match who {
+            Some(OffloadedTo::Switch) => "switch",
+            Some(OffloadedTo::Kernel) => "kernel",
+            Some(OffloadedTo::Device) => "device",
+            None => "none",
+        };
+        labelled(text, "Segments Cut By", &by(member.segments_by));
+        labelled(text, "Checksums Filled In By", &by(member.checksums_by));
+        labelled(text, "Checksums Verified By", &by(member.received_checksums_by));
+        let off = &member.switched_off;
+        labelled(text, "Switched Off", &if off.is_empty() { "none".to_owned() } else { off.join(" ") });
         for remark in &member.remarks {
             labelled(text, "Remark", remark);
         }

@@ -8,18 +8,20 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use avio_host::links::Link;
+use avio_host::netdev::xdp_abilities;
 use avio_proto::config::{MacAddr, UplinkAccess};
+use avio_proto::control::OffloadedTo;
 use avio_proto::virtio::features as f;
 use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 
 use super::check::refusal;
-use super::guardian::Guardian;
+use super::guardian::{Claimed, Guardian};
 use super::owner::Owned;
 use super::watchdog::Watchdog;
 use crate::port::wire::{Intake, Lane};
 use crate::port::xdp::{
-    AttachError, AttachMode, Attached, Capture, Promiscuous, Wanted, XskError, driver_info, open_burst,
-    open_packet, open_xsk,
+    AttachError, AttachMode, Attached, Capture, LinkFeatures, Promiscuous, Wanted, XskError, driver_info,
+    open_burst, open_packet, open_xsk,
 };
 
 /// How often, and after how long, a busy queue is tried again.
@@ -45,6 +47,17 @@ pub(super) struct Negotiated {
     pub queues: usize,
     pub multi_buffer: bool,
     pub busy_poll: bool,
+    pub need_wakeup: bool,
+    /// Entries of each ring.
+    pub ring_size: u32,
+    /// Tags beside frames are seen.
+    pub vlan_metadata: bool,
+    pub segments_by: OffloadedTo,
+    pub checksums_by: OffloadedTo,
+    /// Who has looked at what comes in.
+    pub received_checksums_by: Option<OffloadedTo>,
+    /// Receive offloads that were switched off.
+    pub switched_off: LinkFeatures,
     /// Why it is not something better.
     pub remarks: Vec<String>,
 }
@@ -98,6 +111,8 @@ pub(super) struct Request {
     pub busy_poll: bool,
     /// Where the device copies, frames may go out by the burst.
     pub burst: bool,
+    /// The XDP program may ask for tags beside frames.
+    pub vlan_tags: bool,
 }
 
 /// Opens it.
@@ -108,12 +123,12 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
     let name = &request.link.name;
     let fail = |what: &str, error: &dyn std::fmt::Display| format!("{name}: {what}: {error}");
     let owned = Owned::take(request.link.index, name)?;
-    let left = match guardian.lock() {
+    let claimed = match guardian.lock() {
         Ok(mut guardian) => guardian.claim(request.link.index),
         Err(poisoned) => poisoned.into_inner().claim(request.link.index),
     };
     let claim = Claim { index: request.link.index, guardian: Arc::clone(guardian) };
-    let left = left.map_err(|error| fail("cannot set its offloads", &error))?;
+    let Claimed { left, switched_off } = claimed.map_err(|error| fail("cannot set its offloads", &error))?;
     let promiscuous =
         Promiscuous::new(request.link.index).map_err(|error| fail("cannot make it promiscuous", &error))?;
     let mut remarks = Vec::new();
@@ -135,6 +150,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
             match open_xdp(request, mode, copy) {
                 Ok((sources, lanes, mut negotiated, watchdogs, program)) => {
                     negotiated.remarks = remarks;
+                    negotiated.switched_off = switched_off;
                     let program = Some(program);
                     return Ok(Device {
                         sources,
@@ -155,8 +171,20 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         open_packet(request.link.index, Capture::All).map_err(|error| fail("no packet socket", &error))?;
     let source = Source { intake, header_len: LEGACY_HEADER_LEN, features: OFFLOADS_IN };
     let lanes = outlet.into_iter().map(|outlet| Lane::new(outlet, LEGACY_HEADER_LEN, OFFLOADS_OUT)).collect();
-    let negotiated =
-        Negotiated { access: "packet", queues: 1, multi_buffer: true, busy_poll: false, remarks };
+    let negotiated = Negotiated {
+        access: "packet",
+        queues: 1,
+        multi_buffer: true,
+        busy_poll: false,
+        need_wakeup: false,
+        ring_size: 0,
+        vlan_metadata: true,
+        segments_by: OffloadedTo::Kernel,
+        checksums_by: OffloadedTo::Kernel,
+        received_checksums_by: Some(OffloadedTo::Kernel),
+        switched_off,
+        remarks,
+    };
     Ok(Device {
         sources: vec![source],
         lanes,
@@ -191,7 +219,9 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         (AttachMode::Native, true) => "copy",
         (AttachMode::Generic, _) => "generic",
     };
-    let program = Attached::new(index, mode).map_err(|error| match error {
+    let abilities = xdp_abilities(index).unwrap_or_default();
+    let vlan_tags = request.vlan_tags && abilities.rx_vlan_tag;
+    let program = Attached::new(index, mode, vlan_tags).map_err(|error| match error {
         AttachError::Taken => format!("{step}: {}", error.to_string().replace("NAME", name)),
         AttachError::Refused(error) => format!("{step}: {error}"),
     })?;
@@ -242,6 +272,14 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         queues: lanes.len(),
         multi_buffer: info.multi_buffer,
         busy_poll: info.busy_poll,
+        need_wakeup: info.need_wakeup,
+        ring_size: info.ring_size,
+        vlan_metadata: program.sees_vlan_tags(),
+        segments_by: OffloadedTo::Switch,
+        checksums_by: OffloadedTo::Switch,
+        // There is no XDP metadata for it (Linux 6.18).
+        received_checksums_by: None,
+        switched_off: LinkFeatures::NONE,
         remarks: Vec::new(),
     };
     Ok((sources, lanes, negotiated, watchdogs, program))

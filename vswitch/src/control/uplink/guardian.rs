@@ -12,6 +12,15 @@ use crate::port::xdp::{LinkFeatures, features, set_features};
 /// The hidden argument that makes the program a guardian.
 pub const ARGUMENT: &str = "--guard-devices";
 
+/// What [`Guardian::claim`] has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// In force for good.
+    pub left: LinkFeatures,
+    /// Off now, and on again later.
+    pub switched_off: LinkFeatures,
+}
+
 /// Our end. Dropping it restores everything and waits until that is done.
 #[derive(Debug, Default)]
 pub struct Guardian {
@@ -20,17 +29,18 @@ pub struct Guardian {
 
 impl Guardian {
     /// Switches off what changes frames of interface number `device` on their way to us, after the guardian was told how to undo it.
-    /// Returns what of it could not be switched off. Helper thread.
+    /// Returns what became of it. Helper thread.
     ///
     /// # Errors
     /// What the system says.
-    pub fn claim(&mut self, device: u32) -> io::Result<LinkFeatures> {
+    pub fn claim(&mut self, device: u32) -> io::Result<Claimed> {
         let before = features(device)?;
         if before.active.is_none() && before.requested.is_none() {
-            return Ok(LinkFeatures::NONE);
+            return Ok(Claimed::default());
         }
         self.tell(&format!("{device} {}\n", before.requested.bits()))?;
-        set_features(device, LinkFeatures::NONE)
+        let left = set_features(device, LinkFeatures::NONE)?;
+        Ok(Claimed { left, switched_off: before.active.without(left) })
     }
 
     /// The device is not ours any more: it is as it was.

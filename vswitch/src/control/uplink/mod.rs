@@ -56,6 +56,7 @@ pub(super) struct Allowed {
     pub zero_copy: bool,
     pub busy_poll: bool,
     pub burst: bool,
+    pub vlan_tags: bool,
 }
 
 impl Allowed {
@@ -430,6 +431,7 @@ impl Uplinks {
                             zero_copy: self.allowed.zero_copy,
                             busy_poll: self.allowed.busy_poll,
                             burst: self.allowed.burst,
+                            vlan_tags: self.allowed.vlan_tags,
                         };
                         let (port, attempt) = (uplink.index, member.attempt);
                         let (reply, guardian) = (self.mailbox.reply(), Arc::clone(&self.guardian));
@@ -600,6 +602,13 @@ impl Uplinks {
                 busy_poll: negotiated.is_some_and(|n| n.busy_poll),
                 remarks: negotiated
                     .map_or_else(|| member.trouble.iter().cloned().collect(), |n| n.remarks.clone()),
+                need_wakeup: negotiated.is_some_and(|n| n.need_wakeup),
+                ring_size: negotiated.map_or(0, |n| n.ring_size),
+                vlan_metadata: negotiated.is_some_and(|n| n.vlan_metadata),
+                segments_by: negotiated.map(|n| n.segments_by),
+                checksums_by: negotiated.map(|n| n.checksums_by),
+                received_checksums_by: negotiated.and_then(|n| n.received_checksums_by),
+                switched_off: negotiated.map_or_else(Vec::new, |n| n.switched_off.names()),
             }
         };
         Some(UplinkReport {

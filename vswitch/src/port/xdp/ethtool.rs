@@ -95,6 +95,19 @@ impl LinkFeatures {
         Self(self.0 | other.0)
     }
 
+    /// These without `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The kernel's names for them.
+    #[must_use]
+    pub fn names(self) -> Vec<String> {
+        let named = FEATURES.iter().enumerate().filter(|(bit, _)| self.0 & 1 << bit != 0);
+        named.map(|(_, (name, _))| (*name).to_owned()).collect()
+    }
+
     /// What the hardware does with the first of them.
     #[must_use]
     pub fn describe(self) -> &'static str {

@@ -15,7 +15,7 @@ use avio_proto::mem::RegionHint;
 use avio_proto::ring::{Batch, CHAINS_MAX, ChainArena, Collector};
 use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 
-use super::packet::SLOT;
+use super::packet::{self, SLOT};
 use super::sys::{self, Messages, RingMapping};
 use crate::port::wire::Intake;
 
@@ -27,7 +27,6 @@ const TPACKET_V2: u32 = 1;
 const STATUS_KERNEL: u32 = 0;
 const STATUS_USER: u32 = 1 << 0;
 const STATUS_COPY: u32 = 1 << 1;
-const STATUS_VLAN_VALID: u32 = 1 << 4;
 
 /// Bytes of a slot: the kernel's header, an address, the virtio-net header and a frame of 1,900 bytes.
 const SLOT_LEN: usize = 2048;
@@ -94,7 +93,7 @@ impl GroupIntake {
         let at = self.ring.at(self.head * SLOT_LEN, SLOT_LEN);
         // SAFETY: the slot is inside the mapping and aligned, and the kernel does not write to it before it is given back.
         let header = unsafe { at.cast::<Header>().read() };
-        let tag = (status & STATUS_VLAN_VALID != 0).then_some(header.vlan_tci);
+        let tag = packet::tag(status, header.vlan_tci, header.vlan_tpid);
         if status & STATUS_COPY != 0 {
             let range = [(to, SLOT)];
             let got = sys::receive_ranges(self.fd.as_fd(), self.memory.mapped(), &range, &mut self.messages);

@@ -30,6 +30,17 @@ const SEND_LEN: usize = 4 << 20;
 /// Room in the socket for bursts while the worker is elsewhere.
 const SOCKET_BUFFER: i32 = 8 << 20;
 
+/// The tag that the kernel took out of a frame, by what it tells of it (`tp_status`, `tp_vlan_tci`, `tp_vlan_tpid` of packet(7)). A tag that is no customer tag counts as
+/// one with the number that IEEE 802.1Q reserves (table 9-2): no port is in that VLAN.
+pub(super) fn tag(status: u32, tci: u16, tpid: u16) -> Option<u16> {
+    const VLAN_VALID: u32 = 1 << 4;
+    const VLAN_TPID_VALID: u32 = 1 << 6;
+    const CUSTOMER: u16 = 0x8100;
+    const NOBODYS: u16 = 0xfff;
+    let is_customer = status & VLAN_TPID_VALID == 0 || tpid == CUSTOMER;
+    (status & VLAN_VALID != 0).then_some(if is_customer { tci } else { NOBODYS })
+}
+
 /// Which frames of a device a packet socket takes. Frames that the host itself sends are in neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capture {

@@ -3,13 +3,17 @@
 //! Unicast that is not for the host goes to the AF_XDP socket of its receive queue; unicast to the addresses of a map (the device's own, those
 //! that the operator lists), broadcast and multicast go on to the kernel. The switch's copy of broadcast and multicast comes from a packet socket
 //! (`packet`, decision 0010). Nothing is pinned: program, maps and link go with their descriptors.
+//!
+//! A tag that is beside a frame instead of in it (a veth hands over those that a bridge or a VLAN device at its other end sent; cards that take tags out do so, too)
+//! is asked for with the kernel's `bpf_xdp_metadata_rx_vlan_tag` and put back into the frame, so that the switch sees every frame as it was on the wire. Only a program that is
+//! bound to its device may ask, and none in generic mode.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use avio_proto::config::MacAddr;
 
-use super::sys;
+use super::{btf, sys};
 
 /// Most addresses that stay with the kernel.
 const MACS_MAX: u32 = 256;
@@ -23,6 +27,8 @@ const FLAG_GENERIC: u32 = 1 << 1;
 const FLAG_NATIVE: u32 = 1 << 2;
 /// `BPF_F_XDP_HAS_FRAGS` (Linux 5.18): frames in several buffers are welcome, so that a jumbo MTU is no obstacle.
 const FLAG_HAS_FRAGS: u32 = 1 << 5;
+/// `BPF_F_XDP_DEV_BOUND_ONLY` (Linux 6.3): for one device alone, whose metadata it may ask for. With frames in several buffers since Linux 6.14.
+const FLAG_DEVICE_BOUND: u32 = 1 << 6;
 
 /// Where the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,32 +55,50 @@ pub enum AttachError {
 pub struct Attached {
     sockets: OwnedFd,
     macs: OwnedFd,
+    vlan_tags: bool,
     _link: OwnedFd,
 }
 
 impl Attached {
-    /// Loads the program and attaches it to interface number `ifindex`. Takes no frame before a socket is [added](Self::add). Helper thread.
+    /// Loads the program and attaches it to interface number `ifindex`. Takes no frame before a socket is [added](Self::add). With `vlan_tags` it asks for tags
+    /// beside frames if the kernel lets it; the device must say that it can tell. Helper thread.
     ///
     /// # Errors
     /// [`AttachError`]; nothing is attached then.
-    pub fn new(ifindex: u32, mode: AttachMode) -> Result<Self, AttachError> {
+    pub fn new(ifindex: u32, mode: AttachMode, vlan_tags: bool) -> Result<Self, AttachError> {
         let refused = AttachError::Refused;
         let sockets = sys::map_create(MAP_XSK, 4, 4, QUEUES_MAX).map_err(refused)?;
         let macs = sys::map_create(MAP_HASH, 8, 1, MACS_MAX).map_err(refused)?;
-        let code = assemble(sockets.as_fd(), macs.as_fd());
-        let program =
-            sys::prog_load(&code, FLAG_HAS_FRAGS).or_else(|_| sys::prog_load(&code, 0)).map_err(refused)?;
         let flags = match mode {
             AttachMode::Native => FLAG_NATIVE,
             AttachMode::Generic => FLAG_GENERIC,
         };
-        let link = sys::link_create(program.as_fd(), ifindex, flags).map_err(|error| {
-            match error.raw_os_error() {
-                Some(libc::EBUSY | libc::EEXIST) => AttachError::Taken,
-                _ => AttachError::Refused(error),
+        // From the best to the plainest: what an older kernel does not know is refused, when it is loaded or when it is attached.
+        let function = btf::rx_vlan_tag().filter(|_| vlan_tags && mode == AttachMode::Native);
+        let bound = function.map(|function| [FLAG_HAS_FRAGS, 0].map(|frags| (Some(function), frags)));
+        let plain = [(None, FLAG_HAS_FRAGS), (None, 0)];
+        let mut outcome = Err(AttachError::Refused(io::ErrorKind::Unsupported.into()));
+        for (function, frags) in bound.into_iter().flatten().chain(plain) {
+            let code = assemble(sockets.as_fd(), macs.as_fd(), function);
+            let bound_to = function.map(|_| ifindex);
+            let load_flags = frags | if bound_to.is_some() { FLAG_DEVICE_BOUND } else { 0 };
+            let attached = sys::prog_load(&code, load_flags, bound_to.unwrap_or(0))
+                .and_then(|program| sys::link_create(program.as_fd(), ifindex, flags));
+            match attached {
+                Ok(link) => return Ok(Self { sockets, macs, vlan_tags: function.is_some(), _link: link }),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
+                    return Err(AttachError::Taken);
+                }
+                Err(error) => outcome = Err(AttachError::Refused(error)),
             }
-        })?;
-        Ok(Self { sockets, macs, _link: link })
+        }
+        outcome
+    }
+
+    /// Whether tags beside frames are asked for.
+    #[must_use]
+    pub fn sees_vlan_tags(&self) -> bool {
+        self.vlan_tags
     }
 
     /// Unicast to `mac` stays with the kernel.
@@ -109,59 +133,173 @@ pub(super) fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: 
 const LOAD_8: u8 = 0x71;
 const LOAD_16: u8 = 0x69;
 const LOAD_32: u8 = 0x61;
+const STORE_16: u8 = 0x6b;
 const STORE_32: u8 = 0x63;
+const STORE_CONSTANT_32: u8 = 0x62;
 const LOAD_MAP: u8 = 0x18;
 const MOVE: u8 = 0xbf;
 const MOVE_CONSTANT: u8 = 0xb7;
 const ADD_CONSTANT: u8 = 0x07;
 const AND_CONSTANT: u8 = 0x57;
+const TO_BIG_ENDIAN: u8 = 0xdc;
+const JUMP: u8 = 0x05;
 const JUMP_GREATER: u8 = 0x2d;
 const JUMP_NOT_CONSTANT: u8 = 0x55;
+const JUMP_NOT_CONSTANT_32: u8 = 0x56;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
 const MAP_LOOKUP: i32 = 1;
+const ADJUST_HEAD: i32 = 44;
 const REDIRECT_MAP: i32 = 51;
+/// In the source register of a call: of a kernel function, by its number.
+const KERNEL_FUNCTION: u8 = 2;
+const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 
-/// The program. Offsets of jumps count instructions behind the jump; all go to the last two: pass.
-fn assemble(sockets: BorrowedFd<'_>, macs: BorrowedFd<'_>) -> Vec<u64> {
+/// Where a jump goes; its offset is filled in when all instructions are there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Pass,
+    Redirect,
+    End,
+}
+
+/// Instructions with the jumps among them.
+#[derive(Default)]
+struct Assembly {
+    code: Vec<u64>,
+    jumps: Vec<(usize, Label)>,
+    labels: Vec<(Label, usize)>,
+}
+
+impl Assembly {
+    fn put(&mut self, instructions: &[u64]) {
+        self.code.extend(instructions);
+    }
+
+    /// A jump (its offset 0) to `label`.
+    fn jump(&mut self, instruction: u64, label: Label) {
+        self.jumps.push((self.code.len(), label));
+        self.code.push(instruction);
+    }
+
+    /// `label` is here.
+    fn label(&mut self, label: Label) {
+        self.labels.push((label, self.code.len()));
+    }
+
+    /// The program: offsets count instructions behind the jump.
+    fn finish(mut self) -> Vec<u64> {
+        for (at, label) in self.jumps {
+            let to = self.labels.iter().find(|(known, _)| *known == label).map_or(at + 1, |(_, to)| *to);
+            self.code[at] |= u64::from((to - at - 1) as u16) << 16;
+        }
+        self.code
+    }
+}
+
+/// The program; with `rx_vlan_tag`, the number of that kernel function, it puts tags back.
+fn assemble(sockets: BorrowedFd<'_>, macs: BorrowedFd<'_>, rx_vlan_tag: Option<i32>) -> Vec<u64> {
     use std::os::fd::AsRawFd;
     let map = |register: u8, fd: BorrowedFd<'_>| [op(LOAD_MAP, register, 1, 0, fd.as_raw_fd()), 0];
-    let mut code = vec![
+    let mut program = Assembly::default();
+    program.put(&[
         op(MOVE, 6, 1, 0, 0),
+        // What becomes of a frame for which there is no socket: the kernel has it.
+        op(MOVE_CONSTANT, 7, 0, 0, XDP_PASS),
         // The Ethernet header is there, or the kernel may have it.
         op(LOAD_32, 2, 6, 0, 0),
         op(LOAD_32, 3, 6, 4, 0),
         op(MOVE, 4, 2, 0, 0),
         op(ADD_CONSTANT, 4, 0, 0, 14),
-        op(JUMP_GREATER, 4, 3, 19, 0),
-        // Group addresses: the kernel's, and ours by way of the packet socket.
-        op(LOAD_8, 0, 2, 0, 0),
-        op(AND_CONSTANT, 0, 0, 0, 1),
-        op(JUMP_NOT_CONSTANT, 0, 0, 16, 0),
+    ]);
+    program.jump(op(JUMP_GREATER, 4, 3, 0, 0), Label::Pass);
+    // Group addresses: the kernel's, and ours by way of the packet socket.
+    program.put(&[op(LOAD_8, 0, 2, 0, 0), op(AND_CONSTANT, 0, 0, 0, 1)]);
+    program.jump(op(JUMP_NOT_CONSTANT, 0, 0, 0, 0), Label::Pass);
+    program.put(&[
         // The destination, two zero bytes behind it, is the key.
         op(LOAD_32, 1, 2, 0, 0),
         op(STORE_32, 10, 1, -8, 0),
         op(LOAD_16, 1, 2, 4, 0),
         op(STORE_32, 10, 1, -4, 0),
-    ];
-    code.extend(map(1, macs));
-    code.extend([
-        op(MOVE, 2, 10, 0, 0),
-        op(ADD_CONSTANT, 2, 0, 0, -8),
-        op(CALL, 0, 0, 0, MAP_LOOKUP),
-        op(JUMP_NOT_CONSTANT, 0, 0, 6, 0),
     ]);
-    code.extend(map(1, sockets));
-    code.extend([
-        // `rx_queue_index` of `struct xdp_md`; without a socket there, the kernel has it.
+    program.put(&map(1, macs));
+    program.put(&[op(MOVE, 2, 10, 0, 0), op(ADD_CONSTANT, 2, 0, 0, -8), op(CALL, 0, 0, 0, MAP_LOOKUP)]);
+    program.jump(op(JUMP_NOT_CONSTANT, 0, 0, 0, 0), Label::Pass);
+    if let Some(function) = rx_vlan_tag {
+        put_tag_back(&mut program, function);
+    }
+    program.label(Label::Redirect);
+    program.put(&map(1, sockets));
+    program.put(&[
+        // `rx_queue_index` of `struct xdp_md`.
         op(LOAD_32, 2, 6, 16, 0),
-        op(MOVE_CONSTANT, 3, 0, 0, XDP_PASS),
+        op(MOVE, 3, 7, 0, 0),
         op(CALL, 0, 0, 0, REDIRECT_MAP),
         op(EXIT, 0, 0, 0, 0),
-        op(MOVE_CONSTANT, 0, 0, 0, XDP_PASS),
-        op(EXIT, 0, 0, 0, 0),
     ]);
-    code
+    program.label(Label::Pass);
+    program.put(&[op(MOVE_CONSTANT, 7, 0, 0, XDP_PASS)]);
+    program.label(Label::End);
+    program.put(&[op(MOVE, 0, 7, 0, 0), op(EXIT, 0, 0, 0, 0)]);
+    program.finish()
+}
+
+/// The part that asks for a tag beside the frame and moves the addresses four bytes forward to make room for it.
+fn put_tag_back(program: &mut Assembly, function: i32) {
+    program.put(&[
+        // Its type as on the wire, and its control information in the processor's order.
+        op(STORE_CONSTANT_32, 10, 0, -16, 0),
+        op(MOVE, 1, 6, 0, 0),
+        op(MOVE, 2, 10, 0, 0),
+        op(ADD_CONSTANT, 2, 0, 0, -16),
+        op(MOVE, 3, 10, 0, 0),
+        op(ADD_CONSTANT, 3, 0, 0, -14),
+        op(CALL, 0, KERNEL_FUNCTION, 0, function),
+    ]);
+    // The result is an `int`: below 0, there is none.
+    program.jump(op(JUMP_NOT_CONSTANT_32, 0, 0, 0, 0), Label::Redirect);
+    program.put(&[
+        // From here on the kernel must not have the frame: it would have its tag twice.
+        op(MOVE_CONSTANT, 7, 0, 0, XDP_DROP),
+        op(MOVE, 1, 6, 0, 0),
+        op(MOVE_CONSTANT, 2, 0, 0, -4),
+        op(CALL, 0, 0, 0, ADJUST_HEAD),
+    ]);
+    program.jump(op(JUMP_NOT_CONSTANT, 0, 0, 0, 0), Label::End);
+    program.put(&[
+        op(LOAD_32, 2, 6, 0, 0),
+        op(LOAD_32, 3, 6, 4, 0),
+        op(MOVE, 4, 2, 0, 0),
+        op(ADD_CONSTANT, 4, 0, 0, 18),
+    ]);
+    program.jump(op(JUMP_GREATER, 4, 3, 0, 0), Label::End);
+    for at in [0, 4, 8] {
+        program.put(&[op(LOAD_32, 1, 2, at + 4, 0), op(STORE_32, 2, 1, at, 0)]);
+    }
+    program.put(&[
+        op(LOAD_16, 1, 10, -16, 0),
+        op(STORE_16, 2, 1, 12, 0),
+        op(LOAD_16, 1, 10, -14, 0),
+        op(TO_BIG_ENDIAN, 1, 0, 0, 16),
+        op(STORE_16, 2, 1, 14, 0),
+    ]);
+    program.jump(op(JUMP, 0, 0, 0, 0), Label::Redirect);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jumps_go_to_their_labels() {
+        let mut program = Assembly::default();
+        program.jump(op(JUMP, 0, 0, 0, 0), Label::End);
+        program.put(&[1, 2]);
+        program.label(Label::End);
+        program.put(&[3]);
+        assert_eq!(program.finish(), [op(JUMP, 0, 0, 2, 0), 1, 2, 3]);
+    }
 }

@@ -77,6 +77,10 @@ pub struct XskInfo {
     pub multi_buffer: bool,
     /// Preferred busy polling.
     pub busy_poll: bool,
+    /// Entries of each of its rings.
+    pub ring_size: u32,
+    /// The kernel says when it wants a system call. Linux has that since 5.4, and it is always asked for.
+    pub need_wakeup: bool,
 }
 
 /// Why there is no socket on a queue.
@@ -156,7 +160,7 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         reserved: Vec::with_capacity(taken_max()),
         multi_buffer,
     };
-    let info = XskInfo { zero_copy, multi_buffer, busy_poll };
+    let info = XskInfo { zero_copy, multi_buffer, busy_poll, ring_size: ENTRIES, need_wakeup: true };
     Ok((Box::new(intake), Box::new(outlet), info, watch))
 }
 

@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use avio_proto::mem::Mapping;
 
+use super::packet;
+
 /// Turns a return value below zero into the error.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -60,8 +62,8 @@ pub(super) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::R
     bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
-/// Loads an XDP program; on refusal the verifier's words are in the error.
-pub(super) fn prog_load(code: &[u64], flags: u32) -> io::Result<OwnedFd> {
+/// Loads an XDP program, for interface number `ifindex` alone if that is not 0; on refusal the verifier's words are in the error.
+pub(super) fn prog_load(code: &[u64], flags: u32, ifindex: u32) -> io::Result<OwnedFd> {
     const PROG_TYPE_XDP: u32 = 6;
     const ATTACH_XDP: u32 = 37;
     let mut log = vec![0u8; 16 * 1024];
@@ -76,6 +78,7 @@ pub(super) fn prog_load(code: &[u64], flags: u32) -> io::Result<OwnedFd> {
     put(&mut attr, 32, (log.as_mut_ptr() as u64).to_ne_bytes());
     put(&mut attr, 44, flags.to_ne_bytes());
     put(&mut attr, 48, *b"avio_uplink\0\0\0\0\0");
+    put(&mut attr, 64, ifindex.to_ne_bytes());
     put(&mut attr, 68, ATTACH_XDP.to_ne_bytes());
     bpf(BPF_PROG_LOAD, &mut attr).and_then(owned).map_err(|error| {
         let text = String::from_utf8_lossy(&log);
@@ -313,17 +316,16 @@ impl Messages {
     /// Tag control information that the kernel took out of message `i` (`struct tpacket_auxdata`, packet(7)).
     pub(super) fn tag(&self, i: usize) -> Option<u16> {
         const HEADER: usize = 16;
-        const STATUS_VLAN_VALID: u32 = 1 << 4;
         let control = &self.controls[i].0;
         let have = self.headers[i].msg_hdr.msg_controllen;
         let word =
             |at: usize| u32::from_ne_bytes([control[at], control[at + 1], control[at + 2], control[at + 3]]);
-        // One message only: level and type behind its length, then status, len, snaplen, mac, net, vlan_tci.
+        let half = |at: usize| u16::from_ne_bytes([control[at], control[at + 1]]);
+        // One message only: level and type behind its length, then status, len, snaplen, mac, net, vlan_tci, vlan_tpid.
         let is_aux = have >= HEADER + 20
             && word(8) as i32 == libc::SOL_PACKET
             && word(12) as i32 == libc::PACKET_AUXDATA;
-        (is_aux && word(HEADER) & STATUS_VLAN_VALID != 0)
-            .then(|| u16::from_ne_bytes([control[HEADER + 16], control[HEADER + 17]]))
+        is_aux.then(|| packet::tag(word(HEADER), half(HEADER + 16), half(HEADER + 18))).flatten()
     }
 }
 

@@ -321,7 +321,7 @@ fn negotiation_is_shown() -> Result {
         ("VLAN Metadata", ["yes", "no", "yes"]),
         ("Segments Cut By", ["switch", "switch", "kernel"]),
         ("Checksums Filled In By", ["switch", "switch", "kernel"]),
-        ("Checksums Verified By", ["none", "none", "kernel"]),
+        ("Checksum Metadata", ["none"; 3]),
         ("Switched Off", ["rx-vlan-hw-parse rx-vlan-stag-hw-parse"; 3]),
     ];
     let wire = Wire::new(&format!("{FAR}/24"))?;

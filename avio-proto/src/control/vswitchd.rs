@@ -158,13 +158,9 @@ pub struct UplinkMember {
     /// Who cuts long frames of guests; `None`: it is not open.
     #[serde(default)]
     pub segments_by: Option<OffloadedTo>,
-    /// Who fills in the checksums that guests leave open; `None`: it is not open.
+    /// Who fills in the checksums that guests leave open; `None`: it is not open. Those of frames from the wire are for guests to verify.
     #[serde(default)]
     pub checksums_by: Option<OffloadedTo>,
-    /// Who has looked at the checksums of frames from the wire: `Kernel` where its word is passed on to guests; `None`: nobody, guests do it themselves. XDP has no
-    /// metadata for it.
-    #[serde(default)]
-    pub received_checksums_by: Option<OffloadedTo>,
     /// The hardware's receive offloads that were switched off and will be put back, by the kernel's names (`ethtool -k` has others for some).
     #[serde(default)]
     pub switched_off: Vec<String>,

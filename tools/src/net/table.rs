@@ -167,7 +167,9 @@ fn wire_details(text: &mut String, name: &str, wire: &UplinkReport, statistics: 
         };
         labelled(text, "Segments Cut By", &by(member.segments_by));
         labelled(text, "Checksums Filled In By", &by(member.checksums_by));
-        labelled(text, "Checksums Verified By", &by(member.received_checksums_by));
+        // For receiving the kernel has none (Linux 6.18).
+        let transmit = member.checksums_by == Some(OffloadedTo::Device);
+        labelled(text, "Checksum Metadata", &if transmit { "transmit" } else { "none" });
         let off = &member.switched_off;
         labelled(text, "Switched Off", &if off.is_empty() { "none".to_owned() } else { off.join(" ") });
         for remark in &member.remarks {

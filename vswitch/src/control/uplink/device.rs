@@ -54,8 +54,6 @@ pub(super) struct Negotiated {
     pub vlan_metadata: bool,
     pub segments_by: OffloadedTo,
     pub checksums_by: OffloadedTo,
-    /// Who has looked at what comes in.
-    pub received_checksums_by: Option<OffloadedTo>,
     /// Receive offloads that were switched off.
     pub switched_off: LinkFeatures,
     /// Why it is not something better.
@@ -181,7 +179,6 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         vlan_metadata: true,
         segments_by: OffloadedTo::Kernel,
         checksums_by: OffloadedTo::Kernel,
-        received_checksums_by: Some(OffloadedTo::Kernel),
         switched_off,
         remarks,
     };
@@ -277,8 +274,6 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         vlan_metadata: program.sees_vlan_tags(),
         segments_by: OffloadedTo::Switch,
         checksums_by: OffloadedTo::Switch,
-        // There is no XDP metadata for it (Linux 6.18).
-        received_checksums_by: None,
         switched_off: LinkFeatures::NONE,
         remarks: Vec::new(),
     };

@@ -607,7 +607,6 @@ impl Uplinks {
                 vlan_metadata: negotiated.is_some_and(|n| n.vlan_metadata),
                 segments_by: negotiated.map(|n| n.segments_by),
                 checksums_by: negotiated.map(|n| n.checksums_by),
-                received_checksums_by: negotiated.and_then(|n| n.received_checksums_by),
                 switched_off: negotiated.map_or_else(Vec::new, |n| n.switched_off.names()),
             }
         };

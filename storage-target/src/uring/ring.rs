@@ -139,15 +139,25 @@ macro_rules! entry {
             // A slice of guest memory is laid out as `struct iovec`. The kernel copies the list when it takes the entry; until
             // then, and for the bytes until the completion, `pieces` stay with the operation.
             (Call::Read { offset, .. }, Memory::Guest(pieces), None) => {
-                let slices = pieces.slices();
-                let count = slices.len().min(PIECES_MAX) as u32;
-                opcode::Readv::new($file, slices.as_ptr().cast(), count).offset(offset).build()
+                // One piece needs no list, which the kernel would have to copy and to keep.
+                if let Some((start, len)) = only_piece(pieces) {
+                    opcode::Read::new($file, start, len).offset(offset).build()
+                } else {
+                    let slices = pieces.slices();
+                    let count = slices.len().min(PIECES_MAX) as u32;
+                    opcode::Readv::new($file, slices.as_ptr().cast(), count).offset(offset).build()
+                }
             }
             (Call::Write { offset, durable, .. }, Memory::Guest(pieces), None) => {
-                let slices = pieces.slices();
-                let count = slices.len().min(PIECES_MAX) as u32;
-                let writev = opcode::Writev::new($file, slices.as_ptr().cast(), count);
-                writev.offset(offset).rw_flags(write_flags(durable)).build()
+                if let Some((start, len)) = only_piece(pieces) {
+                    let write = opcode::Write::new($file, start, len);
+                    write.offset(offset).rw_flags(write_flags(durable)).build()
+                } else {
+                    let slices = pieces.slices();
+                    let count = slices.len().min(PIECES_MAX) as u32;
+                    let writev = opcode::Writev::new($file, slices.as_ptr().cast(), count);
+                    writev.offset(offset).rw_flags(write_flags(durable)).build()
+                }
             }
             (Call::Read { offset, len, skip }, Memory::Own(buffer), _) => {
                 let part = &mut buffer[skip..skip + len];
@@ -166,6 +176,15 @@ macro_rules! entry {
             (Call::Read { .. } | Call::Write { .. }, Memory::None, _) => opcode::Nop::new().build(),
         }
     };
+}
+
+/// First byte and length of guest memory that is one piece.
+#[inline]
+fn only_piece(pieces: &GuestPieces) -> Option<(*mut u8, u32)> {
+    let [piece] = pieces.slices() else { return None };
+    // SAFETY: a slice of guest memory is laid out as `struct iovec`; it is only looked at.
+    let iovec = unsafe { &*std::ptr::from_ref(piece).cast::<libc::iovec>() };
+    Some((iovec.iov_base.cast(), u32::try_from(iovec.iov_len).ok()?))
 }
 
 fn write_flags(durable: bool) -> i32 {
@@ -262,12 +281,9 @@ impl Ring {
     #[inline]
     fn fixed_place(&mut self, memory: &Memory) -> Option<Fixed> {
         let Memory::Guest(pieces) = memory else { return None };
-        let [piece] = pieces.slices() else { return None };
-        // SAFETY: a slice of guest memory is laid out as `struct iovec`; it is only looked at.
-        let iovec = unsafe { &*std::ptr::from_ref(piece).cast::<libc::iovec>() };
-        let len = u32::try_from(iovec.iov_len).ok()?;
-        let slot = self.fixed.find(iovec.iov_base as usize, iovec.iov_len)?;
-        Some(Fixed { start: iovec.iov_base.cast(), len, slot })
+        let (start, len) = only_piece(pieces)?;
+        let slot = self.fixed.find(start as usize, len as usize)?;
+        Some(Fixed { start, len, slot })
     }
 
     /// Registers the memory of a guest that has promised to keep it in place, for one of its rings: operations on one piece of

@@ -30,6 +30,10 @@ const DRIBBLE: Duration = Duration::from_micros(5);
 /// A wait counts as at most this long: a disk that has stood still must be believed to be fast again within a dozen accesses.
 const WAIT_CEILING: Duration = Duration::from_micros(200);
 
+/// Requests that are begun together when the kernel completes them at once: half of the usual depth of 32, so that the guest has the
+/// other half ready in time, and enough that what a turn costs is little for each.
+const AT_ONCE_MAX: usize = 16;
+
 /// An access that has completed.
 #[derive(Debug)]
 pub struct Completion {
@@ -111,6 +115,8 @@ pub struct Io {
     in_vain: bool,
     /// Running mean of the time that it took until something completed, when nothing had at first.
     mean_wait: Duration,
+    /// Most of what the kernel was given last was complete when it returned.
+    completes_at_once: bool,
 }
 
 impl Io {
@@ -132,6 +138,7 @@ impl Io {
             looked: now,
             in_vain: false,
             mean_wait: Duration::ZERO,
+            completes_at_once: false,
         }
     }
 
@@ -228,8 +235,20 @@ impl Io {
     #[inline]
     pub fn flush_submissions(&mut self) {
         if let Some(ring) = &mut self.ring {
-            ring.flush();
+            let (given, completed) = ring.flush();
+            if given > 0 {
+                self.completes_at_once = completed * 2 > given;
+            }
         }
+    }
+
+    /// How many requests to begin together at most, of `budget`. Where the kernel does all of an access while it is given to it, as
+    /// with disks of memory, a long batch would keep its answers from a guest that could be asking for more meanwhile: the two would
+    /// wait for one another in turn.
+    #[inline]
+    #[must_use]
+    pub fn batch_max(&self, budget: usize) -> usize {
+        if self.completes_at_once { budget.min(AT_ONCE_MAX) } else { budget }
     }
 
     /// Moves accesses that have completed into `sink`.

@@ -533,6 +533,7 @@ impl worker::Engine for Engine {
             return if told { Polled::Worked { items: 1, more: false } } else { Polled::Idle };
         }
         self.serving.read_clock();
+        let budget = self.serving.io.batch_max(budget);
         match self.take(token, budget) {
             Ok(0) => Polled::Idle,
             Ok(items) => Polled::Worked { items, more: items >= budget },

@@ -374,8 +374,11 @@ impl Ring {
         }
     }
 
-    /// Gives everything staged to the kernel: one call, none if there is nothing.
-    pub fn flush(&mut self) {
+    /// Gives everything staged to the kernel: one call, none if there is nothing. Returns how many operations it was given, and
+    /// how many completed before it returned.
+    pub fn flush(&mut self) -> (usize, usize) {
+        let before = self.uring.completion().len();
+        let mut given = 0;
         loop {
             // What did not fit goes first: others may have emptied the queue meanwhile.
             while let Some(entry) = self.backlog.front() {
@@ -386,13 +389,17 @@ impl Ring {
                 self.backlog.pop_front();
             }
             if self.uring.submission().is_empty() {
-                return;
+                let completed =
+                    if given > 0 { self.uring.completion().len().saturating_sub(before) } else { 0 };
+                return (given, completed);
             }
             match self.uring.submit() {
-                Ok(_) => {}
+                Ok(count) => given += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The completion queue is full: what was staged stays, `reap` makes room.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => return,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
+                    return (0, 0);
+                }
                 Err(error) => panic!("io_uring_enter: {error}"),
             }
         }

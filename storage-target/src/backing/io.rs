@@ -108,7 +108,7 @@ pub struct Io {
     next_look: Instant,
     /// Accesses under way that are no reads.
     changing: usize,
-    /// When something last began or completed, and when that was last looked at.
+    /// When something last began or completed, and when that was last looked at, or a batch begun.
     progress: Instant,
     looked: Instant,
     /// Something was looked for in vain since.
@@ -170,6 +170,19 @@ impl Io {
         self.running.len() - self.free.len() + self.completions.len()
     }
 
+    /// The time of a batch whose accesses are about to be started: reading the clock for each costs as much as an access's lists.
+    #[inline]
+    pub fn set_now(&mut self, now: Instant) {
+        self.looked = now;
+    }
+
+    /// When [`reap`](Self::reap) looked last.
+    #[inline]
+    #[must_use]
+    pub fn looked(&self) -> Instant {
+        self.looked
+    }
+
     /// Begins an access of `len` bytes at `offset`. The caller has checked the range against the size.
     #[expect(
         clippy::too_many_arguments,
@@ -205,7 +218,7 @@ impl Io {
                 Medium::File(_) => {}
             }
         }
-        let now = Instant::now();
+        let now = self.looked;
         self.progress = now;
         let running = Running {
             token,
@@ -214,7 +227,7 @@ impl Io {
             offset,
             len,
             done: 0,
-            step: Step::Held(now + delay),
+            step: if delay.is_zero() { Step::Transfer } else { Step::Held(Instant::now() + delay) },
             memory,
             bounced: None,
             deadline: now + timeout,
@@ -384,12 +397,14 @@ impl Io {
             Access::Flush => Step::Sync,
         };
         running.step = step;
+        if matches!(running.backing.medium, Medium::File(_)) {
+            let memory = if step == Step::Transfer { bounce(running, memory) } else { memory };
+            return self.submit(index, memory);
+        }
+        // Seldom: what needs no kernel was held back for a while.
         let backing = Arc::clone(&running.backing);
         match &backing.medium {
-            Medium::File(file) => {
-                let memory = if step == Step::Transfer { bounce(running, memory) } else { memory };
-                self.submit(index, file, memory);
-            }
+            Medium::File(_) => {}
             Medium::Null => {
                 let Started::Done(result, memory) = null(running.access, memory) else { return };
                 running.memory = memory;
@@ -404,8 +419,11 @@ impl Io {
     }
 
     /// The next operation of an access.
-    fn submit(&mut self, index: u32, file: &FileMedium, memory: Memory) {
-        let Some(running) = &self.running[index as usize] else { return };
+    fn submit(&mut self, index: u32, memory: Memory) {
+        self.ring();
+        let Self { running, ring: Some(ring), .. } = self else { return };
+        let Some(running) = &running[index as usize] else { return };
+        let Medium::File(file) = &running.backing.medium else { return };
         let (offset, left) = (running.offset + running.done, running.len - running.done);
         let skip = running.done as usize;
         let call = match (running.step, running.access) {
@@ -423,8 +441,8 @@ impl Io {
             }
             _ => Call::Sync,
         };
-        let (fd, plain) = (Arc::clone(&file.fd), running.plain);
-        self.ring().submit(&fd, call, memory, u64::from(index), plain);
+        // `running.backing` keeps the file open until the operation is back.
+        ring.submit(&file.fd, call, memory, u64::from(index), running.plain);
     }
 
     /// What comes after an operation.
@@ -440,28 +458,27 @@ impl Io {
             self.free.push(index);
             return;
         }
-        let backing = Arc::clone(&running.backing);
-        let Medium::File(file) = &backing.medium else { return };
+        let Medium::File(FileMedium { writes_through, .. }) = running.backing.medium else { return };
         let error = (result < 0).then(|| Errno::from_raw_os_error(-result));
         match (running.step, error) {
-            (_, Some(Errno::INTR | Errno::AGAIN)) => self.submit(index, file, memory),
+            (_, Some(Errno::INTR | Errno::AGAIN)) => self.submit(index, memory),
             // If it was the buffer, it is none of the guest's business.
             (Step::Transfer, Some(Errno::FAULT | Errno::INVAL | Errno::OPNOTSUPP)) if fixed => {
                 running.plain = true;
-                self.submit(index, file, memory);
+                self.submit(index, memory);
             }
-            (Step::Transfer, None) => self.transferred(index, file, result as u64, memory),
-            (Step::Zeroes, None) => self.zeroed(index, file, result as u64, memory),
+            (Step::Transfer, None) => self.transferred(index, result as u64, memory),
+            (Step::Zeroes, None) => self.zeroed(index, result as u64, memory),
             (Step::Range, None) => {
                 running.memory = memory;
-                self.sync_after(index, file);
+                self.sync_after(index, writes_through);
             }
             // The file system or device has no such operation. A discard is a hint; zeroes are not.
             (Step::Range, Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)) => match running.access {
                 Access::WriteZeroes { .. } => {
                     running.step = Step::Zeroes;
                     let buffer = AlignedBuf::zeroed(running.len.min(ZEROES_LEN) as usize);
-                    self.submit(index, file, Memory::Own(buffer));
+                    self.submit(index, Memory::Own(buffer));
                 }
                 _ => self.finish(index, Ok(())),
             },
@@ -485,7 +502,7 @@ impl Io {
         }
     }
 
-    fn transferred(&mut self, index: u32, file: &FileMedium, count: u64, mut memory: Memory) {
+    fn transferred(&mut self, index: u32, count: u64, mut memory: Memory) {
         let Some(running) = &mut self.running[index as usize] else { return };
         running.done += count;
         if count == 0 {
@@ -500,32 +517,32 @@ impl Io {
                 }
                 pieces.advance(count as usize);
             }
-            return self.submit(index, file, memory);
+            return self.submit(index, memory);
         }
         running.memory = memory;
         self.finish(index, Ok(()));
     }
 
-    fn zeroed(&mut self, index: u32, file: &FileMedium, count: u64, memory: Memory) {
+    fn zeroed(&mut self, index: u32, count: u64, memory: Memory) {
         let Some(running) = &mut self.running[index as usize] else { return };
         running.done += count;
         if count == 0 {
             return self.finish(index, Err(IoError::Gone));
         }
         if running.done < running.len {
-            return self.submit(index, file, memory);
+            return self.submit(index, memory);
         }
         self.finish(index, Ok(()));
     }
 
     /// Allocation is no write: O_DSYNC does not make it durable.
-    fn sync_after(&mut self, index: u32, file: &FileMedium) {
+    fn sync_after(&mut self, index: u32, writes_through: bool) {
         let Some(running) = &mut self.running[index as usize] else { return };
-        if !file.writes_through {
+        if !writes_through {
             return self.finish(index, Ok(()));
         }
         running.step = Step::Sync;
-        self.submit(index, file, Memory::None);
+        self.submit(index, Memory::None);
     }
 
     fn finish(&mut self, index: u32, result: Result<(), IoError>) {

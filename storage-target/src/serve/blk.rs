@@ -139,11 +139,10 @@ impl Serving {
             Ok(()) => Some(true),
             Err(reply) => (!reply.is_unit_attention()).then_some(false),
         });
-        let backing = target.backing.clone().filter(|_| admitted == Some(true));
-        let Some(backing) = backing else {
+        if target.backing.is_none() || admitted != Some(true) {
             target.stats.cell(self.worker).refused(NOT_READY);
             return self.blk_status(token, held, blk::S_IOERR, 0);
-        };
+        }
         let Some(adapter) = self.queue(token).map(|queue| queue.adapter) else { return };
         let job = Job {
             queue: token,
@@ -151,7 +150,6 @@ impl Serving {
             adapter,
             tag: 0,
             target,
-            backing: Some(backing),
             serial: self.jobs.next_serial(),
             class,
             bytes,

@@ -431,7 +431,12 @@ impl Serving {
     }
 
     fn read_clock(&mut self) {
-        self.now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.set_now(Instant::now());
+    }
+
+    fn set_now(&mut self, now: Instant) {
+        self.now_ns = u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
+        self.io.set_now(now);
     }
 }
 
@@ -480,9 +485,7 @@ impl worker::Engine for Engine {
         }
         serving.io.reap(&mut self.completions);
         let count = self.completions.len();
-        if count > 0 || !serving.delayed.is_empty() {
-            serving.read_clock();
-        }
+        serving.set_now(serving.io.looked());
         for completion in self.completions.drain(..) {
             serving.completed(completion);
         }

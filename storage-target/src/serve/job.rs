@@ -10,7 +10,7 @@ use avio_proto::ring::{HeldId, Side};
 
 use super::message::{Scope, Ticket};
 use crate::adapter::{AdapterId, Target};
-use crate::backing::{Access, AlignedBuf, Backing};
+use crate::backing::{Access, AlignedBuf};
 use crate::lun::{Class, Fence};
 use crate::scsi::Reply;
 
@@ -100,9 +100,8 @@ pub(super) struct Job {
     pub adapter: AdapterId,
     /// The driver's name for the command (virtio-scsi), 0 for virtio-blk.
     pub tag: u64,
+    /// Has a backing, unless it is a command that touches none.
     pub target: Arc<Target>,
-    /// Where its data are; `None` only for a command that touches none.
-    pub backing: Option<Arc<Backing>>,
     /// Jobs are numbered as they begin.
     pub serial: u64,
     pub class: Class,

@@ -111,7 +111,9 @@ impl Serving {
     fn start(&mut self, id: JobId, access: Access, offset: u64, len: u64, memory: Memory) {
         let Some(job) = self.jobs.get(id) else { return };
         let timeout = job.target.timeout;
-        let Some(backing) = &job.backing else { return self.end(id, Ending::Failed(access, IoError::Gone)) };
+        let Some(backing) = &job.target.backing else {
+            return self.end(id, Ending::Failed(access, IoError::Gone));
+        };
         match self.io.start(backing, access, offset, len, memory, id.to_u64(), timeout) {
             Started::Pending => job.io_live = true,
             Started::Done(result, memory) => self.stepped(id, access, result, memory),

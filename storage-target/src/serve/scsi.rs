@@ -217,8 +217,7 @@ impl Serving {
         let adapter = self.queue(token)?.adapter;
         let waits = planned.is_none();
         let planned = planned.unwrap_or_default();
-        let backing = target.backing.clone();
-        if backing.is_none() && !waits {
+        if target.backing.is_none() && !waits {
             let reply = target.lun.unit.not_ready();
             self.scsi_reply(token, held, &reply);
             return None;
@@ -229,7 +228,6 @@ impl Serving {
             adapter,
             tag: request.id,
             target: Arc::clone(target),
-            backing,
             serial: self.jobs.next_serial(),
             class: planned.class,
             bytes: planned.bytes,

@@ -106,8 +106,6 @@ struct Operation {
     token: u64,
     memory: Memory,
     fixed: bool,
-    /// Open until the kernel is done with it.
-    _file: Arc<OwnedFd>,
 }
 
 /// A file in the table of registered ones.
@@ -255,14 +253,15 @@ impl Ring {
         self.in_flight + self.done.len()
     }
 
-    /// Stages an operation; [`flush`](Self::flush) gives it to the kernel. `plain`: registered buffers are not used.
+    /// Stages an operation; [`flush`](Self::flush) gives it to the kernel. `plain`: registered buffers are not used. The caller keeps
+    /// `file` open until the operation has come back: until the kernel has taken it, only a number stands for the file.
     pub fn submit(&mut self, file: &Arc<OwnedFd>, call: Call, mut memory: Memory, token: u64, plain: bool) {
         let place = if plain { None } else { self.fixed_place(&memory) };
         let entry = match self.descriptor(file) {
             Ok(fixed) => entry!(fixed, call, &mut memory, place),
             Err(fd) => entry!(fd, call, &mut memory, place),
         };
-        let operation = Operation { token, memory, fixed: place.is_some(), _file: Arc::clone(file) };
+        let operation = Operation { token, memory, fixed: place.is_some() };
         let index = match self.free.pop() {
             Some(index) => {
                 self.operations[index as usize] = Some(operation);

@@ -89,13 +89,22 @@ pub fn by_thread(pid: u32) -> Result<ByThread> {
 /// When it is gone.
 pub fn by_family(pid: u32) -> Result<ByThread> {
     let mut threads = by_thread(pid)?;
-    for child in fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?.split_whitespace() {
+    for child in children(pid)? {
         // One that has just ended has nothing to tell.
-        if let Ok(more) = child.parse().map_err(Failure::from).and_then(by_thread) {
+        if let Ok(more) = by_thread(child) {
             threads.extend(more);
         }
     }
     Ok(threads)
+}
+
+/// The children of `pid`'s first thread.
+///
+/// # Errors
+/// When it is gone.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    Ok(text.split_whitespace().filter_map(|child| child.parse().ok()).collect())
 }
 
 /// What the busiest thread did between two looks: the one that polls. Others may wait behind the guests, and do no harm.

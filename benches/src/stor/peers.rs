@@ -21,6 +21,8 @@ use crate::beside::{GUEST_CORE, TARGET_CORE, process};
 pub const SIZE: u64 = 1 << 30;
 /// What fio does before its window.
 const RAMP: Duration = Duration::from_millis(100);
+/// How long it may take until its jobs begin.
+const START_MAX: Duration = Duration::from_secs(5);
 
 /// Starts qemu-storage-daemon, known as `name`, on `path` (`None`: null-co); returns it and its socket. It runs on the daemon's core.
 ///
@@ -78,11 +80,18 @@ pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<R
     }
     command.arg(format!("--filename={}", path.display()));
     command.arg(format!("--rw={}", row.rw)).arg(format!("--bs={}", row.block));
-    command.arg(format!("--iodepth={}", row.depth)).arg(format!("--rwmixread={}", row.mix));
+    let depth = if target == Target::FioDeep { 4 * row.depth } else { row.depth };
+    command.arg(format!("--iodepth={depth}")).arg(format!("--rwmixread={}", row.mix));
     command
         .arg(format!("--runtime={}ms", window.as_millis()))
         .arg(format!("--ramp_time={}ms", RAMP.as_millis()));
-    command.arg(format!("--cpus_allowed={TARGET_CORE}"));
+    match target {
+        Target::FioTwice => {
+            command.args(["--numjobs=2", "--group_reporting=1"]);
+            command.arg(format!("--cpus_allowed={GUEST_CORE},{TARGET_CORE}"));
+        }
+        _ => drop(command.arg(format!("--cpus_allowed={TARGET_CORE}"))),
+    }
     match target {
         Target::FioFixed => drop(command.args(["--fixedbufs=1", "--registerfiles=1"])),
         Target::FioDsync => drop(command.arg("--sync=dsync")),
@@ -92,13 +101,17 @@ pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<R
     let _spinner = (target == Target::FioCrowded).then(Spinner::start);
     let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = started.map_err(|e| Failure::new(format!("fio: {e}")))?;
-    // Its own figures leave out the threads that the kernel adds to it for I/O that has to wait.
+    // Its own figures leave out the threads that the kernel adds to it for I/O that has to wait. It calibrates its clock first, for
+    // longer than some windows are: they begin when its jobs do, each a process.
+    let deadline = Instant::now() + START_MAX;
+    while process::children(child.id())?.is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     std::thread::sleep(RAMP + window / 3);
     let before = (process::by_family(child.id())?, Instant::now());
     std::thread::sleep(window / 3);
-    let after = process::by_family(child.id())?;
-    let cpu_share =
-        process::sum_since(&before.0, &after).ran_ns as f64 / before.1.elapsed().as_nanos() as f64;
+    let (after, elapsed) = (process::by_family(child.id())?, before.1.elapsed());
+    let cpu_share = process::sum_since(&before.0, &after).ran_ns as f64 / elapsed.as_nanos() as f64;
     let output = child.wait_with_output().map_err(|e| Failure::new(format!("fio: {e}")))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure(output.status.success(), || format!("fio: {said}"))?;

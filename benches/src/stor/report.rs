@@ -109,10 +109,23 @@ pub fn verdicts(row: &Row, results: &[Results]) -> Vec<String> {
             rate.count
         ));
     }
+    if let Some(qsd) = find(Target::Qsd) {
+        for limit in [Target::FioTwice, Target::FioDeep].into_iter().filter_map(find) {
+            for (_, a, b) in ratios(limit, qsd, Metric::Kiops) {
+                lines.push(format!(
+                    "{}: the disk's own limit, {}: {:.2}x of {}",
+                    row.title,
+                    limit.target.name(),
+                    a / b,
+                    qsd.target.name()
+                ));
+            }
+        }
+    }
     if row.goals.is_empty()
         && let Some(ours) = results.first()
     {
-        for peer in results.iter().skip(1) {
+        for peer in results.iter().skip(1).filter(|peer| !peer.target.is_limit()) {
             let ratios = ratios(ours, peer, Metric::Kiops);
             let shown: Vec<String> =
                 ratios.iter().map(|(place, a, b)| format!("{:.2}x {place}", a / b)).collect();

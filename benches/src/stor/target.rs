@@ -37,6 +37,10 @@ pub enum Target {
     FioFixed,
     /// The same with `sync=dsync`.
     FioDsync,
+    /// The same twice at a time, on both cores: what the disk gives to who asks for more.
+    FioTwice,
+    /// The same with four times as many requests in flight: likewise.
+    FioDeep,
 }
 
 impl Target {
@@ -44,7 +48,12 @@ impl Target {
     pub fn family(self) -> &'static str {
         match self {
             Target::Qsd | Target::QsdSleeping => "qsd",
-            Target::Fio | Target::FioCrowded | Target::FioFixed | Target::FioDsync => "fio",
+            Target::Fio
+            | Target::FioCrowded
+            | Target::FioFixed
+            | Target::FioDsync
+            | Target::FioTwice
+            | Target::FioDeep => "fio",
             _ => "avio",
         }
     }
@@ -68,7 +77,14 @@ impl Target {
             Target::FioCrowded => "fio io_uring, other core taken",
             Target::FioFixed => "fio io_uring, fixed",
             Target::FioDsync => "fio io_uring, dsync",
+            Target::FioTwice => "fio io_uring, two jobs",
+            Target::FioDeep => "fio io_uring, four times the depth",
         }
+    }
+
+    /// Whether it says what the disk gives, and is no peer.
+    pub fn is_limit(self) -> bool {
+        matches!(self, Target::FioTwice | Target::FioDeep)
     }
 
     /// Whether the guest sleeps on its eventfd.

@@ -2,11 +2,17 @@
 //! its own. Everything is made for one case and deleted with it. Needs root, as uplinks do.
 
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::console::{Console, command};
 use crate::failure::ensure;
 use crate::{Failure, Result};
+
+/// How long a device may take to be up, in seconds.
+const CARRIER_S: u64 = 10;
 
 /// Runs a program; gives what it printed.
 ///
@@ -41,6 +47,42 @@ pub fn send_raw(namespace: Option<&str>, device: &str, frame: &[u8]) -> Result {
     }
     let output = socat.wait_with_output()?;
     ensure(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Sends raw frames out of one network device here, in order, through one socket for as long as this lives. Each closing of a packet socket waits for an RCU
+/// grace period of the kernel, which takes a second and more on a busy machine; [`send_raw`] has one for each frame.
+pub struct RawSender {
+    frames: UnixDatagram,
+    socat: Child,
+}
+
+impl RawSender {
+    /// A sender out of `device`.
+    ///
+    /// # Errors
+    /// When socat cannot be started.
+    pub fn new(device: &str) -> Result<RawSender> {
+        // A datagram is read at once and alone, however many wait.
+        let (frames, input) = UnixDatagram::pair()?;
+        let mut socat = Command::new("socat");
+        socat.args(["-u", "-", &format!("INTERFACE:{device}")]).stdin(Stdio::from(OwnedFd::from(input)));
+        Ok(RawSender { frames, socat: socat.spawn()? })
+    }
+
+    /// Sends one frame; it may leave a moment after this returns, and does before the next.
+    ///
+    /// # Errors
+    /// When the sender has ended, as it does where the device does not take a frame.
+    pub fn send(&self, frame: &[u8]) -> Result {
+        self.frames.send(frame).map(drop).map_err(|e| Failure::new(format!("socat has ended: {e}")))
+    }
+}
+
+impl Drop for RawSender {
+    fn drop(&mut self) {
+        let _ = self.socat.kill();
+        let _ = self.socat.wait();
+    }
 }
 
 /// The two ends and the namespace of the far one.
@@ -90,7 +132,22 @@ impl Wire {
         // A frame whose checksum is left to the receiver would reach XDP without one: a veth pair has no wire on which it is filled in.
         self.far(&["ethtool", "-K", far, "tx", "off"])?;
         run("ip", &["link", "set", near, "up"])?;
-        self.far_ip(&["link", "set", far, "up"]).map(drop)
+        self.far_ip(&["link", "set", far, "up"])?;
+        self.wait_carrier()
+    }
+
+    /// Until the kernel says of the near end that it is up: it tells of carriers in its own time, later on a busy machine, and [`Wire::state`] shows it.
+    fn wait_carrier(&self) -> Result {
+        let path = format!("/sys/class/net/{}/operstate", self.near);
+        let end = Instant::now() + Duration::from_secs(CARRIER_S);
+        loop {
+            let state = std::fs::read_to_string(&path)?;
+            if state.trim() == "up" {
+                return Ok(());
+            }
+            ensure(Instant::now() < end, || format!("{} is {}, not up", self.near, state.trim()))?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Deletes the pair of devices: the network device is lost.

@@ -18,7 +18,7 @@ use avio_tests::failure::ensure;
 use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, tcp, tcp_unfinished, with_tag};
 use avio_tests::netns::{host, inside};
 use avio_tests::uplink::{best, device};
-use avio_tests::wire::{run, send_raw};
+use avio_tests::wire::{RawSender, run};
 
 /// For cases without a real guest, in seconds; they take about two.
 const ALONE_S: u64 = 40;
@@ -46,8 +46,8 @@ struct Site {
     daemon: Daemon,
     guests: Vec<Driver>,
     capture: Capture,
-    /// The device that [`Site::arrive`] sends from.
-    from: String,
+    /// What [`Site::arrive`] sends with.
+    from: RawSender,
     sent: u16,
 }
 
@@ -82,7 +82,7 @@ fn site_with(environment: &[(&str, &str)], uplink: &str, ports: &[&str], offload
         daemon.wait_active(index as u32 + 1)?;
     }
     let capture = Capture::start(None, WIRE, "")?;
-    let site = Site { daemon, guests, capture, from: WIRE.to_owned(), sent: 0 };
+    let site = Site { daemon, guests, capture, from: RawSender::new(WIRE)?, sent: 0 };
     site.wait_up()?;
     Ok(site)
 }
@@ -104,7 +104,7 @@ impl Site {
 
     /// Puts one frame on the wire at the far end.
     fn arrive(&self, frame: &[u8]) -> Result {
-        send_raw(None, &self.from, frame)
+        self.from.send(frame)
     }
 
     /// A frame that is told from every other.
@@ -312,7 +312,7 @@ fn bridge_at_the_far_end(site: &mut Site) -> Result {
         "ip link add sw0 type bridge mcast_snooping 0 && ip link add in0 type veth peer name in1 && ip link set {WIRE} master sw0 && \
          ip link set in1 master sw0 && for d in sw0 in0 in1; do echo 1 > /proc/sys/net/ipv6/conf/$d/disable_ipv6; ip link set $d up; done"
     ))?;
-    "in0".clone_into(&mut site.from);
+    site.from = RawSender::new("in0")?;
     Ok(())
 }
 
@@ -347,7 +347,7 @@ fn tags_beside_frames() -> Result {
     bridge_at_the_far_end(&mut site)?;
     ensure_tags_count(&mut site)?;
     // Those in their bytes still do.
-    WIRE.clone_into(&mut site.from);
+    site.from = RawSender::new(WIRE)?;
     ensure_tags_count(&mut site)
 }
 

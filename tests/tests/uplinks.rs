@@ -311,7 +311,7 @@ fn device_is_as_before(access: &str) -> Result {
 /// `avio net -V` tells all that was negotiated with a device, each way of opening it.
 fn negotiation_is_shown() -> Result {
     // Labels and values of native, generic and packet sockets.
-    let rows: [(&str, [&str; 3]); 11] = [
+    let rows: [(&str, [&str; 3]); 12] = [
         ("Access", ["AF_XDP, native, copy", "AF_XDP, generic", "packet socket"]),
         ("Queues", ["1", "1", "1"]),
         ("Ring Size", ["2048", "2048", "none"]),
@@ -319,6 +319,7 @@ fn negotiation_is_shown() -> Result {
         ("Need Wakeup", ["yes", "yes", "no"]),
         ("Busy Polling", ["no", "no", "no"]),
         ("VLAN Metadata", ["yes", "no", "yes"]),
+        ("Frames Sent By", ["bursts of a program", "bursts of a program", "packet socket"]),
         ("Segments Cut By", ["switch", "switch", "kernel"]),
         ("Checksums Filled In By", ["switch", "switch", "kernel"]),
         ("Checksum Metadata", ["none"; 3]),
@@ -336,7 +337,19 @@ fn negotiation_is_shown() -> Result {
             let shown = line.split_once(" : ").map_or("", |(_, value)| value);
             ensure(shown == values[way], || format!("{access}: {label}: not {}: {text}", values[way]))?;
         }
+        // `--json` has what the Varlink interface says.
+        let sent_by = device(&daemon, "sent_by")?;
+        ensure(sent_by == ["Burst", "Burst", "Socket"][way], || format!("{access}: sent by {sent_by}"))?;
         daemon.stop()?;
+        if access == "copy" {
+            daemon.restart_with(&[("AVIO_DISABLE", "xdp_burst")], 10)?;
+            wait_device(&daemon, "Up")?;
+            let text = String::from_utf8_lossy(&daemon.avio(&["net", "-S", "vs", "-V"])?.stdout).into_owned();
+            let line = text.lines().find(|line| line.contains("Frames Sent By")).unwrap_or_default();
+            ensure(line.ends_with(" : AF_XDP ring"), || format!("without bursts: {text}"))?;
+            ensure(device(&daemon, "sent_by")? == "Ring", || "without bursts: --json".to_owned())?;
+            daemon.stop()?;
+        }
     }
     Ok(())
 }

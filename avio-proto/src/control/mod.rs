@@ -23,8 +23,9 @@ pub use stord::{
 pub use vswitchd::{
     ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, GuestLink, INTERFACE,
     INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, OffloadedTo, PROTOCOL_VERSION, Port, PortState,
-    RefusedParams, ReloadReply, RestartParams, SOCKET_FILE_NAME, ShowParams, ShowReply, StatisticsBucket,
-    UplinkMember, UplinkReport, Vswitch, VswitchState, WorkerReport, WorkersReply, error, method,
+    RefusedParams, ReloadReply, RestartParams, SOCKET_FILE_NAME, SentBy, ShowParams, ShowReply,
+    StatisticsBucket, UplinkMember, UplinkReport, Vswitch, VswitchState, WorkerReport, WorkersReply, error,
+    method,
 };
 
 #[cfg(test)]

@@ -155,6 +155,9 @@ pub struct UplinkMember {
     /// VLAN tags that are beside a frame are seen (XDP metadata; a packet socket always tells of them).
     #[serde(default)]
     pub vlan_metadata: bool,
+    /// By what frames leave; `None`: it is not open.
+    #[serde(default)]
+    pub sent_by: Option<SentBy>,
     /// Who cuts long frames of guests; `None`: it is not open.
     #[serde(default)]
     pub segments_by: Option<OffloadedTo>,
@@ -164,6 +167,17 @@ pub struct UplinkMember {
     /// The hardware's receive offloads that were switched off and will be put back, by the kernel's names (`ethtool -k` has others for some).
     #[serde(default)]
     pub switched_off: Vec<String>,
+}
+
+/// By what frames leave a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SentBy {
+    /// Test runs of a program that sends all frames of a batch (decision 0013).
+    Burst,
+    /// The transmit ring of an AF_XDP socket.
+    Ring,
+    /// A packet socket.
+    Socket,
 }
 
 /// Who does a piece of work on a frame.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use avio_proto::config::NetworkAdaptor;
-use avio_proto::control::{OffloadedTo, Port, PortState, UplinkReport, Vswitch, VswitchState};
+use avio_proto::control::{OffloadedTo, Port, PortState, SentBy, UplinkReport, Vswitch, VswitchState};
 
 /// Width of a label in the statistics: that of the longest, `Inbound Non-Unicast Pkts (local)`.
 const LABEL_WIDTH: usize = 32;
@@ -159,6 +159,13 @@ fn wire_details(text: &mut String, name: &str, wire: &UplinkReport, statistics: 
         ] {
             labelled(text, label, &if has { "yes" } else { "no" });
         }
+        let sent_by = match member.sent_by {
+            Some(SentBy::Burst) => "bursts of a program",
+            Some(SentBy::Ring) => "AF_XDP ring",
+            Some(SentBy::Socket) => "packet socket",
+            None => "none",
+        };
+        labelled(text, "Frames Sent By", &sent_by);
         let by = |who: Option<OffloadedTo>| match who {
             Some(OffloadedTo::Switch) => "switch",
             Some(OffloadedTo::Kernel) => "kernel",

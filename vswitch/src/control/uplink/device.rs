@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use avio_host::links::Link;
 use avio_host::netdev::xdp_abilities;
 use avio_proto::config::{MacAddr, UplinkAccess};
-use avio_proto::control::OffloadedTo;
+use avio_proto::control::{OffloadedTo, SentBy};
 use avio_proto::virtio::features as f;
 use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 
@@ -52,6 +52,7 @@ pub(super) struct Negotiated {
     pub ring_size: u32,
     /// Tags beside frames are seen.
     pub vlan_metadata: bool,
+    pub sent_by: SentBy,
     pub segments_by: OffloadedTo,
     pub checksums_by: OffloadedTo,
     /// Receive offloads that were switched off.
@@ -177,6 +178,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         need_wakeup: false,
         ring_size: 0,
         vlan_metadata: true,
+        sent_by: SentBy::Socket,
         segments_by: OffloadedTo::Kernel,
         checksums_by: OffloadedTo::Kernel,
         switched_off,
@@ -232,6 +234,7 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
     let queues = if told > 0 { told.min(request.link.rx_queues) } else { request.link.rx_queues };
     let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
+    let mut bursts = 0;
     for queue in 0..queues.min(crate::port::xdp::QUEUES_MAX) {
         let (intake, outlet, info, watch) = match open_patiently(index, queue, wanted) {
             Ok(open) => open,
@@ -245,17 +248,24 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         let outlet = if info.zero_copy || !request.burst {
             outlet
         } else {
-            open_burst(index, queue, queues, wanted.frame_len_max).unwrap_or_else(|error| {
-                tracing::warn!(
-                    "{name}: sends frame by frame through its AF_XDP socket: no burst program: {error}"
-                );
-                outlet
-            })
+            match open_burst(index, queue, queues, wanted.frame_len_max) {
+                Ok(burst) => {
+                    bursts += 1;
+                    burst
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        "{name}: sends frame by frame through its AF_XDP socket: no burst program: {error}"
+                    );
+                    outlet
+                }
+            }
         };
         lanes.push(Lane::new(outlet, 0, 0));
         all.get_or_insert(info).zero_copy &= info.zero_copy;
     }
     let info = all.ok_or_else(|| format!("{step}: it has no queue"))?;
+    let sent_by = if bursts == lanes.len() { SentBy::Burst } else { SentBy::Ring };
     let (groups, _) = open_packet(index, Capture::Groups).map_err(io)?;
     let header_len = LEGACY_HEADER_LEN;
     sources.push(Source { intake: groups, header_len, features: OFFLOADS_IN });
@@ -272,6 +282,7 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         need_wakeup: info.need_wakeup,
         ring_size: info.ring_size,
         vlan_metadata: program.sees_vlan_tags(),
+        sent_by,
         segments_by: OffloadedTo::Switch,
         checksums_by: OffloadedTo::Switch,
         switched_off: LinkFeatures::NONE,

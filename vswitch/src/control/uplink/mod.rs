@@ -605,6 +605,7 @@ impl Uplinks {
                 need_wakeup: negotiated.is_some_and(|n| n.need_wakeup),
                 ring_size: negotiated.map_or(0, |n| n.ring_size),
                 vlan_metadata: negotiated.is_some_and(|n| n.vlan_metadata),
+                sent_by: negotiated.map(|n| n.sent_by),
                 segments_by: negotiated.map(|n| n.segments_by),
                 checksums_by: negotiated.map(|n| n.checksums_by),
                 switched_off: negotiated.map_or_else(Vec::new, |n| n.switched_off.names()),

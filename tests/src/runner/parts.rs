@@ -100,6 +100,7 @@ const SYSTEM: &[&str] = &[
     "uplinks",
     "wire_vlans",
     "uplink_devices",
+    "uplink_host",
     "link_status",
     "migration",
     "aggregates",

@@ -85,6 +85,25 @@ impl Cables {
         run("ip", &arguments).map(drop)
     }
 
+    /// Frames that the devices of all cables dropped so far, by their own count: a veth pair's ring is full while the receiving
+    /// core is busy.
+    ///
+    /// # Errors
+    /// When `ip` does not show them.
+    pub fn dropped(&self) -> Result<u64> {
+        let mut sum = 0;
+        for n in 0..self.count {
+            sum += dropped_by(&["-s", "-j", "link", "show", &self.near(n)])?;
+            let far = self.far(n);
+            let there = ["-s", "-j", "link", "show", &far];
+            sum += match &self.namespace {
+                Some(namespace) => dropped_by(&[["-n", namespace].as_slice(), &there].concat())?,
+                None => dropped_by(&there)?,
+            };
+        }
+        Ok(sum)
+    }
+
     /// The devices of the first `count` cables as a list in a configuration file.
     #[must_use]
     pub fn members(&self, far: bool, count: usize) -> String {
@@ -106,6 +125,18 @@ impl Drop for Cables {
     fn drop(&mut self) {
         self.delete();
     }
+}
+
+/// What `ip -s -j link show` says of one device, both directions together.
+fn dropped_by(words: &[&str]) -> Result<u64> {
+    let text = run("ip", words)?;
+    let devices: Value =
+        serde_json::from_str(&text).map_err(|e| Failure::new(format!("ip {words:?}: {e} in {text}")))?;
+    let of = |direction: &str| devices[0]["stats64"][direction]["dropped"].as_u64();
+    of("rx")
+        .zip(of("tx"))
+        .map(|(rx, tx)| rx + tx)
+        .ok_or_else(|| Failure::new(format!("ip {words:?}: {text}")))
 }
 
 /// Lines of a `[[vswitch]]` that make it and its `[[aggregate]]`.

@@ -11,7 +11,7 @@ use avio_tests::config::mac_of;
 use avio_tests::driver::Driver;
 use avio_tests::failure::ensure;
 use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, mac as bytes};
-use avio_tests::uplink::{self, wait_key};
+use avio_tests::uplink::{self, config, wait_key};
 use avio_tests::wire::{Wire, run, send_raw};
 
 /// In seconds; they take two or three.
@@ -61,6 +61,7 @@ fn deliver(
 }
 
 /// The host's stack gets what is for its own address and for those listed, and broadcasts; the guest its own frames and broadcasts; nobody anything else.
+/// The list is taken over live.
 fn host_keeps_what_is_listed(access: &str) -> Result {
     let wire = Wire::new("192.0.2.2/24")?;
     run("sysctl", &["-q", "-w", &format!("net.ipv6.conf.{}.disable_ipv6=1", wire.near)])?;
@@ -73,11 +74,20 @@ fn host_keeps_what_is_listed(access: &str) -> Result {
     // Programs of both modes run in front of captures: these see what the stack gets.
     let capture = Capture::start(None, &wire.near, "")?;
     let to = |frames: &[Vec<u8>], mac: &str| frames.iter().filter(|frame| frame[..6] == bytes(mac)).count();
-    let [kept, got] = deliver(&wire, &capture, &mut guest, 1, &[LISTED, STRANGER, &near, &own])?;
-    let told = || format!("kept {}; got {}", hex(&kept), hex(&got));
-    ensure(to(&got, &own) == 1 && to(&got, BROADCAST) == 1 && got.len() == 2, told)?;
-    ensure(to(&kept, &near) == 1 && to(&kept, BROADCAST) == 1, told)?;
-    ensure(to(&kept, LISTED) == 1 && kept.len() == 3, told)?;
+    for (round, listed) in [(1, true), (2, false), (3, true)] {
+        if round > 1 {
+            let list = if listed { format!("host_macs = [\"{LISTED}\"]") } else { String::new() };
+            config(&wire.near, &format!("{access_line}\n{list}"), "").write(&daemon.config_folder())?;
+            let reloaded = daemon.avio(&["net", "--reload"])?;
+            ensure(reloaded.status.success(), || format!("{reloaded:?}"))?;
+            wait_key(&daemon, "state", "Up")?;
+        }
+        let [kept, got] = deliver(&wire, &capture, &mut guest, round, &[LISTED, STRANGER, &near, &own])?;
+        let told = || format!("round {round}: kept {}; got {}", hex(&kept), hex(&got));
+        ensure(to(&got, &own) == 1 && to(&got, BROADCAST) == 1 && got.len() == 2, told)?;
+        ensure(to(&kept, &near) == 1 && to(&kept, BROADCAST) == 1, told)?;
+        ensure(to(&kept, LISTED) == usize::from(listed) && kept.len() == 2 + usize::from(listed), told)?;
+    }
     daemon.ensure_healthy()
 }
 

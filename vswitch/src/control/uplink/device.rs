@@ -220,14 +220,12 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
     };
     let abilities = xdp_abilities(index).unwrap_or_default();
     let vlan_tags = request.vlan_tags && abilities.rx_vlan_tag;
-    let program = Attached::new(index, mode, vlan_tags).map_err(|error| match error {
+    let mut program = Attached::new(index, mode, vlan_tags).map_err(|error| match error {
         AttachError::Taken => format!("{step}: {}", error.to_string().replace("NAME", name)),
         AttachError::Refused(error) => format!("{step}: {error}"),
     })?;
     let io = |error: io::Error| format!("{step}: {error}");
-    for &mac in &request.host_macs {
-        program.leave(mac).map_err(io)?;
-    }
+    program.leave(&request.host_macs).map_err(|(mac, error)| format!("{step}: {mac}: {error}"))?;
     let wanted =
         Wanted { copy, frame_len_max: request.link.mtu as usize + HEADER_MAX, busy_poll: request.busy_poll };
     let told = driver_info(name).map_or(0, |info| info.queues);

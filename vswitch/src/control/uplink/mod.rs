@@ -416,7 +416,7 @@ impl Uplinks {
                 let Some(link) = member.link.clone().filter(|link| link.is_up) else { continue };
                 let mut host_macs = uplink.config.host_macs.clone();
                 host_macs.extend(macs.iter().filter(|(on, _)| *on == link.index).map(|(_, mac)| *mac));
-                match &member.state {
+                match &mut member.state {
                     State::Closed { .. } if self.closing.has(&member.name) => {
                         // Its queues and its program are still taken, by us.
                         member.state = State::Closed { retry: Some(now + REOPEN_AFTER) };
@@ -441,15 +441,9 @@ impl Uplinks {
                         });
                     }
                     State::Open(open) => {
-                        if let Some(program) = &open.device.program {
-                            for mac in host_macs {
-                                if let Err(error) = program.leave(mac) {
-                                    tracing::warn!(
-                                        "{}: {mac} does not stay with the host: {error}",
-                                        member.name
-                                    );
-                                }
-                            }
+                        let left = open.device.program.as_mut().map(|program| program.leave(&host_macs));
+                        if let Some(Err((mac, error))) = left {
+                            tracing::warn!("{}: {mac} does not stay with the host: {error}", member.name);
                         }
                     }
                     _ => {}

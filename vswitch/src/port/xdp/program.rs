@@ -55,6 +55,8 @@ pub enum AttachError {
 pub struct Attached {
     sockets: OwnedFd,
     macs: OwnedFd,
+    /// What is in the map of addresses.
+    left: Vec<MacAddr>,
     vlan_tags: bool,
     _link: OwnedFd,
 }
@@ -85,7 +87,10 @@ impl Attached {
             let attached = sys::prog_load(&code, load_flags, bound_to.unwrap_or(0))
                 .and_then(|program| sys::link_create(program.as_fd(), ifindex, flags));
             match attached {
-                Ok(link) => return Ok(Self { sockets, macs, vlan_tags: function.is_some(), _link: link }),
+                Ok(link) => {
+                    let vlan_tags = function.is_some();
+                    return Ok(Self { sockets, macs, left: Vec::new(), vlan_tags, _link: link });
+                }
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
                     return Err(AttachError::Taken);
                 }
@@ -101,13 +106,20 @@ impl Attached {
         self.vlan_tags
     }
 
-    /// Unicast to `mac` stays with the kernel.
+    /// Unicast to `macs` stays with the kernel, and to none that was listed before and is not any more.
     ///
     /// # Errors
-    /// There are 256 such addresses already.
-    pub fn leave(&self, mac: MacAddr) -> io::Result<()> {
-        let [a, b, c, d, e, f] = mac.0;
-        sys::map_update(self.macs.as_fd(), &[a, b, c, d, e, f, 0, 0], &[1])
+    /// The first address for which there is no room: 256 are there already.
+    pub fn leave(&mut self, macs: &[MacAddr]) -> Result<(), (MacAddr, io::Error)> {
+        let map = self.macs.as_fd();
+        self.left.retain(|mac| macs.contains(mac) || sys::map_delete(map, &key(*mac)).is_err());
+        for &mac in macs {
+            if !self.left.contains(&mac) {
+                sys::map_update(map, &key(mac), &[1]).map_err(|error| (mac, error))?;
+                self.left.push(mac);
+            }
+        }
+        Ok(())
     }
 
     /// Frames of receive queue `queue` go to `socket` from now on.
@@ -118,6 +130,12 @@ impl Attached {
         use std::os::fd::AsRawFd;
         sys::map_update(self.sockets.as_fd(), &queue.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())
     }
+}
+
+/// An address as the map has it.
+fn key(mac: MacAddr) -> [u8; 8] {
+    let [a, b, c, d, e, f] = mac.0;
+    [a, b, c, d, e, f, 0, 0]
 }
 
 /// One instruction: opcode, destination and source register, offset, immediate.

@@ -32,6 +32,7 @@ fn bpf(command: u32, attr: &mut [u8]) -> io::Result<libc::c_long> {
 
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_LINK_CREATE: u32 = 28;
@@ -60,6 +61,14 @@ pub(super) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::R
     put(&mut attr, 8, (key.as_ptr() as u64).to_ne_bytes());
     put(&mut attr, 16, (value.as_ptr() as u64).to_ne_bytes());
     bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Takes an element out; the key must have the length that the map was made with.
+pub(super) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    let mut attr = [0; ATTR_LEN];
+    put(&mut attr, 0, (map.as_raw_fd() as u32).to_ne_bytes());
+    put(&mut attr, 8, (key.as_ptr() as u64).to_ne_bytes());
+    bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
 }
 
 /// Loads an XDP program, for interface number `ifindex` alone if that is not 0; on refusal the verifier's words are in the error.

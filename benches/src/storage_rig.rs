@@ -193,9 +193,19 @@ impl StorageRig {
         self.driver.publish();
     }
 
-    /// The worker's part: a turn, and for a file what has completed. Returns how many requests it took.
+    /// The worker's part: turns until all that was offered is taken. Where the kernel completes at once, one takes only a part of it. Returns how many
+    /// requests they took.
     #[inline(never)]
     pub fn serve(&mut self) -> usize {
+        let mut taken = 0;
+        while taken < BATCH {
+            taken += self.turn();
+        }
+        taken
+    }
+
+    /// A turn, and for a file what has completed.
+    fn turn(&mut self) -> usize {
         self.engine.poll_kernel(&mut self.sources);
         let polled = self.engine.poll(self.token, 64);
         self.engine.turn_end(&mut self.sources);
@@ -203,7 +213,7 @@ impl StorageRig {
             self.engine.poll_kernel(&mut self.sources);
         }
         match polled {
-            Polled::Worked { items, .. } => items,
+            Polled::Worked { items, .. } if items > 0 => items,
             other => panic!("the ring was polled: {other:?}"),
         }
     }

@@ -1,21 +1,45 @@
 //! What of a device stays the host's while a switch has it, frame by frame: unicast to its own addresses and to those that the operator lists, and every
-//! broadcast, which guests get as well; and the memory that the kernel shares with the daemon.
+//! broadcast, which guests get as well; the host's own traffic while guests fill the wire; and the memory that the kernel shares with the daemon.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use avio_guest::net::Offloads;
-use avio_tests::Result;
+use avio_guest::Endpoint;
+use avio_guest::net::{NetGuest, NetOptions, NetQueue, Offloads, RxFrame};
+use avio_proto::virtio::net::NetHeader;
 use avio_tests::capture::{Capture, hex};
 use avio_tests::case::{self, Case};
 use avio_tests::config::mac_of;
+use avio_tests::daemon::Daemon;
 use avio_tests::driver::Driver;
 use avio_tests::failure::ensure;
 use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, mac as bytes};
 use avio_tests::uplink::{self, config, wait_key};
 use avio_tests::wire::{Wire, run, send_raw};
+use avio_tests::{Failure, Result};
+use avio_vswitch::port::wire::Outlet;
+use avio_vswitch::port::xdp::{Wanted, open_xsk};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
 
 /// In seconds; they take two or three.
 const SHORT_S: u64 = 40;
+/// For cases with load; they take eight.
+const LOADED_S: u64 = 60;
+/// How long each run of iperf3 takes, in seconds.
+const IPERF_S: &str = "2";
+/// Less than this over TCP is no progress, in bits per second.
+const SLOWEST_BPS: f64 = 1e6;
+/// Echo requests each way.
+const PINGS: u32 = 20;
+/// Frames that the generators send at once.
+const BURST: usize = 32;
+/// The host's address on the device, and that of the host at the far end.
+const NEAR_IP: &str = "198.51.100.1";
+const FAR_IP: &str = "198.51.100.2";
 /// Somebody on the wire.
 const FAR: &str = "02:00:00:00:00:63";
 /// What the operator lists, and what nobody has.
@@ -26,6 +50,8 @@ fn main() -> ExitCode {
     case::main(&[
         Case::new("host_keeps_what_is_listed", SHORT_S, || host_keeps_what_is_listed("copy")),
         Case::new("generic_host_keeps_what_is_listed", SHORT_S, || host_keeps_what_is_listed("generic")),
+        Case::new("host_tcp_on_a_full_wire", LOADED_S, || host_tcp_on_a_full_wire("copy")),
+        Case::new("packet_host_tcp_on_a_full_wire", LOADED_S, || host_tcp_on_a_full_wire("packet")),
         Case::new("frame_memory_is_a_memfd", SHORT_S, frame_memory_is_a_memfd),
     ])
 }
@@ -105,4 +131,156 @@ fn frame_memory_is_a_memfd() -> Result {
         .any(|target| target.to_string_lossy().contains("/memfd:avio-umem"));
     ensure(open, || "its descriptor is closed".to_owned())?;
     daemon.stop()
+}
+
+/// A guest and a neighbour on the wire that send each other as many frames as there is room for, both from one thread.
+struct Flood {
+    queue: NetQueue,
+    _guest: NetGuest,
+    far: Box<dyn Outlet>,
+}
+
+/// What they saw.
+#[derive(Debug, Default)]
+struct Flooded {
+    /// Frames out of the guest, and how often its ring was full.
+    out: u64,
+    out_full: u64,
+    /// Frames that the neighbour sent, and those of them that the guest got.
+    inwards: u64,
+    got: u64,
+    /// Other frames that the guest got: broadcasts, and what is for a single address.
+    broadcasts: u64,
+    others: Vec<Vec<u8>>,
+}
+
+impl Flood {
+    fn new(wire: &Wire, daemon: &Daemon) -> Result<Flood> {
+        let options = NetOptions::default();
+        let (guest, mut queues) =
+            NetGuest::connect(Endpoint::Connect(daemon.socket(0)), &options).map_err(told)?;
+        Ok(Flood { queue: queues.remove(0), _guest: guest, far: generator(wire)? })
+    }
+
+    /// Goes on until `ends`.
+    fn run(&mut self, ends: &AtomicBool) -> Result<Flooded> {
+        let outwards = ethernet(FAR, &mac_of(1), EXPERIMENT);
+        let inwards = ethernet(&mac_of(1), FAR, EXPERIMENT);
+        let mut seen = Flooded::default();
+        let mut bytes = Vec::new();
+        while !ends.load(Ordering::Relaxed) {
+            let tx = &mut self.queue.tx;
+            let room = tx.room(BURST).map_err(told)?.min(BURST);
+            seen.out_full += u64::from(room < BURST);
+            for _ in 0..room {
+                seen.out += u64::from(tx.push(&NetHeader::default(), &outwards));
+            }
+            tx.flush();
+            for _ in 0..BURST {
+                let Ok(frame) = self.far.reserve(inwards.len()) else { break };
+                frame[0].copy_from(&inwards);
+                seen.inwards += 1;
+            }
+            self.far.commit()?;
+            let look = |frame: &RxFrame<'_>| {
+                frame.copy_to(&mut bytes);
+                if bytes == inwards {
+                    seen.got += 1;
+                } else if bytes[0] & 1 == 1 {
+                    seen.broadcasts += 1;
+                } else {
+                    seen.others.push(bytes.clone());
+                }
+            };
+            self.queue.rx.poll(2 * BURST, look).map_err(told)?;
+        }
+        Ok(seen)
+    }
+}
+
+fn told(error: impl ToString) -> Failure {
+    Failure::new(error.to_string())
+}
+
+/// The sending half of a socket on the far device, opened from inside its namespace.
+fn generator(wire: &Wire) -> Result<Box<dyn Outlet>> {
+    let text = wire.far_ip(&["-o", "link", "show", &wire.far])?;
+    let index: u32 = text.split(':').next().unwrap_or_default().trim().parse()?;
+    let namespace = File::open(format!("/run/netns/{}", wire.namespace))?;
+    let open = move || -> Result<Box<dyn Outlet>> {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(std::io::Error::from)?;
+        let (_, outlet, ..) =
+            open_xsk(index, 0, Wanted { copy: true, frame_len_max: 1518, busy_poll: false }).map_err(told)?;
+        Ok(outlet)
+    };
+    // A thread of its own: the namespace is the thread's.
+    std::thread::spawn(open).join().map_err(|_| Failure::new("the generator panicked"))?
+}
+
+/// TCP of the host's to the far end: bits per second that arrived, both ways.
+fn host_tcp() -> Result<[f64; 2]> {
+    let mut measured = [0.0; 2];
+    for (bps, direction) in measured.iter_mut().zip([&[][..], &["-R"]]) {
+        let arguments = [&["-c", FAR_IP, "-t", IPERF_S, "-J"], direction].concat();
+        let report: Value = serde_json::from_str(&run("iperf3", &arguments)?).map_err(told)?;
+        *bps = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0);
+    }
+    Ok(measured)
+}
+
+/// While guests fill the wire both ways, the host's TCP through the same device goes on both ways, it answers pings and gets answers; and no guest gets
+/// a frame of it.
+fn host_tcp_on_a_full_wire(access: &str) -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    run("ip", &["addr", "add", &format!("{NEAR_IP}/24"), "dev", &wire.near])?;
+    wire.far_ip(&["addr", "add", &format!("{FAR_IP}/24"), "dev", &wire.far])?;
+    let mut daemon = uplink::daemon(&wire, &format!("access = \"{access}\""), "")?;
+    wait_key(&daemon, "access", access)?;
+    let mut server = wire.start("iperf-server", &["iperf3", "-s", "--forceflush"])?;
+    server.wait_for("listening", 10)?;
+    let mut flood = Flood::new(&wire, &daemon)?;
+    daemon.wait_active(1)?;
+    let ends = AtomicBool::new(false);
+    let begin = Instant::now();
+    let (seen, host) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| flood.run(&ends));
+        let host = || -> Result<([f64; 2], String, u32)> {
+            std::thread::sleep(Duration::from_millis(200));
+            let tcp = host_tcp()?;
+            let pinged = run("ping", &["-n", "-c", &PINGS.to_string(), "-i", "0.05", "-W", "2", FAR_IP])?;
+            Ok((tcp, pinged, wire.ping(NEAR_IP, PINGS, &["-i", "0.05"])?))
+        };
+        let host = host();
+        ends.store(true, Ordering::Relaxed);
+        (load.join(), host)
+    });
+    let seconds = begin.elapsed().as_secs_f64();
+    let seen = seen.map_err(|_| Failure::new("the load panicked"))??;
+    let (tcp, pinged, answered) = host?;
+    println!(
+        "{access}: guests {:.0} k/s out (ring full {} times), {:.0} k/s in ({} of {} arrived); host {:.0} and {:.0} Mbit/s, {answered} of {PINGS}; {}",
+        seen.out as f64 / seconds / 1e3,
+        seen.out_full,
+        seen.inwards as f64 / seconds / 1e3,
+        seen.got,
+        seen.inwards,
+        tcp[0] / 1e6,
+        tcp[1] / 1e6,
+        pinged.lines().rev().find(|line| line.contains("received")).unwrap_or_default(),
+    );
+    // The wire was full: each way there was more to send than it took.
+    ensure(seen.out > 1000 && seen.out_full > 100, || format!("outwards: {seen:?}"))?;
+    ensure(seen.got > 1000 && seen.inwards > seen.got, || format!("inwards: {seen:?}"))?;
+    ensure(tcp.iter().all(|bps| *bps > SLOWEST_BPS), || format!("the host's TCP: {tcp:?}"))?;
+    let received = pinged.split(", ").find_map(|part| part.strip_suffix(" received")?.parse().ok());
+    ensure(received >= Some(PINGS * 9 / 10), || pinged.clone())?;
+    ensure(answered >= PINGS * 9 / 10, || format!("the host answers {answered} of {PINGS}"))?;
+    // What was no broadcast and for somebody else than the guest.
+    ensure(seen.others.is_empty(), || format!("of the host's: {}", hex(&seen.others)))?;
+    let discards = daemon.vswitch("vs")?.port(1)?.discards.clone();
+    ensure(discards.keys().all(|reason| ["no_buffer", "receiver_down"].contains(&reason.as_str())), || {
+        format!("{discards:?}")
+    })?;
+    daemon.ensure_healthy()
 }

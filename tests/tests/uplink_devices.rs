@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use avio_tests::aggregate::{Cables, aggregate, wait_states};
 use avio_tests::case::{self, Case};
 use avio_tests::config::Config;
+use avio_tests::console::{Console, command};
 use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::uplink::{self, arrived, config, device, frames_out, wait_arrived, wait_device, wait_key};
@@ -362,6 +363,28 @@ fn what_somebody_else_has() -> Result {
         wait_device(&first, "Up")?;
         first.stop()?;
     }
+    // The mark in another user's hands keeps nobody away.
+    let index = std::fs::read_to_string(format!("/sys/class/net/{near}/ifindex"))?;
+    let mark = format!("ABSTRACT-LISTEN:avio-uplink-{},fork", index.trim());
+    let mut squatter = command("setpriv");
+    squatter.args(["--reuid=65534", "--regid=65534", "--clear-groups", "socat", &mark, "EXEC:true"]);
+    let squatter = Console::spawn("squatter", &mut squatter)?;
+    let end = Instant::now() + Duration::from_secs(5);
+    while !std::fs::read_to_string("/proc/net/unix")?.contains(&format!("@avio-uplink-{}", index.trim())) {
+        ensure(Instant::now() < end, || "socat does not listen".to_owned())?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut beside = uplink::daemon(&wire, "", "")?;
+    beside.console()?.wait_for("user 65534 has the mark", 5)?;
+    beside.stop()?;
+    drop(squatter);
+    // A killed daemon leaves none.
+    let mut killed = uplink::daemon(&wire, "", "")?;
+    killed.kill();
+    let mut next = uplink::daemon(&wire, "", "")?;
+    let output = next.console()?.output();
+    ensure(!output.contains("the mark"), || output)?;
+    next.stop()?;
     let bridge = format!("{near}b");
     run("ip", &["link", "add", &bridge, "type", "bridge"])?;
     let enslaved = run("ip", &["link", "set", near, "master", &bridge])

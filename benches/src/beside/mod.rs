@@ -7,6 +7,7 @@
 pub mod machine;
 pub mod probe;
 pub mod process;
+pub mod record;
 pub mod spread;
 pub mod svg;
 pub mod window;

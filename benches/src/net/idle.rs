@@ -15,21 +15,12 @@ use avio_tests::{Failure, Result};
 use avio_tools::client::Client;
 use avio_tools::pktgen::frame::{FrameSpec, Template, Transport};
 use avio_tools::pktgen::options::Options as PktgenOptions;
-use serde::{Deserialize, Serialize};
 
 use super::{GUEST_CORE, SWITCH_CORE, avio};
 use crate::beside::process;
+use crate::beside::record::Figure;
 use crate::beside::spread::spread;
 use crate::rig::{BATCH, Rig, Shape};
-
-/// One figure with its meaning.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Figure {
-    /// What was measured.
-    pub what: String,
-    /// Value, unit, goal.
-    pub value: String,
-}
 
 /// Time in which idle costs are counted.
 const IDLE_WINDOW: Duration = Duration::from_secs(5);

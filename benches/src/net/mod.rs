@@ -7,7 +7,6 @@ mod avio;
 mod idle;
 mod options;
 pub(crate) mod ovs;
-pub(crate) mod record;
 mod report;
 mod rows;
 mod stand;

@@ -11,15 +11,15 @@ use std::time::Duration;
 use avio_tests::{Failure, Result};
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::idle::{self, Figure};
+use super::idle;
 use super::options::Options;
-use super::record::{self, Record, Taken};
 use super::rows::{Metric, Row, rows};
 use super::stand::SwitchPolls;
 use super::target::Target;
 use super::window::{Results, Sample};
 use crate::beside::machine::{self, Machine};
 use crate::beside::probe::Distance;
+use crate::beside::record::{self, Figure, Record, Taken};
 use crate::beside::spread::spread;
 use crate::beside::svg::{Bars, Group};
 
@@ -32,7 +32,7 @@ pub struct Report {
     facts: String,
     mhz: f64,
     writes: bool,
-    record: Record,
+    record: Record<Results, Figure>,
     /// Names of what this run measured.
     measured: Vec<String>,
 }
@@ -183,7 +183,7 @@ impl Report {
 }
 
 impl Page {
-    fn add(&mut self, row: &Row, taken: &Taken, mhz: f64) {
+    fn add(&mut self, row: &Row, taken: &Taken<Results>, mhz: f64) {
         let _ = write!(
             self.text,
             "\n### {}\n\n`--only {}`, {}, {}\n",

@@ -41,8 +41,8 @@ pub fn measure(machine: &Machine, options: &Options) -> Result<Vec<(String, Stri
     for depth in DEPTHS {
         machine.ensure_wanted()?;
         let mut rates = Vec::new();
-        for _ in 0..options.round_count() {
-            rates.push(window(depth, options.window())?);
+        for _ in 0..options.round_count(true) {
+            rates.push(window(depth, options.window(true))?);
         }
         let Some(s) = spread(rates.into_iter()) else { continue };
         let word = if s.median >= LEAST { "reached" } else { "MISSED" };

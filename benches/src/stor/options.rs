@@ -30,13 +30,13 @@ pub struct Options {
     /// Only these targets: avio, qsd, fio.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub targets: Vec<String>,
-    /// Also measures the avio-stord in this folder, another build: an A/B in one run.
+    /// Also measures the avio-stord in this folder, another build: an A/B in one run, of which nothing is written.
     #[arg(long, value_name = "FOLDER")]
     pub against: Option<PathBuf>,
-    /// Rounds per row, a window per target in each; default 5, with --quick 3.
+    /// Rounds per row, a window per target in each; default 5 for rows with a goal, 3 for others and with --quick.
     #[arg(long)]
     pub rounds: Option<u32>,
-    /// Length of a window in seconds; default 0.6, with --quick 0.25.
+    /// Length of a window in seconds; default 0.6 for rows with a goal, 0.25 for others and with --quick.
     #[arg(long)]
     pub window: Option<f64>,
     /// Where files that serve as disks are made: a file system with O_DIRECT.
@@ -58,18 +58,24 @@ impl Options {
         self.targets.is_empty() || self.targets.iter().any(|name| name == family)
     }
 
-    /// Rounds per row.
-    pub fn round_count(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 3 } else { 5 }).max(1)
+    /// Whether what is found goes into the report: a short form or an A/B says nothing about the peers.
+    pub fn writes(&self) -> bool {
+        !self.quick && self.against.is_none() && self.targets.is_empty()
     }
 
-    /// Length of a window.
-    pub fn window(&self) -> Duration {
-        Duration::from_secs_f64(self.window.unwrap_or(if self.quick { 0.25 } else { 0.6 }).clamp(0.05, 60.0))
+    /// Rounds per row; a row that has a goal is worth more of them.
+    pub fn round_count(&self, has_goal: bool) -> u32 {
+        self.rounds.unwrap_or(if has_goal && !self.quick { 5 } else { 3 }).max(1)
     }
 
-    /// How often a disturbed window is repeated before the least disturbed one is taken and marked.
-    pub fn repeat_max(&self) -> u32 {
-        if self.quick { 1 } else { 3 }
+    /// Length of a window, likewise.
+    pub fn window(&self, has_goal: bool) -> Duration {
+        let own = if has_goal && !self.quick { 0.6 } else { 0.25 };
+        Duration::from_secs_f64(self.window.unwrap_or(own).clamp(0.05, 60.0))
+    }
+
+    /// How often a disturbed window is repeated before the least disturbed one is taken and marked, likewise.
+    pub fn repeat_max(&self, has_goal: bool) -> u32 {
+        if has_goal && !self.quick { 3 } else { 1 }
     }
 }

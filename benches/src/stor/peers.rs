@@ -12,8 +12,8 @@ use avio_tests::failure::ensure;
 use avio_tests::{Failure, Result, scratch};
 use serde_json::Value;
 
-use super::rows::{Backing, Row};
-use super::target::Target;
+use super::rows::{Backing, Load, MIX};
+use super::target::{Target, Way};
 use super::window::Reading;
 use crate::beside::{GUEST_CORE, TARGET_CORE, process};
 
@@ -71,34 +71,35 @@ pub fn start_qsd(
 ///
 /// # Errors
 /// When it fails.
-pub fn fio(row: &Row, target: Target, path: &Path, window: Duration) -> Result<Reading> {
+pub fn fio(backing: Backing, load: Load, target: Target, path: &Path, window: Duration) -> Result<Reading> {
     let mut command = Command::new("fio");
     command.args(["--name=w", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"]);
     command.args(["--norandommap", "--randrepeat=1"]);
-    if row.backing.is_zeroes() {
+    if backing.is_zeroes() {
         command.arg("--zero_buffers");
     }
     command.arg(format!("--filename={}", path.display()));
-    command.arg(format!("--rw={}", row.rw)).arg(format!("--bs={}", row.block));
-    let depth = if target == Target::FioDeep { 4 * row.depth } else { row.depth };
-    command.arg(format!("--iodepth={depth}")).arg(format!("--rwmixread={}", row.mix));
+    command.arg(format!("--rw={}", load.rw)).arg(format!("--bs={}", load.block));
+    let depth = if target.way == Way::Deep { 4 * load.depth } else { load.depth };
+    command.arg(format!("--iodepth={depth}")).arg(format!("--rwmixread={MIX}"));
     command
         .arg(format!("--runtime={}ms", window.as_millis()))
         .arg(format!("--ramp_time={}ms", RAMP.as_millis()));
-    match target {
-        Target::FioTwice => {
+    let cores = match target.way {
+        Way::Twice => {
             command.args(["--numjobs=2", "--group_reporting=1"]);
-            command.arg(format!("--cpus_allowed={GUEST_CORE},{TARGET_CORE}"));
+            format!("{GUEST_CORE},{TARGET_CORE}")
         }
-        _ => drop(command.arg(format!("--cpus_allowed={TARGET_CORE}"))),
-    }
-    match target {
-        Target::FioFixed => drop(command.args(["--fixedbufs=1", "--registerfiles=1"])),
-        Target::FioDsync => drop(command.arg("--sync=dsync")),
+        _ => TARGET_CORE.to_string(),
+    };
+    command.arg(format!("--cpus_allowed={cores}"));
+    match target.way {
+        Way::Pinned => drop(command.args(["--fixedbufs=1", "--registerfiles=1"])),
+        Way::Through => drop(command.arg("--sync=dsync")),
         _ => {}
     }
     // A guest that polls takes its core whole.
-    let _spinner = (target == Target::FioCrowded).then(Spinner::start);
+    let _spinner = (target.way == Way::Crowded).then(Spinner::start);
     let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = started.map_err(|e| Failure::new(format!("fio: {e}")))?;
     // Its own figures leave out the threads that the kernel adds to it for I/O that has to wait. It calibrates its clock first, for

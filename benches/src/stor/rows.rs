@@ -1,7 +1,10 @@
 //! The rows of the report: which load on which backing, which targets, and what must be reached.
+//!
+//! The grid is every load of [`LOADS`] on every backing of [`GRID`], each with three sets of targets: one queue and one LUN, two
+//! queues, 128 LUNs. Loads with a goal and those that ask something else stand among them.
 
 use super::options::Options;
-use super::target::Target;
+use super::target::{Luns, Target, Way};
 
 /// What is behind the targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,28 @@ impl Backing {
     /// Whether the kernel does the I/O.
     pub fn is_kernels(self) -> bool {
         !matches!(self, Backing::Null | Backing::Memory)
+    }
+
+    /// For rows' names.
+    fn key(self) -> &'static str {
+        match self {
+            Backing::Null => "null",
+            Backing::Memory => "memory",
+            Backing::File => "file",
+            Backing::Loop(512) => "loop512",
+            Backing::Loop(_) => "loop4096",
+            Backing::Zram => "zram",
+            Backing::ZramFile => "zramfile",
+        }
+    }
+
+    /// For people.
+    pub fn title(self) -> String {
+        match self {
+            Backing::Loop(block) => format!("loop {block}"),
+            Backing::ZramFile => "file on zram".to_owned(),
+            other => other.key().to_owned(),
+        }
     }
 
     /// Whether it is a loop device.
@@ -88,280 +113,364 @@ pub struct Goal {
     pub bound: Bound,
 }
 
-/// One load on several targets.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// For `--only`.
-    pub name: &'static str,
-    /// For people.
-    pub title: String,
-    /// What is behind the targets.
-    pub backing: Backing,
+/// What belongs together in the grid, and shares processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// One queue, one LUN.
+    One,
+    /// Two queues, each with the load's depth; one worker.
+    Queues,
+    /// 128 LUNs beside one.
+    Luns,
+    /// Guests that sleep.
+    Asleep,
+}
+
+impl Set {
+    /// All that the grid has.
+    pub const GRID: [Set; 3] = [Set::One, Set::Queues, Set::Luns];
+
+    /// Behind a backing's name, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Set::One => "",
+            Set::Queues => ", two queues",
+            Set::Luns => ", 1 and 128 LUNs",
+            Set::Asleep => ", guest sleeps",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Set::One => "",
+            Set::Queues => "-queues",
+            Set::Luns => "-luns",
+            Set::Asleep => "-asleep",
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// For names, with the depth behind it.
+    key: &'static str,
     /// Pattern, in fio's words.
     pub rw: &'static str,
-    /// Reads in percent of a mixed pattern.
-    pub mix: u32,
     /// Bytes of a request.
     pub block: u64,
     /// Requests in flight, per queue.
     pub depth: u16,
-    /// Queues.
-    pub queues: u16,
+}
+
+/// Reads in percent of a mixed pattern.
+pub const MIX: u32 = 70;
+
+const fn load(key: &'static str, rw: &'static str, block: u64, depth: u16) -> Load {
+    Load { key, rw, block, depth }
+}
+
+const READ_1: Load = load("read", "randread", 4096, 1);
+const READ_32: Load = load("read", "randread", 4096, 32);
+const READ_128: Load = load("read", "randread", 4096, 128);
+const WRITE_1: Load = load("write", "randwrite", 4096, 1);
+const WRITE_32: Load = load("write", "randwrite", 4096, 32);
+const WRITE_128: Load = load("write", "randwrite", 4096, 128);
+const MIX_32: Load = load("mix", "randrw", 8192, 32);
+const SEQ_32: Load = load("seq", "read", 131_072, 32);
+
+/// The loads of the grid.
+pub const LOADS: [Load; 8] = [READ_1, READ_32, READ_128, WRITE_1, WRITE_32, WRITE_128, MIX_32, SEQ_32];
+
+/// Its backings.
+pub const GRID: [Backing; 6] =
+    [Backing::Null, Backing::Memory, Backing::File, Backing::Loop(512), Backing::Loop(4096), Backing::Zram];
+
+impl Load {
+    /// For people.
+    pub fn title(self) -> String {
+        let what = match self.rw {
+            "randrw" => format!("{MIX}/{}", 100 - MIX),
+            rw => rw.to_owned(),
+        };
+        format!("{what} {} KiB, QD{}", self.block >> 10, self.depth)
+    }
+}
+
+/// One load on several targets.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// For `--only`.
+    pub name: String,
+    /// For people.
+    pub title: String,
+    /// What is behind the targets.
+    pub backing: Backing,
+    /// Who shares processes with it.
+    pub set: Set,
+    /// What is asked for.
+    pub load: Load,
     /// In this order in each round.
     pub targets: Vec<Target>,
     /// What must be reached.
     pub goals: Vec<Goal>,
     /// What a request of the first target may take, ns (DESIGN section 11).
     pub budget_ns: Option<f64>,
+    /// Whether the short form has it.
+    is_quick: bool,
+    /// Whether each write is on the disk before it is answered.
+    is_durable: bool,
+}
+
+impl Row {
+    /// Whether something must be reached.
+    pub fn has_goal(&self) -> bool {
+        !self.goals.is_empty()
+    }
+
+    /// What is asked for, and how durable it is; for people.
+    pub fn load_title(&self) -> String {
+        format!("{}{}", self.load.title(), if self.is_durable { ", durable" } else { "" })
+    }
+
+    /// Adds targets behind the others.
+    fn and(mut self, targets: &[Target]) -> Self {
+        self.targets.extend_from_slice(targets);
+        self
+    }
+
+    /// Adds bounds.
+    fn must(mut self, goals: Vec<Goal>) -> Self {
+        self.goals.extend(goals);
+        self
+    }
+
+    /// Puts it into the short form.
+    fn quick(self) -> Self {
+        Self { is_quick: true, ..self }
+    }
 }
 
 use Bound::{Added, AtLeast, AtMost};
 use Metric::{Cpu, Kiops, P50};
-use Target::{
-    Blk, BlkAdaptive, BlkAdaptiveOther, BlkAdaptiveSleeping, BlkOther, BlkPinned, BlkThrough, Fio,
-    FioCrowded, FioDeep, FioDsync, FioFixed, FioTwice, Qsd, QsdSleeping, Stor, Stor128All, Stor128One,
-};
+
+const BLK: Target = Target::BLK;
+const ADAPTIVE: Target = Target::BLK.adaptive();
+const PINNED: Target = Target::BLK.way(Way::Pinned);
+const STOR: Target = Target::STOR;
+const STOR_ONE: Target = Target::STOR.luns(Luns::OneOfMany);
+const STOR_ALL: Target = Target::STOR.luns(Luns::AllOfMany);
+const QSD: Target = Target::QSD;
+const FIO: Target = Target::FIO;
+const FIO_FIXED: Target = Target::FIO.way(Way::Pinned);
 
 fn goal(ours: Target, peer: Target, metric: Metric, bound: Bound) -> Goal {
     Goal { ours, peer, metric, bound }
 }
 
-fn row(name: &'static str, backing: Backing, rw: &'static str, depth: u16, targets: &[Target]) -> Row {
-    let what = match backing {
-        Backing::Null => "null".to_owned(),
-        Backing::Memory => "memory".to_owned(),
-        Backing::File => "file".to_owned(),
-        Backing::Loop(block) => format!("loop {block}"),
-        Backing::Zram => "zram".to_owned(),
-        Backing::ZramFile => "file on zram".to_owned(),
-    };
+fn row(backing: Backing, set: Set, load: Load, targets: &[Target]) -> Row {
     Row {
-        name,
-        title: format!("{what}, {rw} 4 KiB, QD{depth}"),
+        name: format!("{}{}-{}-{}", backing.key(), set.key(), load.key, load.depth),
+        title: format!("{}, {}{}", backing.title(), load.title(), set.title()),
         backing,
-        rw,
-        mix: 70,
-        block: 4096,
-        depth,
-        queues: 1,
+        set,
+        load,
         targets: targets.to_vec(),
         goals: Vec::new(),
         budget_ns: None,
+        is_quick: false,
+        is_durable: false,
     }
 }
 
-/// The same with requests of 8 KiB, seven of ten of them reads.
-fn mixed(row: Row) -> Row {
-    Row { title: row.title.replace("randrw 4 KiB", "70/30 8 KiB"), block: 8192, ..row }
-}
-
-/// The same with requests of 128 KiB.
-fn sequential(row: Row) -> Row {
-    Row { title: row.title.replace("4 KiB", "128 KiB"), block: 131_072, ..row }
+/// A load of the grid.
+fn grid(backing: Backing, set: Set, load: Load) -> Row {
+    let mut targets = match set {
+        Set::One => vec![BLK, ADAPTIVE, STOR, STOR.adaptive(), QSD],
+        Set::Queues => [BLK, ADAPTIVE, STOR, STOR.adaptive(), QSD].map(|target| target.queues(2)).to_vec(),
+        // Making and removing 128 block devices for each target takes longer than measuring.
+        Set::Luns if backing.is_kernels() => vec![STOR, STOR_ALL, STOR_ALL.adaptive()],
+        Set::Luns => {
+            let both = STOR_ALL.queues(2);
+            vec![STOR, STOR_ONE, STOR_ALL, STOR_ALL.adaptive(), both, both.adaptive()]
+        }
+        Set::Asleep => vec![ADAPTIVE.guest_sleeps(), QSD.guest_sleeps()],
+    };
+    if set == Set::One && backing != Backing::Null {
+        targets.push(FIO);
+    }
+    row(backing, set, load, &targets)
 }
 
 /// All rows, or those of the short form; with another build of ours in each if there is one.
 pub fn rows(options: &Options) -> Vec<Row> {
-    let mut rows = null(options.quick);
-    rows.extend(memory(options.quick));
-    rows.extend(file(options.quick));
-    rows.extend(fast_file(options.quick));
-    if !options.quick {
-        rows.extend(devices());
-    }
-    if options.against.is_some() {
-        rows.retain(|row| row.targets.contains(&Blk));
-        for row in &mut rows {
-            for (ours, other) in [(Blk, BlkOther), (BlkAdaptive, BlkAdaptiveOther)] {
-                if let Some(place) = row.targets.iter().position(|&target| target == ours) {
-                    row.targets.insert(place + 1, other);
-                }
+    let mut rows = Vec::new();
+    for backing in GRID {
+        for set in Set::GRID {
+            rows.extend(LOADS.map(|load| with_goals(grid(backing, set, load))));
+            if set == Set::One && backing == Backing::File {
+                rows.push(through(backing).quick());
             }
         }
-    }
-    rows
-}
-
-fn null(quick: bool) -> Vec<Row> {
-    let n = |name, rw, depth, targets: &[Target]| row(name, Backing::Null, rw, depth, targets);
-    let us = [Blk, Stor, Qsd];
-    let mut rows = vec![
-        Row { goals: vec![goal(Blk, Qsd, Kiops, AtLeast(7.5))], ..n("null-read-1", "randread", 1, &us) },
-        Row {
-            goals: vec![goal(Blk, Qsd, Kiops, AtLeast(5.6)), goal(Stor, Blk, Kiops, AtLeast(0.7))],
-            ..n("null-read-32", "randread", 32, &us)
-        },
-        Row {
-            goals: vec![goal(Blk, Qsd, Kiops, AtLeast(9.0))],
-            budget_ns: Some(110.0),
-            ..n("null-read-128", "randread", 128, &us)
-        },
-    ];
-    if !quick {
-        rows.extend([
-            n("null-write-32", "randwrite", 32, &us),
-            mixed(n("null-mix-32", "randrw", 32, &us)),
-            sequential(n("null-seq-32", "read", 32, &us)),
-            Row {
-                title: "null, randread 4 KiB, two queues of QD32, one worker".into(),
-                queues: 2,
-                ..n("null-queues-2", "randread", 32, &[Blk, Stor, Qsd])
-            },
-            n("null-adaptive-32", "randread", 32, &[Blk, BlkAdaptive]),
-        ]);
-        for (name, depth) in [("sleep-1", 1), ("sleep-8", 8), ("sleep-32", 32), ("sleep-128", 128)] {
-            let title = format!("null, randread 4 KiB, QD{depth}, guest sleeps");
-            rows.push(Row { title, ..n(name, "randread", depth, &[BlkAdaptiveSleeping, QsdSleeping]) });
+        match backing {
+            Backing::Null => {
+                for depth in [1, 8, 32, 128] {
+                    rows.push(grid(backing, Set::Asleep, Load { depth, ..READ_1 }));
+                }
+            }
+            Backing::File => rows.extend(fast_file()),
+            // The I/O of loop devices is done by threads, which need a core.
+            Backing::Loop(_) => {
+                for load in [READ_32, WRITE_32] {
+                    rows.push(grid(backing, Set::Asleep, load).and(&[FIO]));
+                }
+            }
+            _ => {}
         }
     }
-    rows.push(Row {
-        title: "null, randread 4 KiB, QD32, 1 and 128 LUNs".into(),
-        goals: vec![goal(Stor128One, Stor, Kiops, AtLeast(0.95)), goal(Stor128All, Stor, Cpu, AtMost(1.05))],
-        ..n("null-luns", "randread", 32, &[Stor, Stor128One, Stor128All])
-    });
+    if options.quick {
+        rows.retain(|row| row.is_quick);
+        for row in &mut rows {
+            row.goals.retain(|goal| goal.ours.way != Way::Pinned);
+            let goals = &row.goals;
+            row.targets.retain(|&one| goals.iter().any(|goal| goal.ours == one || goal.peer == one));
+        }
+    }
+    if options.against.is_some() {
+        rows.retain(|row| row.targets.iter().any(|target| target.family() == "avio"));
+        for row in &mut rows {
+            let both = |target: &Target| {
+                let other = (target.family() == "avio").then(|| target.other());
+                std::iter::once(*target).chain(other)
+            };
+            row.targets = row.targets.iter().flat_map(both).collect();
+        }
+    }
     rows
 }
 
-fn memory(quick: bool) -> Vec<Row> {
-    let m = |name, rw, depth| row(name, Backing::Memory, rw, depth, &[Blk, Stor, Qsd]);
-    let tenfold = || vec![goal(Blk, Qsd, Kiops, AtLeast(10.0))];
-    let mut rows = vec![Row { goals: tenfold(), ..m("memory-read-32", "randread", 32) }];
-    if !quick {
-        rows.extend([
-            m("memory-read-1", "randread", 1),
-            Row { goals: tenfold(), ..m("memory-write-32", "randwrite", 32) },
-            m("memory-read-128", "randread", 128),
-            mixed(m("memory-mix-32", "randrw", 32)),
-            sequential(m("memory-seq-32", "read", 32)),
-            row("memory-adaptive-32", Backing::Memory, "randread", 32, &[Blk, BlkAdaptive]),
-        ]);
+/// A row of the grid with the goals of issue 5, and whom they need beside it.
+fn with_goals(row: Row) -> Row {
+    let rate = |peer, ratio| vec![goal(BLK, peer, Kiops, AtLeast(ratio))];
+    // The last two say what this disk gives at most: nobody can be faster than that.
+    let limits = [PINNED, FIO_FIXED, FIO.way(Way::Twice), FIO.way(Way::Deep)];
+    match (row.backing, row.set, row.load) {
+        (Backing::Null, Set::One, READ_1) => row.must(rate(QSD, 7.5)).quick(),
+        (Backing::Null, Set::One, READ_32) => {
+            row.must(rate(QSD, 5.6)).must(vec![goal(STOR, BLK, Kiops, AtLeast(0.7))]).quick()
+        }
+        (Backing::Null, Set::One, READ_128) => {
+            Row { budget_ns: Some(110.0), ..row.must(rate(QSD, 9.0)).quick() }
+        }
+        (Backing::Null, Set::Luns, READ_32) => row
+            .must(vec![goal(STOR_ONE, STOR, Kiops, AtLeast(0.95)), goal(STOR_ALL, STOR, Cpu, AtMost(1.05))])
+            .quick(),
+        (Backing::Memory, Set::One, READ_32) => row.must(rate(QSD, 10.0)).quick(),
+        (Backing::Memory, Set::One, WRITE_32) => row.must(rate(QSD, 10.0)),
+        (Backing::File, Set::One, READ_1) => row.must(added_goals()).quick(),
+        (Backing::File, Set::One, READ_32) => row.and(&limits).must(file_goals(1.05)).quick(),
+        (Backing::File, Set::One, WRITE_32) => row.and(&limits).must(file_goals(1.8)).quick(),
+        (Backing::File, Set::One, SEQ_32) => row.and(&limits).must(sequential_goals()),
+        (Backing::File, Set::One, READ_128) => row.and(&limits),
+        (Backing::Loop(_), Set::One, READ_32 | WRITE_32) => row.and(&[FIO.way(Way::Crowded)]),
+        _ => row,
     }
-    rows
 }
 
 /// What rates and costs on a file must reach; `qsd`: the rate against qemu-storage-daemon's.
 fn file_goals(qsd: f64) -> Vec<Goal> {
     vec![
-        goal(Blk, Fio, Kiops, AtLeast(0.97)),
-        goal(BlkPinned, FioFixed, Kiops, AtLeast(0.97)),
-        goal(Blk, Qsd, Kiops, AtLeast(qsd)),
-        goal(BlkAdaptive, Fio, Cpu, AtMost(1.15)),
-        goal(BlkAdaptive, Qsd, Cpu, AtMost(0.7)),
+        goal(BLK, FIO, Kiops, AtLeast(0.97)),
+        goal(PINNED, FIO_FIXED, Kiops, AtLeast(0.97)),
+        goal(BLK, QSD, Kiops, AtLeast(qsd)),
+        goal(ADAPTIVE, FIO, Cpu, AtMost(1.15)),
+        goal(ADAPTIVE, QSD, Cpu, AtMost(0.7)),
     ]
 }
 
-const FILE_TARGETS: [Target; 6] = [Blk, BlkAdaptive, BlkPinned, Fio, FioFixed, Qsd];
-
-fn file(quick: bool) -> Vec<Row> {
-    let f = |name, rw, depth, targets: &[Target]| row(name, Backing::File, rw, depth, targets);
-    // The last two say what this disk gives at most: nobody can be faster than that.
-    let all = [Blk, BlkAdaptive, BlkPinned, Fio, FioFixed, Qsd, FioTwice, FioDeep];
-    let few = [Blk, BlkAdaptive, Fio, Qsd];
-    let mut rows = vec![
-        Row {
-            goals: vec![goal(Blk, Fio, P50, Added(3.0)), goal(BlkAdaptive, Fio, P50, Added(25.0))],
-            ..f("file-read-1", "randread", 1, &few)
-        },
-        Row { goals: file_goals(1.05), ..f("file-read-32", "randread", 32, if quick { &few } else { &all }) },
-        Row {
-            goals: file_goals(1.8),
-            ..f("file-write-32", "randwrite", 32, if quick { &few } else { &all })
-        },
-        Row {
-            goals: vec![goal(BlkThrough, FioDsync, Kiops, AtLeast(0.97))],
-            ..f("file-through-32", "randwrite", 32, &[BlkThrough, FioDsync])
-        },
-    ];
-    if !quick {
-        rows.extend([
-            Row {
-                title: "file, read 128 KiB, QD32".into(),
-                block: 131_072,
-                goals: file_goals(1.3).into_iter().filter(|goal| goal.metric == Kiops).collect(),
-                ..f("file-seq-32", "read", 32, &all)
-            },
-            mixed(f("file-mix-32", "randrw", 32, &few)),
-            Row {
-                title: "file, randread 4 KiB, two queues of QD32, one worker".into(),
-                queues: 2,
-                ..f("file-queues-2", "randread", 32, &[Blk, BlkAdaptive, Qsd])
-            },
-            f("file-read-128", "randread", 128, &all),
-            f("file-stor-32", "randread", 32, &[Blk, Stor, Fio]),
-        ]);
-    }
-    rows
+fn sequential_goals() -> Vec<Goal> {
+    file_goals(1.3).into_iter().filter(|goal| goal.metric == Kiops).collect()
 }
 
-/// The same on a disk whose rate nobody limits.
-fn fast_file(quick: bool) -> Vec<Row> {
-    let f = |name, rw, depth, targets: &[Target]| row(name, Backing::ZramFile, rw, depth, targets);
-    let all = FILE_TARGETS;
-    let few = [Blk, BlkAdaptive, Fio, Qsd];
-    let mut rows = vec![
-        Row {
-            goals: file_goals(1.05),
-            ..f("zramfile-read-32", "randread", 32, if quick { &few } else { &all })
-        },
-        Row {
-            goals: file_goals(1.8),
-            ..f("zramfile-write-32", "randwrite", 32, if quick { &few } else { &all })
-        },
-    ];
-    if !quick {
-        rows.extend([
-            Row {
-                title: "file on zram, read 128 KiB, QD32".into(),
-                block: 131_072,
-                goals: file_goals(1.3).into_iter().filter(|goal| goal.metric == Kiops).collect(),
-                ..f("zramfile-seq-32", "read", 32, &all)
-            },
-            Row {
-                goals: vec![goal(Blk, Fio, P50, Added(3.0)), goal(BlkAdaptive, Fio, P50, Added(25.0))],
-                ..f("zramfile-read-1", "randread", 1, &few)
-            },
-            Row { goals: file_goals(1.05), ..f("zramfile-read-128", "randread", 128, &all) },
-            Row {
-                goals: vec![goal(BlkThrough, FioDsync, Kiops, AtLeast(0.97))],
-                ..f("zramfile-through-32", "randwrite", 32, &[BlkThrough, FioDsync])
-            },
-        ]);
-    }
-    rows
+/// What the median of single requests may have on top of the disk's.
+fn added_goals() -> Vec<Goal> {
+    vec![goal(BLK, FIO, P50, Added(3.0)), goal(ADAPTIVE, FIO, P50, Added(25.0))]
 }
 
-/// Block devices that the kernel can make here. The I/O of loop devices is done by threads, which need a core: so fio also with the other
-/// core taken, and ours also with a guest that sleeps.
-fn devices() -> Vec<Row> {
-    let direct = [Blk, BlkAdaptive, Fio, Qsd];
-    let by_threads = [Blk, BlkAdaptive, Fio, FioCrowded, Qsd];
-    let sleeping = [BlkAdaptiveSleeping, Fio, QsdSleeping];
-    let mut rows = Vec::new();
-    for (backing, [read, write, mix, seq]) in [
-        (Backing::Loop(512), ["loop512-read-32", "loop512-write-32", "loop512-mix-32", "loop512-seq-32"]),
-        (
-            Backing::Loop(4096),
-            ["loop4096-read-32", "loop4096-write-32", "loop4096-mix-32", "loop4096-seq-32"],
-        ),
-        (Backing::Zram, ["zram-read-32", "zram-write-32", "zram-mix-32", "zram-seq-32"]),
-    ] {
-        let targets: &[Target] = if backing.is_loop() { &by_threads } else { &direct };
-        rows.push(row(read, backing, "randread", 32, targets));
-        rows.push(row(write, backing, "randwrite", 32, targets));
-        rows.push(mixed(row(mix, backing, "randrw", 32, targets)));
-        rows.push(sequential(row(seq, backing, "read", 32, targets)));
+/// Durable writes.
+fn through(backing: Backing) -> Row {
+    let (ours, fio) = (BLK.way(Way::Through), FIO.way(Way::Through));
+    let row =
+        row(backing, Set::One, WRITE_32, &[ours, fio]).must(vec![goal(ours, fio, Kiops, AtLeast(0.97))]);
+    Row {
+        name: format!("{}-through-32", backing.key()),
+        title: format!("{}, durable", row.title),
+        is_durable: true,
+        ..row
     }
-    for (name, depth) in [("zram-read-1", 1), ("zram-read-128", 128)] {
-        rows.push(row(name, Backing::Zram, "randread", depth, &direct));
+}
+
+/// The rows with goals of a file once more, on a disk whose rate nobody limits.
+fn fast_file() -> Vec<Row> {
+    let on = |load| row(Backing::ZramFile, Set::One, load, &[BLK, ADAPTIVE, PINNED, FIO, FIO_FIXED, QSD]);
+    vec![
+        on(READ_32).must(file_goals(1.05)).quick(),
+        on(WRITE_32).must(file_goals(1.8)).quick(),
+        on(SEQ_32).must(sequential_goals()),
+        on(READ_128).must(file_goals(1.05)),
+        on(READ_1).must(added_goals()),
+        through(Backing::ZramFile),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn rows_of(arguments: &[&str]) -> Vec<Row> {
+        rows(&Options::parse_from(["bench-stor"].iter().chain(arguments)))
     }
-    for (backing, read, write) in [
-        (Backing::Loop(512), "loop512-read-32-asleep", "loop512-write-32-asleep"),
-        (Backing::Loop(4096), "loop4096-read-32-asleep", "loop4096-write-32-asleep"),
-    ] {
-        for (name, rw) in [(read, "randread"), (write, "randwrite")] {
-            let one = row(name, backing, rw, 32, &sleeping);
-            rows.push(Row { title: format!("{}, guest sleeps", one.title), ..one });
+
+    #[test]
+    fn every_load_stands_on_every_backing_with_each_set_once() {
+        let rows = rows_of(&[]);
+        let mut names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        for backing in GRID {
+            for set in Set::GRID {
+                let of = rows.iter().filter(|row| row.backing == backing && row.set == set);
+                let of = of.filter(|row| !row.is_durable);
+                let loads: Vec<Load> = of.map(|row| row.load).collect();
+                assert_eq!(loads, LOADS, "{backing:?} {set:?}");
+            }
         }
     }
-    rows
+
+    #[test]
+    fn goals_are_between_targets_that_are_measured() {
+        for arguments in [&[][..], &["--quick"], &["--against", "x"]] {
+            for row in rows_of(arguments) {
+                for goal in &row.goals {
+                    assert!(
+                        row.targets.contains(&goal.ours) && row.targets.contains(&goal.peer),
+                        "{}",
+                        row.name
+                    );
+                }
+            }
+        }
+        assert!(rows_of(&["--quick"]).iter().all(|row| !row.goals.is_empty()));
+    }
+
+    #[test]
+    fn another_build_stands_behind_each_target_of_ours() {
+        let rows = rows_of(&["--against", "x"]);
+        let luns = rows.iter().find(|row| row.name == "null-luns-read-32").unwrap();
+        assert_eq!(luns.targets[..4], [STOR, STOR.other(), STOR_ONE, STOR_ONE.other()]);
+        let file = rows.iter().find(|row| row.name == "file-through-32").unwrap();
+        assert_eq!(file.targets.len(), 3, "fio has no other build");
+    }
 }

@@ -21,15 +21,19 @@ use avio_tools::iogen::run::Bench;
 
 use super::options::Options;
 use super::peers::{self, SIZE};
-use super::rows::{Backing, Row};
-use super::target::Target;
+use super::rows::{Backing, MIX, Row};
+use super::target::{Luns, Server, Target, Way};
 use super::window::Reading;
 use crate::beside::{GUEST_CORE, TARGET_CORE, process};
 
 /// LUNs of the crowded adapter.
 const CROWD: usize = 128;
-/// Bytes of a file that serves as a disk.
+/// Which of them is the busy one, where only one is.
+const BUSY: usize = CROWD / 2;
+/// Bytes of a file or device that serves as a disk.
 const FILE_LEN: u64 = 512 << 20;
+/// Bytes of one of many: all of them have as much as one that is alone.
+const SHARE: u64 = CROWD as u64;
 /// Most requests in flight and longest request of any row: rings are made for them.
 const DEPTH_MAX: u16 = 128;
 const BLOCK_MAX: u64 = 131_072;
@@ -48,8 +52,6 @@ struct Served {
 /// See the module.
 pub struct Stand {
     backing: Backing,
-    queues: u16,
-    window: Duration,
     served: BTreeMap<Target, Served>,
     fio: Vec<Target>,
     /// What fio does its I/O on.
@@ -59,8 +61,9 @@ pub struct Stand {
 
 impl Stand {
     /// Whether the row can be measured on these processes.
-    pub fn fits(&self, row: &Row) -> bool {
-        self.backing == row.backing && self.queues == row.queues && row.targets.iter().all(|&t| self.has(t))
+    pub fn fits(&self, options: &Options, row: &Row) -> bool {
+        let mut wanted = row.targets.iter().filter(|target| options.wants_target(target.family()));
+        self.backing == row.backing && wanted.all(|&target| self.has(target))
     }
 
     /// Whether this target runs here.
@@ -68,50 +71,55 @@ impl Stand {
         self.served.contains_key(&target) || self.fio.contains(&target)
     }
 
-    /// Starts what `row` needs, makes its disks, connects its guests; everything is stopped afterwards.
+    /// Starts these targets, makes their disks, connects their guests; everything is stopped afterwards.
     ///
     /// # Errors
     /// When a program or a kernel facility is missing, or a guest is refused.
-    pub fn start(options: &Options, row: &Row) -> Result<Self> {
+    pub fn start(options: &Options, backing: Backing, targets: &[Target]) -> Result<Self> {
         let mut disks = Disks::default();
         let (mut served, mut fio, mut bare) = (BTreeMap::new(), Vec::new(), None);
-        for &target in row.targets.iter().filter(|t| options.wants_target(t.family())) {
+        let wanted = targets.iter().filter(|target| options.wants_target(target.family()));
+        for (number, &target) in wanted.enumerate() {
             eprintln!("   starting {}", target.name());
-            if target.family() == "fio" {
-                if bare.is_none() {
-                    bare = Some(disks.make(options, row.backing)?);
+            let (process, rings, socket) = match target.server {
+                Server::Fio => {
+                    if bare.is_none() {
+                        bare = Some(disks.make(options, backing)?);
+                    }
+                    fio.push(target);
+                    continue;
                 }
-                fio.push(target);
-                continue;
-            }
-            let (process, rings, socket) = match target.family() {
-                "qsd" => {
-                    let path = match row.backing {
+                Server::Qsd => {
+                    let path = match backing {
                         Backing::Null => None,
                         backing => Some(disks.make(options, backing)?),
                     };
                     let (console, socket) =
-                        peers::start_qsd(&format!("{target:?}"), row.backing, path.as_deref(), row.queues)?;
+                        peers::start_qsd(&format!("qsd-{number}"), backing, path.as_deref(), target.queues)?;
                     (Process::Qsd(console), Rings::default(), socket)
                 }
-                _ => start_avio(options, row, target, &mut disks)?,
+                Server::Blk | Server::Stor => {
+                    let name = format!("stord-{number}");
+                    start_avio(options, &name, backing, target, &mut disks)?
+                }
             };
+            let one_of_many = target.luns == Luns::OneOfMany;
             let rings = Rings {
-                wait: target.guest_sleeps(),
+                wait: target.guest_sleeps,
                 connect_timeout: Duration::from_secs(5),
                 inflight: target.family() == "avio",
-                targets: if target == Target::Stor128One { vec![(CROWD / 2) as u8] } else { Vec::new() },
+                targets: if one_of_many { vec![BUSY as u8] } else { Vec::new() },
                 ..rings
             };
             let spec = JobSpec {
                 block: BLOCK_MAX,
                 iodepth: DEPTH_MAX,
-                count: row.queues,
+                count: target.queues,
                 sockets: vec![socket],
                 ..JobSpec::default()
             };
             let mut bench = Bench::connect(vec![spec], &rings, vec![GUEST_CORE]).map_err(Failure::new)?;
-            if row.backing == Backing::Memory && target.family() == "avio" {
+            if backing == Backing::Memory && target.family() == "avio" {
                 // The others' files are written, too, before they are read.
                 bench.change(|job| drop(job.set_rw("write", 0)));
                 bench.run(|_| {}).map_err(Failure::new)?;
@@ -120,25 +128,24 @@ impl Stand {
             process::stop(one.process.console()?)?;
             served.insert(target, one);
         }
-        let (backing, queues, window) = (row.backing, row.queues, options.window());
-        Ok(Self { backing, queues, window, served, fio, bare, _disks: disks })
+        Ok(Self { backing, served, fio, bare, _disks: disks })
     }
 
-    /// Lets `target` run for one window of `row`.
+    /// Lets `target` run for one `window` of `row`.
     ///
     /// # Errors
     /// When a process is gone or a request fails.
-    pub fn reading(&mut self, row: &Row, target: Target) -> Result<Reading> {
-        if target.family() == "fio" {
+    pub fn reading(&mut self, row: &Row, target: Target, window: Duration) -> Result<Reading> {
+        let load = row.load;
+        if target.server == Server::Fio {
             let path = self.bare.as_deref().ok_or_else(|| Failure::new("fio has no disk"))?;
-            return peers::fio(row, target, path, self.window);
+            return peers::fio(row.backing, load, target, path, window);
         }
         let served = self.served.get_mut(&target).ok_or_else(|| Failure::new("the target does not run"))?;
-        let window = self.window;
         served.bench.change(|job| {
             // Names and mix are those of the rows, which fio takes, too.
-            drop(job.set_rw(row.rw, row.mix));
-            (job.block, job.iodepth) = (row.block, row.depth);
+            drop(job.set_rw(load.rw, MIX));
+            (job.block, job.iodepth) = (load.block, load.depth);
             (job.runtime, job.time_based) = (Some(window), true);
             job.ramp = Duration::from_millis(80);
         });
@@ -155,7 +162,7 @@ impl Stand {
         // Where the kernel does the I/O, its threads are what a worker waits for, as qemu-storage-daemon's threads wait for one
         // another on a file in memory: part of the work, no disturbance.
         let threaded =
-            row.backing.is_kernels() || (target.family() == "qsd" && row.backing == Backing::Memory);
+            row.backing.is_kernels() || (target.server == Server::Qsd && row.backing == Backing::Memory);
         let target_waited = if threaded { 0.0 } else { busiest.waited_ns as f64 / elapsed_ns };
         // The threads of a loop device take the guest's core, too, if it is the one that is left.
         let guest_waited = if row.backing.is_loop() { 0.0 } else { waited_ms * 1e6 / elapsed_ns };
@@ -182,43 +189,42 @@ impl Stand {
 
 fn start_avio(
     options: &Options,
-    row: &Row,
+    name: &str,
+    backing: Backing,
     target: Target,
     disks: &mut Disks,
 ) -> Result<(Process, Rings, PathBuf)> {
-    let scsi = matches!(target, Target::Stor | Target::Stor128One | Target::Stor128All);
-    let backing = match row.backing {
-        Backing::Null => format!("null:{SIZE}"),
-        Backing::Memory => format!("memory:{SIZE}"),
-        backing if backing.is_file() => format!("file:{}", disks.make(options, backing)?.display()),
-        backing => format!("disk:{}", disks.make(options, backing)?.display()),
-    };
+    let scsi = target.server == Server::Stor;
     // A file's cache is as the row says: the others compare writes that are not durable yet.
-    let cache = match (row.backing.is_file(), target) {
-        (true, Target::BlkThrough) => "cache = \"writethrough\"",
+    let cache = match (backing.is_file(), target.way) {
+        (true, Way::Through) => "cache = \"writethrough\"",
         (true, _) => "cache = \"writeback\"",
         _ => "",
     };
     // Smaller blocks than the disk's would go through the page cache.
-    let block = if row.backing == Backing::ZramFile { "block_size = 4096" } else { "" };
+    let block = if backing == Backing::ZramFile { "block_size = 4096" } else { "" };
     let extra = &format!("{cache}\n{block}");
     let mut adapter = Adapter::new("g", if scsi { "avio_stor" } else { "avio_blk" })
-        .lines(&format!("queues = {}", row.queues))
-        .head(if target == Target::BlkPinned { "pin_memory = true" } else { "" })
-        .disk(0, &backing, extra);
-    if matches!(target, Target::Stor128One | Target::Stor128All) {
-        adapter = (1..CROWD).fold(adapter, |adapter, i| adapter.disk(i, &backing, extra));
+        .lines(&format!("queues = {}", target.queues))
+        .head(if target.way == Way::Pinned { "pin_memory = true" } else { "" });
+    for number in 0..if target.luns == Luns::One { 1 } else { CROWD } {
+        // The only one that is busy has as much to read from as one that is alone.
+        let is_whole = target.luns == Luns::One || (target.luns == Luns::OneOfMany && number == BUSY);
+        let share = if is_whole { 1 } else { SHARE };
+        let of_kernel = |disks: &mut Disks| disks.make_of(options, backing, FILE_LEN / share);
+        let spec = match backing {
+            Backing::Null => format!("null:{SIZE}"),
+            Backing::Memory => format!("memory:{}", SIZE / share),
+            backing if backing.is_file() => format!("file:{}", of_kernel(disks)?.display()),
+            _ => format!("disk:{}", of_kernel(disks)?.display()),
+        };
+        adapter = adapter.disk(number, &spec, extra);
     }
-    let poll = match target {
-        Target::BlkAdaptive | Target::BlkAdaptiveSleeping | Target::BlkAdaptiveOther => "adaptive",
-        _ => "always",
-    };
+    let poll = if target.is_adaptive { "adaptive" } else { "always" };
     let head = format!("[workers]\ncores = [{TARGET_CORE}]\npoll = \"{poll}\"\n");
-    let binary = match (target, &options.against) {
-        (Target::BlkOther | Target::BlkAdaptiveOther, Some(folder)) => Some(folder.join("avio-stord")),
-        _ => None,
-    };
-    let folder = scratch::folder().join(format!("stord-{target:?}"));
+    let other = options.against.as_ref().filter(|_| target.is_other);
+    let binary = other.map(|folder| folder.join("avio-stord"));
+    let folder = scratch::folder().join(name);
     // A guest that is new: one that was there before would have to approve another backing.
     let _ = std::fs::remove_dir_all(folder.join("state"));
     let daemon = Daemon::start_as(binary, folder, Storage::one(adapter).head(&head))?;
@@ -257,12 +263,17 @@ pub(super) struct Disks {
 impl Disks {
     /// A disk of its own for one target: claims of two daemons on one would exclude each other.
     pub(super) fn make(&mut self, options: &Options, backing: Backing) -> Result<PathBuf> {
+        self.make_of(options, backing, if backing == Backing::Memory { SIZE } else { FILE_LEN })
+    }
+
+    /// The same with so many bytes.
+    fn make_of(&mut self, options: &Options, backing: Backing, len: u64) -> Result<PathBuf> {
         match backing {
             Backing::Null => Err(Failure::new("null has no path")),
-            Backing::Memory => self.file(Path::new("/dev/shm"), SIZE),
-            Backing::File => self.file(&options.disks, FILE_LEN),
+            Backing::Memory => self.file(Path::new("/dev/shm"), len),
+            Backing::File => self.file(&options.disks, len),
             Backing::Loop(block) => {
-                let file = self.file(&options.disks, FILE_LEN)?;
+                let file = self.file(&options.disks, len)?;
                 let mut losetup = Command::new("losetup");
                 losetup.args(["--find", "--show", "--direct-io=on", "--sector-size", &block.to_string()]);
                 let device = output(losetup.arg(&file))?;
@@ -270,19 +281,19 @@ impl Disks {
                 Ok(device.into())
             }
             Backing::Zram => {
-                let path = self.zram(FILE_LEN)?;
-                fill(&path, FILE_LEN, "/dev/zero")?;
+                let path = self.zram(len)?;
+                fill(&path, len, "/dev/zero")?;
                 Ok(path)
             }
             Backing::ZramFile => {
-                let device = self.zram(FILE_LEN * 3 / 2)?;
+                let device = self.zram(len * 3 / 2)?;
                 output(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&device))?;
                 let folder = scratch::folder().join(format!("zram-{}", self.mounts.len()));
                 fs::create_dir_all(&folder)?;
                 output(Command::new("mount").arg(&device).arg(&folder))?;
                 self.mounts.push(folder.clone());
                 let path = folder.join("disk");
-                fill(&path, FILE_LEN, "/dev/zero")?;
+                fill(&path, len, "/dev/zero")?;
                 Ok(path)
             }
         }

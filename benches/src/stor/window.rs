@@ -70,11 +70,14 @@ pub fn measure(stand: &mut Stand, machine: &Machine, options: &Options, row: &Ro
     let mut results: Vec<Results> =
         wanted.map(|target| Results { target, samples: Vec::new(), discarded: 0 }).collect();
     let mut crossing = probe::crossing_ns();
-    for round in 1..=options.round_count() {
+    let (rounds, window) = (options.round_count(row.has_goal()), options.window(row.has_goal()));
+    let repeat_max = options.repeat_max(row.has_goal());
+    for round in 1..=rounds {
         for results in &mut results {
             let target = results.target;
-            let taken = undisturbed(machine, options.repeat_max(), &mut crossing, || {
-                let reading = stand.reading(row, target).map_err(|f| f.while_doing(target.name()))?;
+            let taken = undisturbed(machine, repeat_max, &mut crossing, || {
+                let reading = stand.reading(row, target, window);
+                let reading = reading.map_err(|f| f.while_doing(&target.name()))?;
                 Ok((reading, reading.waited_share))
             })?;
             results.discarded += taken.discarded;
@@ -83,8 +86,7 @@ pub fn measure(stand: &mut Stand, machine: &Machine, options: &Options, row: &Ro
             results.samples.push(sample);
             let r = sample.reading;
             eprintln!(
-                "   {round}/{} {:<34} {:9.1} kIOPS  p50 {:7.2} p99 {:7.2} us  CPU-s/1M {:6.3}  kicks {:.1} signals {:.1}  crossing {:.0} ns{}",
-                options.round_count(),
+                "   {round}/{rounds} {:<46} {:9.1} kIOPS  p50 {:7.2} p99 {:7.2} us  CPU-s/1M {:6.3}  kicks {:.1} signals {:.1}  crossing {:.0} ns{}",
                 target.name(),
                 r.iops / 1e3,
                 r.latency_us[0],

@@ -17,10 +17,10 @@ use super::rows::{Bound, Goal, Metric, Row, Shape, rows};
 use super::target::Kind;
 use crate::beside::machine::Machine;
 use crate::beside::probe::Distance;
+use crate::beside::record;
 use crate::beside::spread::{Spread, spread};
 use crate::beside::svg::{Bars, Group};
 use crate::beside::window::Taken;
-use crate::net::record;
 
 /// The file beside the report.
 const RECORD: &str = "wire.json";

@@ -1,7 +1,8 @@
-//! What earlier runs found, beside the report: `net.json`.
+//! What earlier runs found, beside the report: `net.json`, `stor.json`.
 //!
 //! Owns the file with every window of every row. A run replaces the rows that it measured; the report is written from all of
-//! them, so a full table can be taken a few minutes at a time. Nothing is computed here.
+//! them, so a full table can be taken a few minutes at a time. Nothing is computed here. `R` is what a benchmark has of a row, `F`
+//! of a kind of single figures.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,34 +11,47 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use avio_tests::{Failure, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::idle::Figure;
-use super::window::Results;
+/// One figure with its meaning.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Figure {
+    /// What was measured.
+    pub what: String,
+    /// Value, unit, goal.
+    pub value: String,
+}
 
 /// One measurement of one row.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Taken {
+pub struct Taken<R> {
     /// Day, and the commit that was measured.
     pub when: String,
     /// Processor and kernel.
     pub facts: String,
     /// The windows; empty if it failed.
-    pub results: Vec<Results>,
+    pub results: Vec<R>,
     /// Why it could not be measured.
     pub failure: Option<String>,
 }
 
 /// All rows and figures by name.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Record {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record<R, F> {
     /// Rows.
-    pub rows: BTreeMap<String, Taken>,
+    pub rows: BTreeMap<String, Taken<R>>,
     /// Single figures.
-    pub figures: BTreeMap<String, Figure>,
+    pub figures: BTreeMap<String, F>,
 }
 
-impl Record {
+impl<R, F> Default for Record<R, F> {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), figures: BTreeMap::new() }
+    }
+}
+
+impl<R: Serialize + DeserializeOwned, F: Serialize + DeserializeOwned> Record<R, F> {
     /// What stands in `path`; nothing if there is no such file.
     ///
     /// # Errors
@@ -103,16 +117,17 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let path = avio_tests::scratch::folder().join("record.json");
-        assert!(Record::read(&path).unwrap().rows.is_empty(), "no file: nothing yet");
-        let mut record = Record::default();
+        type Plain = Record<u8, Figure>;
+        assert!(Plain::read(&path).unwrap().rows.is_empty(), "no file: nothing yet");
+        let mut record = Plain::default();
         let taken = Taken { when: now(), facts: "f".into(), results: vec![], failure: Some("gone".into()) };
         record.rows.insert("size-64".into(), taken);
         record.figures.insert("memory".into(), Figure { what: "w".into(), value: "v".into() });
         record.write(&path).unwrap();
-        let read = Record::read(&path).unwrap();
+        let read = Plain::read(&path).unwrap();
         assert_eq!(read.rows["size-64"].failure.as_deref(), Some("gone"));
         assert_eq!(read.figures["memory"].value, "v");
         std::fs::write(&path, "no JSON").unwrap();
-        assert!(Record::read(&path).unwrap_err().to_string().contains("record.json"));
+        assert!(Plain::read(&path).unwrap_err().to_string().contains("record.json"));
     }
 }

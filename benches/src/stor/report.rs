@@ -204,7 +204,10 @@ pub fn verdicts(row: &Row, results: &[Results]) -> Vec<String> {
     if !row.has_goal()
         && let Some(ours) = results.first()
     {
-        let peers = results.iter().skip(1).filter(|peer| !peer.target.is_limit() && !peer.target.is_other);
+        // Modes of our own stand beside one another in the table.
+        let is_peer = |r: &&Results| r.target.family() != "avio" || row.set == Set::Luns;
+        let peers = results.iter().skip(1).filter(is_peer);
+        let peers = peers.filter(|peer| !peer.target.is_limit() && !peer.target.is_other);
         for peer in peers {
             let ratios = ratios(ours, peer, Metric::Kiops);
             let shown: Vec<String> =

@@ -31,7 +31,7 @@ const CROWD: usize = 128;
 /// Which of them is the busy one, where only one is.
 const BUSY: usize = CROWD / 2;
 /// Bytes of a file or device that serves as a disk.
-const FILE_LEN: u64 = 512 << 20;
+const FILE_LEN: u64 = 256 << 20;
 /// Bytes of one of many: all of them have as much as one that is alone.
 const SHARE: u64 = CROWD as u64;
 /// Most requests in flight and longest request of any row: rings are made for them.

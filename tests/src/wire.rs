@@ -27,6 +27,23 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(text)
 }
 
+/// Pings `address` from a network namespace; gives how many of `count` were answered.
+///
+/// # Errors
+/// When ping cannot be run.
+pub fn ping(namespace: &str, address: &str, count: u32, options: &[&str]) -> Result<u32> {
+    let count = count.to_string();
+    let mut arguments = vec!["netns", "exec", namespace, "ping", "-n", "-c", &count, "-i", "0.2", "-W", "2"];
+    arguments.extend(options);
+    arguments.push(address);
+    let output = Command::new("ip").args(arguments).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let received = text.split(',').find_map(|part| part.trim().strip_suffix(" received"));
+    received.and_then(|n| n.trim().parse().ok()).ok_or_else(|| {
+        Failure::new(format!("ping {address}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+    })
+}
+
 /// Sends one raw frame out of a network device, in `namespace` if there is one. It is gone when this returns.
 ///
 /// # Errors
@@ -213,17 +230,7 @@ impl Wire {
     /// # Errors
     /// When ping cannot be run.
     pub fn ping(&self, address: &str, count: u32, options: &[&str]) -> Result<u32> {
-        let count = count.to_string();
-        let mut arguments =
-            vec!["netns", "exec", &self.namespace, "ping", "-n", "-c", &count, "-i", "0.2", "-W", "2"];
-        arguments.extend(options);
-        arguments.push(address);
-        let output = Command::new("ip").args(arguments).output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let received = text.split(',').find_map(|part| part.trim().strip_suffix(" received"));
-        received.and_then(|n| n.trim().parse().ok()).ok_or_else(|| {
-            Failure::new(format!("ping {address}: {text}{}", String::from_utf8_lossy(&output.stderr)))
-        })
+        ping(&self.namespace, address, count, options)
     }
 
     fn delete(&self) {

@@ -2,23 +2,26 @@
 //! broadcast, which guests get as well; the host's own traffic while guests fill the wire; and the memory that the kernel shares with the daemon.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use avio_guest::Endpoint;
 use avio_guest::net::{NetGuest, NetOptions, NetQueue, Offloads, RxFrame};
 use avio_proto::virtio::net::NetHeader;
+use avio_tests::aggregate::{Cables, aggregate, wait_states};
 use avio_tests::capture::{Capture, hex};
 use avio_tests::case::{self, Case};
-use avio_tests::config::mac_of;
+use avio_tests::config::{Config, mac_of};
 use avio_tests::daemon::Daemon;
 use avio_tests::driver::Driver;
 use avio_tests::failure::ensure;
 use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, mac as bytes};
 use avio_tests::uplink::{self, config, wait_key};
-use avio_tests::wire::{Wire, run, send_raw};
+use avio_tests::wire::{Wire, ping, run, send_raw};
 use avio_tests::{Failure, Result};
 use avio_vswitch::port::wire::Outlet;
 use avio_vswitch::port::xdp::{Wanted, open_xsk};
@@ -45,6 +48,9 @@ const FAR: &str = "02:00:00:00:00:63";
 /// What the operator lists, and what nobody has.
 const LISTED: &str = "02:00:00:00:77:05";
 const STRANGER: &str = "02:00:00:00:77:06";
+/// What the far end sends over TCP, in bytes, and how long it may take.
+const SENT_LEN: usize = 4 << 20;
+const SENT_WITHIN: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     case::main(&[
@@ -52,6 +58,13 @@ fn main() -> ExitCode {
         Case::new("generic_host_keeps_what_is_listed", SHORT_S, || host_keeps_what_is_listed("generic")),
         Case::new("host_tcp_on_a_full_wire", LOADED_S, || host_tcp_on_a_full_wire("copy")),
         Case::new("packet_host_tcp_on_a_full_wire", LOADED_S, || host_tcp_on_a_full_wire("packet")),
+        Case::new("host_address_of_another_member", SHORT_S, || host_address_of_another_member("copy")),
+        Case::new("generic_host_address_of_another_member", SHORT_S, || {
+            host_address_of_another_member("generic")
+        }),
+        Case::new("packet_host_address_of_another_member", SHORT_S, || {
+            host_address_of_another_member("packet")
+        }),
         Case::new("frame_memory_is_a_memfd", SHORT_S, frame_memory_is_a_memfd),
     ])
 }
@@ -283,4 +296,83 @@ fn host_tcp_on_a_full_wire(access: &str) -> Result {
         format!("{discards:?}")
     })?;
     daemon.ensure_healthy()
+}
+
+/// The host has an address on the first of two members, and its link partner deals frames by their flow: what is for the first member's MAC comes in on the
+/// second. The host gets it as if it had come in on the first, and the switch, its guests and their numbers see nothing of it; so also with another MAC, and
+/// with reverse paths checked. Killed, the daemon leaves nothing behind.
+fn host_address_of_another_member(access: &str) -> Result {
+    let cables = Cables::new(2, true)?;
+    let namespace = cables.namespace.clone().unwrap_or_default();
+    let (near, far) = ([cables.near(0), cables.near(1)], [cables.far(0), cables.far(1)]);
+    for name in &near {
+        run("sysctl", &["-q", "-w", &format!("net.ipv4.conf.{name}.rp_filter=1")])?;
+    }
+    run("ip", &["addr", "add", &format!("{NEAR_IP}/24"), "dev", &near[0]])?;
+    // Answers come to the first cable and are taken there, though the address is on the second.
+    for name in ["all", &far[0], &far[1]] {
+        let setting = format!("net.ipv4.conf.{name}.rp_filter=0");
+        run("ip", &["netns", "exec", &namespace, "sysctl", "-q", "-w", &setting])?;
+    }
+    run("ip", &["-n", &namespace, "addr", "add", &format!("{FAR_IP}/24"), "dev", &far[1]])?;
+    // The second cable, whatever address the first member has.
+    let crosses = || {
+        let mac = std::fs::read_to_string(format!("/sys/class/net/{}/address", near[0]))?;
+        let neighbour =
+            ["neigh", "replace", NEAR_IP, "lladdr", mac.trim(), "dev", &far[1], "nud", "permanent"];
+        run("ip", &[&["-n", namespace.as_str()], &neighbour[..]].concat()).map(drop)
+    };
+    let silent = || -> Result {
+        let answered = ping(&namespace, NEAR_IP, 1, &["-W", "1"])?;
+        ensure(answered == 0, || "answered although nobody leads the frame there".to_owned())
+    };
+    crosses()?;
+    silent()?;
+    let vswitch = aggregate("lan900", &cables.members(false, 2), "mode = \"MANUAL\"");
+    let uplink = format!("{vswitch}[[uplink]]\nname = \"lan900\"\naccess = \"{access}\"");
+    let mut daemon = Daemon::start(Config::default().vswitch("vs", &uplink).guest("g1", "vs", 1, ""))?;
+    wait_states(&daemon, "lan900", &["Active", "Active"], 12)?;
+    wait_key(&daemon, "access", access)?;
+    let answered = ping(&namespace, NEAR_IP, 5, &[])?;
+    ensure(answered == 5, || format!("the host answers {answered} of 5"))?;
+    host_tcp_across(&namespace)?;
+    run("ip", &["link", "set", &near[0], "address", "02:00:00:00:77:07"])?;
+    crosses()?;
+    let end = Instant::now() + SENT_WITHIN;
+    while ping(&namespace, NEAR_IP, 1, &["-W", "1"])? == 0 {
+        ensure(Instant::now() < end, || "the new address is not led to the first member".to_owned())?;
+    }
+    let output = daemon.avio(&["--json", "net", "-S", "vs", "-A"])?;
+    let value: Value = serde_json::from_slice(&output.stdout).map_err(told)?;
+    let is_zero = |of: &str, key: &str| value["wire"][of][key] == 0;
+    let unseen = is_zero("discards", "no_destination") && is_zero("counters", "outbound_unicast_local");
+    ensure(unseen, || format!("the switch had them, too: {}", value["wire"]))?;
+    daemon.kill();
+    silent()
+}
+
+/// TCP of the host's with a far end whose frames come in on another member: all that each sends arrives.
+fn host_tcp_across(namespace: &str) -> Result {
+    let listener = TcpListener::bind((NEAR_IP, 0))?;
+    let address = format!("TCP:{NEAR_IP}:{}", listener.local_addr()?.port());
+    // What it gets it sends back.
+    let mut far = Command::new("ip");
+    far.args(["netns", "exec", namespace, "timeout", "20", "socat", &address, "EXEC:cat"]);
+    let mut far = far.spawn()?;
+    let (mut stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(SENT_WITHIN))?;
+    stream.set_write_timeout(Some(SENT_WITHIN))?;
+    let sent: Vec<u8> = (0..SENT_LEN).map(|at| (at % 251) as u8).collect();
+    let mut sender = stream.try_clone()?;
+    let (got, written) = std::thread::scope(|scope| {
+        let write = scope.spawn(|| sender.write_all(&sent));
+        let mut got = vec![0; SENT_LEN];
+        let read = stream.read_exact(&mut got);
+        (read.map(|()| got), write.join())
+    });
+    written.map_err(|_| Failure::new("the sender panicked"))??;
+    ensure(got? == sent, || "something else came back".to_owned())?;
+    drop((stream, sender));
+    far.wait()?;
+    Ok(())
 }

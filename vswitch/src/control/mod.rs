@@ -45,12 +45,13 @@ use uplink::{Allowed, Uplinks};
 use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS, VMMS};
 
 /// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
-const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL, BURST, VLAN_TAGS];
+const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL, BURST, VLAN_TAGS, TCX];
 const XDP: &str = "xdp";
 const ZERO_COPY: &str = "xdp_zero_copy";
 const BUSY_POLL: &str = "xdp_busy_poll";
 const BURST: &str = "xdp_burst";
 const VLAN_TAGS: &str = "xdp_vlan_tags";
+const TCX: &str = "tcx";
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -98,6 +99,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
         burst: facilities.probe(BURST, || if_xdp("where the device copies")),
         vlan_tags: facilities
             .probe(VLAN_TAGS, || if_xdp("where kernel (6.8) and driver tell of tags beside frames")),
+        siblings: facilities.probe(TCX, || Ok("for aggregates, where the kernel has it (6.6)".to_owned())),
     };
     let links = Links::new().map_err(system)?;
     let uplinks = Uplinks::new(

@@ -54,7 +54,14 @@ fn switch() -> (Switch, UnixStream) {
     let waker = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
     let taps =
         Taps::new(ControlWaker::new().unwrap(), Helpers::new(1).unwrap(), Mailbox::new(Arc::clone(&waker)));
-    let allowed = Allowed { xdp: false, zero_copy: false, busy_poll: false, burst: false, vlan_tags: false };
+    let allowed = Allowed {
+        xdp: false,
+        zero_copy: false,
+        busy_poll: false,
+        burst: false,
+        vlan_tags: false,
+        siblings: false,
+    };
     let (links, helpers) = (Links::new().unwrap(), Helpers::new(1).unwrap());
     let uplinks = Uplinks::new(links, helpers, Mailbox::new(Arc::clone(&waker)), allowed, 1).unwrap();
     let link_status = LinkStatus::new(PathBuf::new(), Helpers::new(1).unwrap(), Mailbox::new(waker));

@@ -16,12 +16,13 @@ use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 
 use super::check::refusal;
 use super::guardian::{Claimed, Guardian};
+use super::hosts::HostAddresses;
 use super::owner::Owned;
 use super::watchdog::Watchdog;
 use crate::port::wire::{Intake, Lane};
 use crate::port::xdp::{
-    AttachError, AttachMode, Attached, Capture, LinkFeatures, Promiscuous, Wanted, XskError, driver_info,
-    open_burst, open_packet, open_xsk,
+    AttachError, AttachMode, Attached, Capture, LinkFeatures, PacketFilter, Promiscuous, Siblings, Wanted,
+    XskError, driver_info, open_burst, open_packet, open_xsk,
 };
 
 /// How often, and after how long, a busy queue is tried again.
@@ -75,8 +76,9 @@ pub(super) struct Device {
     pub negotiated: Negotiated,
     /// One per queue, with AF_XDP.
     pub watchdogs: Vec<Watchdog>,
-    /// For addresses that show up later; `None`: no program.
-    pub program: Option<Attached>,
+    taking: Taking,
+    /// Hands over what comes in for the host's addresses on its siblings; `None`: no aggregate, or the kernel has no place for it.
+    siblings: Option<Siblings>,
     _promiscuous: Promiscuous,
     _claim: Claim,
     _owned: Owned,
@@ -97,12 +99,44 @@ impl Drop for Claim {
     }
 }
 
+/// What decides which frames the switch takes; addresses show up later.
+enum Taking {
+    Program(Attached),
+    Filter(PacketFilter),
+}
+
+impl Taking {
+    /// Unicast to `macs` is not taken: those of the device itself, and others.
+    fn leave(&mut self, macs: &[MacAddr]) -> Result<(), String> {
+        match self {
+            Taking::Program(program) => program
+                .leave(macs)
+                .map_err(|(mac, error)| format!("{mac} does not stay with the host: {error}")),
+            Taking::Filter(filter) => {
+                filter.except(macs).map_err(|error| format!("its filter cannot be changed: {error}"))
+            }
+        }
+    }
+}
+
+impl Device {
+    /// Leaves to the kernel what is the host's, as it is now; what fails is logged in the name of `name`.
+    pub(super) fn leave(&mut self, hosts: &HostAddresses, name: &str) {
+        let siblings = self.siblings.as_mut().map_or(Ok(()), |siblings| siblings.set(&hosts.siblings));
+        if let Err((mac, error)) = siblings {
+            tracing::warn!("{name}: {mac} of another member is not led there: {error}");
+        }
+        if let Err(why) = self.taking.leave(&hosts.left(self.siblings.is_some())) {
+            tracing::warn!("{name}: {why}");
+        }
+    }
+}
+
 /// What a helper needs to know.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub link: Link,
-    /// Addresses whose unicast stays with the kernel.
-    pub host_macs: Vec<MacAddr>,
+    pub hosts: HostAddresses,
     /// Where on the ladder to begin.
     pub access: UplinkAccess,
     /// Zero-copy may be tried.
@@ -112,6 +146,8 @@ pub(super) struct Request {
     pub burst: bool,
     /// The XDP program may ask for tags beside frames.
     pub vlan_tags: bool,
+    /// It has siblings, and what comes in for the host's addresses there may be handed over.
+    pub siblings: bool,
 }
 
 /// Opens it.
@@ -130,6 +166,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
     let Claimed { left, switched_off } = claimed.map_err(|error| fail("cannot set its offloads", &error))?;
     let promiscuous =
         Promiscuous::new(request.link.index).map_err(|error| fail("cannot make it promiscuous", &error))?;
+    let siblings = request.siblings.then(|| open_siblings(request)).flatten();
     let mut remarks = Vec::new();
     // As the check did: it may have changed since.
     if let Some(why) = refusal(left, request.access) {
@@ -146,17 +183,17 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
             if access < request.access || (access == UplinkAccess::Auto && copy) {
                 continue;
             }
-            match open_xdp(request, mode, copy) {
+            match open_xdp(request, siblings.is_some(), mode, copy) {
                 Ok((sources, lanes, mut negotiated, watchdogs, program)) => {
                     negotiated.remarks = remarks;
                     negotiated.switched_off = switched_off;
-                    let program = Some(program);
                     return Ok(Device {
                         sources,
                         lanes,
                         negotiated,
                         watchdogs,
-                        program,
+                        taking: Taking::Program(program),
+                        siblings,
                         _promiscuous: promiscuous,
                         _claim: claim,
                         _owned: owned,
@@ -166,7 +203,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
             }
         }
     }
-    let (intake, outlet) =
+    let (intake, outlet, filter) =
         open_packet(request.link.index, Capture::All).map_err(|error| fail("no packet socket", &error))?;
     let source = Source { intake, header_len: LEGACY_HEADER_LEN, features: OFFLOADS_IN };
     let lanes = outlet.into_iter().map(|outlet| Lane::new(outlet, LEGACY_HEADER_LEN, OFFLOADS_OUT)).collect();
@@ -184,16 +221,32 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         switched_off,
         remarks,
     };
-    Ok(Device {
+    let mut device = Device {
         sources: vec![source],
         lanes,
         negotiated,
         watchdogs: Vec::new(),
-        program: None,
+        taking: Taking::Filter(filter),
+        siblings,
         _promiscuous: promiscuous,
         _claim: claim,
         _owned: owned,
-    })
+    };
+    device.leave(&request.hosts, name);
+    Ok(device)
+}
+
+/// The program for what comes in for the host's addresses on other members, with those as they are.
+fn open_siblings(request: &Request) -> Option<Siblings> {
+    let name = &request.link.name;
+    let lost = |error: io::Error| {
+        tracing::warn!(
+            "{name}: what comes in here for the host's address on another member is lost: {error}"
+        );
+    };
+    let mut siblings = Siblings::new(request.link.index).map_err(lost).ok()?;
+    siblings.set(&request.hosts.siblings).map_err(|(_, error)| lost(error)).ok()?;
+    Some(siblings)
 }
 
 /// As [`open_xsk`]; a queue whose last socket was closed just now is free a moment later, for the kernel lets go of it in its own time.
@@ -211,7 +264,7 @@ fn open_patiently(index: u32, queue: u32, wanted: Wanted) -> Result<crate::port:
 type OpenXdp = (Vec<Source>, Vec<Arc<Lane>>, Negotiated, Vec<Watchdog>, Attached);
 
 /// The program, a socket on each queue, and the packet socket for what goes to many.
-fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, String> {
+fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Result<OpenXdp, String> {
     let (name, index) = (&request.link.name, request.link.index);
     let step = match (mode, copy) {
         (AttachMode::Native, false) => "zero-copy or copy",
@@ -225,7 +278,7 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
         AttachError::Refused(error) => format!("{step}: {error}"),
     })?;
     let io = |error: io::Error| format!("{step}: {error}");
-    program.leave(&request.host_macs).map_err(|(mac, error)| format!("{step}: {mac}: {error}"))?;
+    program.leave(&request.hosts.left(led)).map_err(|(mac, error)| format!("{step}: {mac}: {error}"))?;
     let wanted =
         Wanted { copy, frame_len_max: request.link.mtu as usize + HEADER_MAX, busy_poll: request.busy_poll };
     let told = driver_info(name).map_or(0, |info| info.queues);
@@ -264,7 +317,7 @@ fn open_xdp(request: &Request, mode: AttachMode, copy: bool) -> Result<OpenXdp, 
     }
     let info = all.ok_or_else(|| format!("{step}: it has no queue"))?;
     let sent_by = if bursts == lanes.len() { SentBy::Burst } else { SentBy::Ring };
-    let (groups, _) = open_packet(index, Capture::Groups).map_err(io)?;
+    let (groups, ..) = open_packet(index, Capture::Groups).map_err(io)?;
     let header_len = LEGACY_HEADER_LEN;
     sources.push(Source { intake: groups, header_len, features: OFFLOADS_IN });
     let access = match (mode, info.zero_copy) {

@@ -10,6 +10,7 @@ mod check;
 mod closing;
 mod device;
 pub mod guardian;
+mod hosts;
 mod owner;
 mod traffic;
 mod watchdog;
@@ -31,6 +32,7 @@ use self::check::Asker;
 use self::closing::Closings;
 use self::device::{Device, Negotiated, Request};
 use self::guardian::Guardian;
+use self::hosts::{HostAddresses, host_macs_on};
 use self::traffic::{Sum, Traffic};
 pub(super) use self::wire::Half;
 use self::wire::{Member, OpenMember, State, Uplink, close, tell_link};
@@ -57,6 +59,8 @@ pub(super) struct Allowed {
     pub busy_poll: bool,
     pub burst: bool,
     pub vlan_tags: bool,
+    /// What comes in on the wrong member of an aggregate for the host.
+    pub siblings: bool,
 }
 
 impl Allowed {
@@ -375,6 +379,8 @@ impl Uplinks {
         let mut changed = false;
         let macs = host_macs_on(&self.links);
         for uplink in self.uplinks.values_mut() {
+            let named = uplink.members.iter().filter_map(|member| self.links.named(&member.name));
+            let devices: Vec<u32> = named.map(|link| link.index).collect();
             for (number, member) in uplink.members.iter_mut().enumerate() {
                 let link = self.links.named(&member.name).cloned();
                 let has_carrier = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.has_carrier);
@@ -414,8 +420,7 @@ impl Uplinks {
                     changed = true;
                 }
                 let Some(link) = member.link.clone().filter(|link| link.is_up) else { continue };
-                let mut host_macs = uplink.config.host_macs.clone();
-                host_macs.extend(macs.iter().filter(|(on, _)| *on == link.index).map(|(_, mac)| *mac));
+                let hosts = HostAddresses::new(&macs, &uplink.config.host_macs, &devices, link.index);
                 match &mut member.state {
                     State::Closed { .. } if self.closing.has(&member.name) => {
                         // Its queues and its program are still taken, by us.
@@ -426,12 +431,13 @@ impl Uplinks {
                         member.state = State::Opening;
                         let request = Request {
                             link,
-                            host_macs,
+                            hosts,
                             access: member.access,
                             zero_copy: self.allowed.zero_copy,
                             busy_poll: self.allowed.busy_poll,
                             burst: self.allowed.burst,
                             vlan_tags: self.allowed.vlan_tags,
+                            siblings: self.allowed.siblings && uplink.bundle.is_some(),
                         };
                         let (port, attempt) = (uplink.index, member.attempt);
                         let (reply, guardian) = (self.mailbox.reply(), Arc::clone(&self.guardian));
@@ -441,10 +447,7 @@ impl Uplinks {
                         });
                     }
                     State::Open(open) => {
-                        let left = open.device.program.as_mut().map(|program| program.leave(&host_macs));
-                        if let Some(Err((mac, error))) = left {
-                            tracing::warn!("{}: {mac} does not stay with the host: {error}", member.name);
-                        }
+                        open.device.leave(&hosts, &member.name);
                     }
                     _ => {}
                 }
@@ -636,17 +639,4 @@ fn wanted(config: &Config) -> Vec<(String, UplinkConfig)> {
 fn members(config: &Config, name: &str) -> Vec<String> {
     let aggregate = config.aggregates.iter().find(|aggregate| aggregate.name == name);
     aggregate.map_or_else(|| vec![name.to_owned()], |aggregate| aggregate.members.clone())
-}
-
-/// Addresses of the host by the interface that frames to them come in through: the interface's own, and those on top of it.
-fn host_macs_on(links: &Links) -> Vec<(u32, MacAddr)> {
-    let of = |link: &Link| {
-        let through = if matches!(link.kind.as_deref(), Some("macvlan" | "macvtap" | "vlan" | "ipvlan")) {
-            link.parent
-        } else {
-            None
-        };
-        [Some(link.index), through].into_iter().flatten().zip([link.mac, link.mac]).collect::<Vec<_>>()
-    };
-    links.iter().flat_map(of).filter_map(|(index, mac)| mac.map(|mac| (index, mac))).collect()
 }

@@ -71,7 +71,7 @@ pub fn open_burst(
     }
     let map = sys::frame_map(MAP_LEN as u32)?;
     let mapping = Arc::new(RingMapping::new(map.as_fd(), MAP_LEN, 0)?);
-    let program = sys::classifier_load(&assemble(map.as_fd()))?;
+    let program = sys::classifier_load(&assemble(map.as_fd()), *b"avio_burst\0\0\0\0\0\0")?;
     let region = Region {
         guest_base: 0,
         user_base: 0,

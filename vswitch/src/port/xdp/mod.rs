@@ -14,6 +14,7 @@ mod group_ring;
 mod packet;
 mod program;
 mod rings;
+mod siblings;
 mod socket;
 mod sys;
 mod watch;
@@ -23,9 +24,10 @@ pub use control_socket::ControlSocket;
 pub use ethtool::{
     DriverInfo, FeatureState, LinkFeatures, driver_info, features, interface_speed_mbps, set_features,
 };
-pub use packet::{Capture, Promiscuous, open_packet};
+pub use packet::{Capture, PacketFilter, Promiscuous, open_packet};
 pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
 pub use rings::Indices;
+pub use siblings::Siblings;
 pub use socket::{OpenXsk, Wanted, XskError, XskInfo, open_xsk};
 pub use sys::xdp_available;
 pub use watch::{CHUNKS_OUT_MAX, Reading, XskWatch};

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use avio_host::frame_memory::FrameMemory;
+use avio_proto::config::MacAddr;
 use avio_proto::mem::{GuestSlice, RegionHint};
 use avio_proto::ring::{Batch, CHAINS_MAX, ChainArena, Collector, Undelivered};
 use avio_proto::virtio::net::LEGACY_HEADER_LEN;
@@ -46,7 +47,7 @@ pub(super) fn tag(status: u32, tci: u16, tpid: u16) -> Option<u16> {
 pub enum Capture {
     /// Broadcast and multicast: beside an XDP program, which hands over the rest.
     Groups,
-    /// Everything but unicast to the device's own address.
+    /// Everything but unicast to the device's own address, and what is [excepted](PacketFilter::except).
     All,
 }
 
@@ -74,8 +75,30 @@ impl Promiscuous {
     }
 }
 
-/// A packet socket's two halves; without an outlet for [`Capture::Groups`].
-pub type OpenPacket = (Box<dyn Intake>, Option<Box<dyn Outlet>>);
+/// A packet socket's two halves and its filter; without an outlet for [`Capture::Groups`].
+pub type OpenPacket = (Box<dyn Intake>, Option<Box<dyn Outlet>>, PacketFilter);
+
+/// The filter of an open packet socket.
+#[derive(Debug)]
+pub struct PacketFilter {
+    fd: OwnedFd,
+    capture: Capture,
+    excepted: Vec<MacAddr>,
+}
+
+impl PacketFilter {
+    /// Unicast to `macs` (which are the host's, on other devices) is not taken from now on, in [`Capture::All`].
+    ///
+    /// # Errors
+    /// What the system says; the filter is as it was.
+    pub fn except(&mut self, macs: &[MacAddr]) -> io::Result<()> {
+        if self.excepted != macs {
+            filter(&self.fd, self.capture, macs)?;
+            self.excepted = macs.to_vec();
+        }
+        Ok(())
+    }
+}
 
 /// Opens a packet socket on interface number `ifindex`.
 ///
@@ -89,7 +112,8 @@ pub fn open_packet(ifindex: u32, capture: Capture) -> io::Result<OpenPacket> {
     for option in [PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING] {
         sys::set_option(fd.as_fd(), libc::SOL_PACKET, option, &on)?;
     }
-    filter(&fd, capture)?;
+    filter(&fd, capture, &[])?;
+    let filter = PacketFilter { fd: fd.try_clone()?, capture, excepted: Vec::new() };
     // More than the limit of users without privileges; that limit is better than nothing.
     let size = SOCKET_BUFFER.to_ne_bytes();
     let force = sys::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &size);
@@ -107,7 +131,7 @@ pub fn open_packet(ifindex: u32, capture: Capture) -> io::Result<OpenPacket> {
     };
     sys::bind(fd.as_fd(), &address)?;
     if let Some(intake) = ring {
-        return Ok((Box::new(intake), None));
+        return Ok((Box::new(intake), None, filter));
     }
     let outlet = PacketOutlet {
         fd: fd.try_clone()?,
@@ -123,12 +147,13 @@ pub fn open_packet(ifindex: u32, capture: Capture) -> io::Result<OpenPacket> {
         messages: Messages::new(slots),
         ranges: (0..slots).map(|slot| (slot * SLOT, SLOT)).collect(),
     };
-    Ok((Box::new(intake), Some(Box::new(outlet))))
+    Ok((Box::new(intake), Some(Box::new(outlet)), filter))
 }
 
 /// Attaches the classic BPF program that makes the kernel's choice.
-fn filter(fd: &OwnedFd, capture: Capture) -> io::Result<()> {
+fn filter(fd: &OwnedFd, capture: Capture, excepted: &[MacAddr]) -> io::Result<()> {
     const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_EQUAL: u16 = 0x15;
     const JUMP_SET: u16 = 0x45;
@@ -146,13 +171,25 @@ fn filter(fd: &OwnedFd, capture: Capture) -> io::Result<()> {
             (RETURN, 0, 0, u32::MAX),
             (RETURN, 0, 0, 0),
         ],
-        Capture::All => vec![
-            (LOAD_WORD, 0, 0, PACKET_TYPE),
-            (JUMP_EQUAL, 2, 0, OUTGOING),
-            (JUMP_EQUAL, 1, 0, TO_HOST),
-            (RETURN, 0, 0, u32::MAX),
-            (RETURN, 0, 0, 0),
-        ],
+        Capture::All => {
+            let mut code = vec![
+                (LOAD_WORD, 0, 0, PACKET_TYPE),
+                (JUMP_EQUAL, 1, 0, OUTGOING),
+                (JUMP_EQUAL, 0, 1, TO_HOST),
+                (RETURN, 0, 0, 0),
+            ];
+            for MacAddr([a, b, c, d, e, f]) in excepted {
+                code.extend([
+                    (LOAD_WORD, 0, 0, 0),
+                    (JUMP_EQUAL, 0, 3, u32::from_be_bytes([*a, *b, *c, *d])),
+                    (LOAD_HALF, 0, 0, 4),
+                    (JUMP_EQUAL, 0, 1, u32::from(u16::from_be_bytes([*e, *f]))),
+                    (RETURN, 0, 0, 0),
+                ]);
+            }
+            code.push((RETURN, 0, 0, u32::MAX));
+            code
+        }
     };
     sys::set_filter(fd.as_fd(), &code)
 }

@@ -16,7 +16,7 @@ use avio_proto::config::MacAddr;
 use super::{btf, sys};
 
 /// Most addresses that stay with the kernel.
-const MACS_MAX: u32 = 256;
+pub(super) const MACS_MAX: u32 = 256;
 /// Most receive queues of a device.
 pub const QUEUES_MAX: u32 = 128;
 
@@ -85,7 +85,7 @@ impl Attached {
             let bound_to = function.map(|_| ifindex);
             let load_flags = frags | if bound_to.is_some() { FLAG_DEVICE_BOUND } else { 0 };
             let attached = sys::prog_load(&code, load_flags, bound_to.unwrap_or(0))
-                .and_then(|program| sys::link_create(program.as_fd(), ifindex, flags));
+                .and_then(|program| sys::link_create(program.as_fd(), ifindex, sys::ATTACH_XDP, flags));
             match attached {
                 Ok(link) => {
                     let vlan_tags = function.is_some();
@@ -133,7 +133,7 @@ impl Attached {
 }
 
 /// An address as the map has it.
-fn key(mac: MacAddr) -> [u8; 8] {
+pub(super) fn key(mac: MacAddr) -> [u8; 8] {
     let [a, b, c, d, e, f] = mac.0;
     [a, b, c, d, e, f, 0, 0]
 }
@@ -177,7 +177,7 @@ const XDP_PASS: i32 = 2;
 
 /// Where a jump goes; its offset is filled in when all instructions are there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Label {
+pub(super) enum Label {
     Pass,
     Redirect,
     End,
@@ -185,30 +185,30 @@ enum Label {
 
 /// Instructions with the jumps among them.
 #[derive(Default)]
-struct Assembly {
+pub(super) struct Assembly {
     code: Vec<u64>,
     jumps: Vec<(usize, Label)>,
     labels: Vec<(Label, usize)>,
 }
 
 impl Assembly {
-    fn put(&mut self, instructions: &[u64]) {
+    pub(super) fn put(&mut self, instructions: &[u64]) {
         self.code.extend(instructions);
     }
 
     /// A jump (its offset 0) to `label`.
-    fn jump(&mut self, instruction: u64, label: Label) {
+    pub(super) fn jump(&mut self, instruction: u64, label: Label) {
         self.jumps.push((self.code.len(), label));
         self.code.push(instruction);
     }
 
     /// `label` is here.
-    fn label(&mut self, label: Label) {
+    pub(super) fn label(&mut self, label: Label) {
         self.labels.push((label, self.code.len()));
     }
 
     /// The program: offsets count instructions behind the jump.
-    fn finish(mut self) -> Vec<u64> {
+    pub(super) fn finish(mut self) -> Vec<u64> {
         for (at, label) in self.jumps {
             let to = self.labels.iter().find(|(known, _)| *known == label).map_or(at + 1, |(_, to)| *to);
             self.code[at] |= u64::from((to - at - 1) as u16) << 16;

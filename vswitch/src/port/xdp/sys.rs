@@ -36,6 +36,8 @@ const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_LINK_CREATE: u32 = 28;
+/// `BPF_XDP` of `enum bpf_attach_type`.
+pub(super) const ATTACH_XDP: u32 = 37;
 /// `union bpf_attr` as far as we fill it.
 const ATTR_LEN: usize = 128;
 /// The same as far as a test run has fields.
@@ -74,7 +76,6 @@ pub(super) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
 /// Loads an XDP program, for interface number `ifindex` alone if that is not 0; on refusal the verifier's words are in the error.
 pub(super) fn prog_load(code: &[u64], flags: u32, ifindex: u32) -> io::Result<OwnedFd> {
     const PROG_TYPE_XDP: u32 = 6;
-    const ATTACH_XDP: u32 = 37;
     let mut log = vec![0u8; 16 * 1024];
     let license = c"Dual MIT/GPL";
     let mut attr = [0; ATTR_LEN];
@@ -107,8 +108,8 @@ pub(super) fn frame_map(len: u32) -> io::Result<OwnedFd> {
     owned(bpf(BPF_MAP_CREATE, &mut attr)?)
 }
 
-/// Loads a traffic classifier.
-pub(super) fn classifier_load(code: &[u64]) -> io::Result<OwnedFd> {
+/// Loads a traffic classifier called `name`.
+pub(super) fn classifier_load(code: &[u64], name: [u8; 16]) -> io::Result<OwnedFd> {
     const PROG_TYPE_SCHED_CLS: u32 = 3;
     let license = c"Dual MIT/GPL";
     let mut attr = [0; ATTR_LEN];
@@ -116,7 +117,7 @@ pub(super) fn classifier_load(code: &[u64]) -> io::Result<OwnedFd> {
     put(&mut attr, 4, (code.len() as u32).to_ne_bytes());
     put(&mut attr, 8, (code.as_ptr() as u64).to_ne_bytes());
     put(&mut attr, 16, (license.as_ptr() as u64).to_ne_bytes());
-    put(&mut attr, 48, *b"avio_burst\0\0\0\0\0\0");
+    put(&mut attr, 48, name);
     owned(bpf(BPF_PROG_LOAD, &mut attr)?)
 }
 
@@ -135,11 +136,15 @@ pub(super) fn test_run(
     bpf(BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 
-/// Attaches an XDP program to an interface by a link: it goes when the returned descriptor does.
-pub(super) fn link_create(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
-    const ATTACH_XDP: u32 = 37;
+/// Attaches a program to an interface at `place` (`enum bpf_attach_type`) by a link: it goes when the returned descriptor does.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    place: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = [0; ATTR_LEN];
-    for (at, value) in [(0, program.as_raw_fd() as u32), (4, ifindex), (8, ATTACH_XDP), (12, flags)] {
+    for (at, value) in [(0, program.as_raw_fd() as u32), (4, ifindex), (8, place), (12, flags)] {
         put(&mut attr, at, value.to_ne_bytes());
     }
     owned(bpf(BPF_LINK_CREATE, &mut attr)?)

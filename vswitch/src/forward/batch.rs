@@ -20,7 +20,7 @@ use super::deliver::Courier;
 use super::guard::{GROUP_BIT, Passed, inspect, is_common, is_link_local};
 use super::release::release;
 use super::scratch::{
-    BATCH_MAX, Egress, FRAME_AT, Frame, Front, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch,
+    BATCH_MAX, Egress, FRAME_AT, Frame, Front, Job, NONE, SNAPSHOT_LEN, SNAPSHOT_LEN_IPS, Scratch, Wait,
 };
 use super::{Event, Events, Refusal};
 use crate::packet::{ETHERNET_LEN, Ethernet, TAG_LEN, flow_hash, vlan};
@@ -576,7 +576,7 @@ impl Run<'_> {
         let mut jobs = std::mem::take(&mut self.scratch.jobs);
         for group in self.scratch.groups() {
             if let Egress::Pair(port, pair) = group.egress {
-                jobs.push(Job { port, pair, first: group.first, by_flow: false });
+                jobs.push(Job { port, pair, first: group.first, by_flow: false, wait: Wait::No });
             }
         }
         let mut copied_len = self.run_jobs(batch, stats, &mut jobs);
@@ -596,6 +596,7 @@ impl Run<'_> {
                     pair: enabled.pair,
                     first: group.first,
                     by_flow,
+                    wait: Wait::No,
                 }));
             }
             copied_len += self.run_jobs(batch, stats, &mut jobs);
@@ -622,6 +623,8 @@ impl Run<'_> {
             events: self.events,
             stats,
             from_wire: self.source.from_wire,
+            patience: &mut scratch.patience,
+            waits: self.source.from_wire,
             copied_len: 0,
             spins_max: 0,
             waited: false,

@@ -13,8 +13,9 @@ use avio_proto::mem::Tail;
 use avio_proto::ring::{Batch, RingError, Undelivered};
 use avio_proto::virtio::net::HEADER_LEN;
 
+use super::patience::Patience;
 use super::put::{LanePut, Put};
-use super::scratch::{Frame, Job, NONE, Snap};
+use super::scratch::{Frame, Job, NONE, Snap, Wait};
 use super::{Event, Events};
 use crate::offload::{HEAD_CAPACITY, Mode, PIECES_MAX, Segmenter, Validated};
 use crate::packet::{TAG_LEN, vlan};
@@ -49,6 +50,9 @@ pub(super) struct Courier<'a> {
     pub stats: &'a WorkerStats,
     /// The frames come from an uplink.
     pub from_wire: bool,
+    pub patience: &'a mut Patience,
+    /// A frame for which a guest has no buffer may wait for one.
+    pub waits: bool,
     /// Octets written into receive rings: what the batch cost.
     pub copied_len: u64,
     /// Looks at a lock that is taken: none while other jobs have not been tried yet.
@@ -57,6 +61,10 @@ pub(super) struct Courier<'a> {
     /// jobs were done was not waited for.
     pub waited: bool,
 }
+
+/// The rest of a job, from this frame on, found the ring full.
+#[derive(Debug, Clone, Copy)]
+struct Full(u8);
 
 /// What one job came to.
 #[derive(Debug, Default)]
@@ -78,12 +86,16 @@ impl<'a> Courier<'a> {
             self.send_together(jobs);
         }
         loop {
-            jobs.retain(|job| !self.deliver(job));
+            jobs.retain_mut(|job| !self.deliver(job));
             if jobs.is_empty() {
                 if std::mem::take(&mut self.waited) {
                     self.stats.lock_waits.add(1);
                 }
                 return;
+            }
+            if self.waits && jobs.iter().all(|job| job.wait != Wait::No) {
+                self.waits = self.patience.wait();
+                continue;
             }
             self.spins_max = SPINS_MAX;
             rounds += 1;
@@ -93,8 +105,8 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// One job; `false`: the ring is locked by another worker, nothing was done.
-    fn deliver(&mut self, job: &Job) -> bool {
+    /// One job; `false`: the ring is locked by another worker, nothing was done; or it is full, and what is left of the job waits.
+    fn deliver(&mut self, job: &mut Job) -> bool {
         let Some(port) = self.table.port(job.port) else { return true };
         let guest = match &port.kind {
             PortKind::Guest(guest) => guest,
@@ -108,23 +120,30 @@ impl<'a> Courier<'a> {
         inject::point("forward::deliver");
         let mut out = Outcome::default();
         let mut notify = false;
+        let mut rest = None;
         if !ring.broken {
-            let RxRing { ring: device, publishing, broken } = &mut *ring;
+            let waits = self.waits && !ring.in_vain;
+            let RxRing { ring: device, publishing, broken, .. } = &mut *ring;
             let mut delivery = device.deliver();
-            match self.push_all(&mut delivery, job, port, rx.features, &mut out) {
-                Ok(()) if out.unicast + out.group_addressed > 0 => {
-                    *publishing = true;
-                    inject::point("forward::commit");
-                    notify = delivery.commit();
-                    *publishing = false;
+            match self.push_all(&mut delivery, job, port, rx.features, waits, &mut out) {
+                Ok(full) => {
+                    if out.unicast + out.group_addressed > 0 {
+                        *publishing = true;
+                        inject::point("forward::commit");
+                        notify = delivery.commit();
+                        *publishing = false;
+                    }
+                    rest = full;
                 }
-                Ok(()) => {}
                 Err(error) => {
                     drop(delivery);
                     *broken = true;
                     self.events.send(Event::RxBroken { port: job.port, pair: job.pair, error: Some(error) });
                 }
             }
+        }
+        if self.from_wire {
+            after_wait(&mut ring, job, &out, rest);
         }
         let is_broken = ring.broken;
         // Only a panic leaves this set: nobody has told control yet.
@@ -140,7 +159,7 @@ impl<'a> Courier<'a> {
         if notify {
             self.events.notify(&rx.notifier, cell, job.port);
         }
-        true
+        rest.is_none()
     }
 
     /// The lane of a job, if another lane's outlet can send its frames.
@@ -185,7 +204,7 @@ impl<'a> Courier<'a> {
             let mut put = LanePut { outlet: &mut *state.outlet, header_len: lane.header_len };
             let mut out = Outcome::default();
             // A lane never breaks while frames are written.
-            let _ = self.push_all(&mut put, job, port, lane.features, &mut out);
+            let _ = self.push_all(&mut put, job, port, lane.features, false, &mut out);
             sent[count] = Some((*job, lane, out));
             count += 1;
             false
@@ -233,7 +252,7 @@ impl<'a> Courier<'a> {
         if !state.broken {
             let mut put = LanePut { outlet: &mut *state.outlet, header_len: lane.header_len };
             // A lane never breaks while frames are written.
-            let _ = self.push_all(&mut put, job, port, lane.features, &mut out);
+            let _ = self.push_all(&mut put, job, port, lane.features, false, &mut out);
             if out.unicast + out.group_addressed > 0 {
                 inject::point("forward::commit");
                 failed = state.outlet.commit().err();
@@ -313,7 +332,8 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Writes the frames of a job. An error means that the ring is broken; nothing of this job is then published.
+    /// Writes the frames of a job. An error means that the ring is broken; nothing of this job is then published. If `waits`, stops at the first frame
+    /// that there is no buffer for.
     #[inline(always)]
     fn push_all(
         &mut self,
@@ -321,13 +341,15 @@ impl<'a> Courier<'a> {
         job: &Job,
         port: &Port,
         features: u64,
+        waits: bool,
         out: &mut Outcome,
-    ) -> Result<(), RingError> {
+    ) -> Result<Option<Full>, RingError> {
         // Held in registers: `self` and `out` would be read and written for each frame.
         let (frames, snaps, batch) = (self.frames, self.snaps, self.batch);
         let (domain, len_max) = (port.domain, port.frame_len_max);
         let (mut count, mut octets, mut grouped) = (0, 0, 0);
         let mut at = job.first;
+        let mut full = None;
         while at != NONE {
             let i = usize::from(at);
             let frame = &frames[i];
@@ -344,7 +366,10 @@ impl<'a> Courier<'a> {
             let head_len = usize::from(frame.head_len);
             let head = snaps[i].head(usize::from(frame.start), head_len);
             if len != head_len || !delivery.push_short(head) {
-                push_plain(delivery, batch, i, frame, head, out)?;
+                if !push_plain(delivery, batch, i, frame, head, waits, out)? {
+                    full = Some(Full(i as u8));
+                    break;
+                }
                 continue;
             }
             count += 1;
@@ -355,7 +380,7 @@ impl<'a> Courier<'a> {
         out.octets += octets;
         out.group_addressed += grouped;
         out.unicast += count - grouped;
-        Ok(())
+        Ok(full)
     }
 
     /// A frame that this receiver gets with a tag, or with an offload still to be done.
@@ -508,7 +533,7 @@ impl Outcome {
     }
 }
 
-/// A frame that goes out as it came, whatever its length and the buffers that it takes.
+/// A frame that goes out as it came, whatever its length and the buffers that it takes. False: it has no buffer yet, and waits for one.
 #[inline(never)]
 fn push_plain(
     delivery: &mut impl Put,
@@ -516,12 +541,31 @@ fn push_plain(
     i: usize,
     frame: &Frame,
     head: &[u8],
+    waits: bool,
     out: &mut Outcome,
-) -> Result<(), RingError> {
+) -> Result<bool, RingError> {
     let len = frame.len as usize - head.len();
     let slices = if len == 0 { &[][..] } else { batch.chain(i).readable };
     let tail = Tail { slices, skip: usize::from(frame.skip), len };
-    out.count(delivery.push(&PLAIN_HEADER, head, tail), frame.len, frame.group_addressed)
+    let pushed = delivery.push(&PLAIN_HEADER, head, tail);
+    if waits && pushed == Err(Undelivered::NoBuffer) {
+        return Ok(false);
+    }
+    out.count(pushed, frame.len, frame.group_addressed).map(|()| true)
+}
+
+/// What a full ring means for the next look at it, and for the next batch. `rest`: it is still full, and the job waits.
+fn after_wait(ring: &mut RxRing, job: &mut Job, out: &Outcome, rest: Option<Full>) {
+    let moved = out.unicast + out.group_addressed > 0;
+    match (rest, job.wait) {
+        (Some(Full(first)), before) => {
+            job.first = first;
+            job.wait = if before != Wait::No && moved { Wait::Moving } else { before.max(Wait::Stuck) };
+        }
+        (None, Wait::Stuck) if !moved => ring.in_vain = true,
+        (None, Wait::No) if moved && out.no_buffer == 0 => ring.in_vain = false,
+        (None, _) => {}
+    }
 }
 
 /// The ring, unless another worker keeps it. A lock that a panic left behind is taken over: the delivery was rolled back when

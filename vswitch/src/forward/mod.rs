@@ -8,6 +8,7 @@ mod deliver;
 mod engine;
 mod event;
 mod guard;
+mod patience;
 mod put;
 mod release;
 mod scratch;

@@ -6,6 +6,7 @@
 use avio_proto::ring::{Batch, Chain};
 use avio_proto::virtio::net::{HEADER_LEN, LEGACY_HEADER_LEN, NetHeader};
 
+use super::patience::Patience;
 use crate::offload::{Coalescer, HEAD_CAPACITY, Validated};
 use crate::packet::TAG_LEN;
 use crate::table::{DomainIndex, MacNumber, PortIndex};
@@ -205,6 +206,19 @@ pub(super) struct Job {
     pub first: u8,
     /// Only the frames whose flow belongs to the pair, because the port has several and the list is for all of them.
     pub by_flow: bool,
+    pub wait: Wait,
+}
+
+/// Whether a job is still there because its ring was full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wait {
+    /// It was not.
+    #[default]
+    No,
+    /// It was, and still is.
+    Stuck,
+    /// It was, and has taken some frames since.
+    Moving,
 }
 
 /// Everything of one batch.
@@ -222,6 +236,7 @@ pub(super) struct Scratch {
     marks: Vec<u64>,
     batch: u64,
     pub jobs: Vec<Job>,
+    pub patience: Patience,
     /// A head that differs from the snapshot: tagged, or with a completed checksum.
     pub edit: Box<[u8; HEAD_CAPACITY]>,
     /// Head of one segment.
@@ -241,6 +256,7 @@ impl Scratch {
             marks: Vec::new(),
             batch: 0,
             jobs: Vec::new(),
+            patience: Patience::new(),
             edit: Box::new([0; HEAD_CAPACITY]),
             segment: Box::new([0; HEAD_CAPACITY]),
         }
@@ -260,6 +276,7 @@ impl Scratch {
         self.groups_count = 0;
         self.batch += 1;
         self.jobs.clear();
+        self.patience.begin();
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 mod announce;
 mod counters;
+pub(crate) mod full;
 mod guard;
 mod learning;
 mod merge;

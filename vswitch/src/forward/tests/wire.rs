@@ -155,7 +155,7 @@ impl Wired {
         self.rig.forwarder.publish(Arc::new(builder.build()));
     }
 
-    fn arrive(&mut self, bytes: &[u8], tag: Option<u16>) {
+    pub(super) fn arrive(&mut self, bytes: &[u8], tag: Option<u16>) {
         self.arrive_all([(bytes.to_vec(), tag)]);
     }
 

@@ -105,6 +105,8 @@ pub(crate) struct RxRing {
     pub(crate) publishing: bool,
     /// Nothing is delivered any more.
     pub(crate) broken: bool,
+    /// It was full, and was waited for in vain: not again before all frames of a batch have found room at once.
+    pub(crate) in_vain: bool,
 }
 
 /// A guest's receive ring, shared by all workers through the table.
@@ -120,7 +122,7 @@ impl RxQueue {
     pub fn new(mut ring: DeviceRing, features: u64, call: Option<OwnedFd>) -> Arc<Self> {
         ring.disable_notifications();
         Arc::new(Self {
-            ring: Mutex::new(RxRing { ring, publishing: false, broken: false }),
+            ring: Mutex::new(RxRing { ring, publishing: false, broken: false, in_vain: false }),
             features,
             notifier: Notifier::new(call),
         })

@@ -453,6 +453,28 @@ fn offloaded_frames_leave_cut_and_with_checksums() {
 }
 
 #[test]
+fn a_batch_that_is_cut_for_the_wire_makes_no_more_frames_than_one_from_it() {
+    let mut attach = guest(1);
+    attach.features = MODERN | SENDER;
+    let mut wired = Wired::new([attach], 1);
+    let long = &all_kinds()[3];
+    for round in 0..8 {
+        let mine = &mut wired.rig.guests[0];
+        for _ in 0..8 {
+            mine.tx[0].put(&long.header, &long.frame, &[]).unwrap();
+        }
+        mine.tx[0].driver.publish();
+        while wired.rig.forwarder.forward(&mut wired.rig.guests[0].queues[0], 64).unwrap().0 > 0 {
+            let count = wired.sent(0).len();
+            // It goes by the batches before.
+            assert!(round < 2 || count <= 64, "round {round}: {count}");
+        }
+        wired.rig.guests[0].tx[0].reclaim();
+    }
+    wired.consistent();
+}
+
+#[test]
 fn a_full_transmit_ring_is_counted_at_the_uplink() {
     let mut wired = Wired::new([guest(1)], 1);
     {

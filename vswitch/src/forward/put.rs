@@ -58,6 +58,9 @@ pub(super) struct LanePut<'a> {
 
 impl Put for LanePut<'_> {
     fn push_short(&mut self, head: &[u8]) -> bool {
+        if self.header_len == 0 && self.outlet.put(head) {
+            return true;
+        }
         self.push(&[0; HEADER_LEN], head, Tail::default()).is_ok()
     }
 

@@ -25,6 +25,11 @@ pub trait Outlet: Send {
     /// `NoBuffer`: no room until the kernel has sent something. `TooLong`: never.
     fn reserve(&mut self, len: usize) -> Result<OutFrame<'_>, Undelivered>;
 
+    /// Reserves room for the frame `frame` and writes it, where that is cheaper together. False: nothing was done.
+    fn put(&mut self, _frame: &[u8]) -> bool {
+        false
+    }
+
     /// Hands all that was reserved (and has been written) to the kernel, with one system call at most.
     ///
     /// # Errors

@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use avio_proto::mem::{GuestSlice, MemoryTable, Region, RegionHint};
+use avio_proto::mem::{MemoryTable, Region, RegionHint};
 use avio_proto::ring::Undelivered;
 
 use super::program::op;
-use super::rings::word;
+use super::rings::{fill, word};
 use super::sys::{self, RingMapping};
 use crate::port::wire::{OUT_PIECES_MAX, OutFrame, Outlet, Refused, Target};
 
@@ -141,21 +141,23 @@ impl Outlet for BurstOutlet {
             self.send();
         }
         let (i, at) = (self.frames.len(), self.used);
-        let Target { ifindex, hash } = self.target;
-        let fields =
-            [(OFFSET, at as u32), (LEN, len as u32), (RESULT, NOT_SENT), (IFINDEX, ifindex), (HASH, hash)];
-        for (field, value) in fields {
-            word(&self.mapping, descriptor(i) + field).store(value, Ordering::Relaxed);
-        }
-        self.frames.push(Frame { at, len, target: self.target });
-        // Each frame begins on a line of its own.
-        self.used = (at + len).next_multiple_of(64);
+        self.describe(i, at, len);
         let address = (FRAMES_AT + at) as u64;
         let piece =
             self.table.slice(&mut RegionHint::default(), address, len).ok_or(Undelivered::NoBuffer)?;
         let mut frame = [piece.sub(0, 0); OUT_PIECES_MAX];
         frame[0] = piece;
         Ok(frame)
+    }
+
+    fn put(&mut self, frame: &[u8]) -> bool {
+        let (i, at, len) = (self.frames.len(), self.used, frame.len());
+        if i == FRAMES_MAX || at >= AREA || !(LEN_MIN..=LEN_MAX).contains(&len) {
+            return false;
+        }
+        self.describe(i, at, len);
+        fill(&self.mapping, FRAMES_AT + at, frame);
+        true
     }
 
     fn commit(&mut self) -> io::Result<()> {
@@ -188,6 +190,20 @@ fn descriptor(i: usize) -> usize {
 }
 
 impl BurstOutlet {
+    /// Notes that frame `i` of `len` bytes lies at `at`.
+    #[inline]
+    fn describe(&mut self, i: usize, at: usize, len: usize) {
+        let Target { ifindex, hash } = self.target;
+        let fields =
+            [(OFFSET, at as u32), (LEN, len as u32), (RESULT, NOT_SENT), (IFINDEX, ifindex), (HASH, hash)];
+        for (field, value) in fields {
+            word(&self.mapping, descriptor(i) + field).store(value, Ordering::Relaxed);
+        }
+        self.frames.push(Frame { at, len, target: self.target });
+        // Each frame begins on a line of its own.
+        self.used = (at + len).next_multiple_of(64);
+    }
+
     /// Sends what was written, in order.
     fn send(&mut self) {
         let mut first = 0;
@@ -207,17 +223,12 @@ impl BurstOutlet {
     }
 
     /// The ethertype of frame `i`.
+    #[inline]
     fn kind(&self, i: usize) -> [u8; 2] {
-        let mut kind = [0; 2];
-        let address = (FRAMES_AT + self.frames[i].at + 12) as u64;
-        if let Some(slice) = self.slice(address, 2) {
-            slice.copy_to(&mut kind);
-        }
-        kind
-    }
-
-    fn slice(&self, address: u64, len: usize) -> Option<GuestSlice<'_>> {
-        self.table.slice(&mut RegionHint::default(), address, len)
+        // Frames begin on a line.
+        let at = FRAMES_AT + self.frames[i].at + 12;
+        let [a, b, ..] = word(&self.mapping, at).load(Ordering::Relaxed).to_ne_bytes();
+        [a, b]
     }
 
     /// Runs the program over `count` frames of one kind.
@@ -231,18 +242,14 @@ impl BurstOutlet {
         for (i, frame) in (first..).zip(frames) {
             let result = word(&self.mapping, descriptor(i) + RESULT).load(Ordering::Relaxed);
             if !TAKEN.contains(&result) {
-                let mut to = [0];
-                if let Some(slice) =
-                    self.table.slice(&mut RegionHint::default(), (FRAMES_AT + frame.at) as u64, 1)
-                {
-                    slice.copy_to(&mut to);
-                }
+                let [lead, ..] =
+                    word(&self.mapping, FRAMES_AT + frame.at).load(Ordering::Relaxed).to_ne_bytes();
                 let place = self.refused.iter().position(|(of, _)| *of == frame.target);
                 let place = place.unwrap_or_else(|| {
                     self.refused.push((frame.target, Refused::default()));
                     self.refused.len() - 1
                 });
-                self.refused[place].1.add(frame.len, to[0] & 1 != 0);
+                self.refused[place].1.add(frame.len, lead & 1 != 0);
             }
         }
         match outcome {

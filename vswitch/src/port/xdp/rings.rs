@@ -43,6 +43,14 @@ pub(super) fn word(mapping: &RingMapping, offset: usize) -> &AtomicU32 {
     unsafe { AtomicU32::from_ptr(mapping.at(offset, 4).cast()) }
 }
 
+/// Writes `bytes` to a mapping, at `offset`.
+#[inline]
+pub(super) fn fill(mapping: &RingMapping, offset: usize, bytes: &[u8]) {
+    // SAFETY: `at` checks that the bytes are inside the mapping, which lives as long as the borrow; nobody else writes them meanwhile, and no
+    // reference to them is made.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.at(offset, bytes.len()), bytes.len()) }
+}
+
 /// One ring. Which side is ours is up to who holds it.
 #[derive(Debug)]
 pub(super) struct Ring {

@@ -14,7 +14,8 @@ const TABLES: u64 = CHAINS | RING_INDIRECT_DESC;
 fn requests(c: &mut Criterion) {
     let mut group = c.benchmark_group("request");
     group.throughput(Throughput::Elements(BATCH as u64));
-    let blk = Shape { adapter: AdapterKind::Blk, features: TABLES, store: Store::Null, writes: false };
+    let blk =
+        Shape { adapter: AdapterKind::Blk, features: TABLES, store: Store::Null, writes: false, luns: 1 };
     let stor = Shape { adapter: AdapterKind::Scsi, ..blk };
     let shapes = [
         ("blk-split", Shape { features: CHAINS, ..blk }),
@@ -23,6 +24,7 @@ fn requests(c: &mut Criterion) {
         ("blk-packed-indirect", Shape { features: TABLES | RING_PACKED, ..blk }),
         ("stor-split", Shape { features: CHAINS, ..stor }),
         ("stor-indirect", stor),
+        ("stor-128-luns", Shape { luns: 128, ..stor }),
         ("stor-packed", Shape { features: CHAINS | RING_PACKED, ..stor }),
         ("stor-packed-indirect", Shape { features: TABLES | RING_PACKED, ..stor }),
         ("blk-memory-read", Shape { store: Store::Memory, ..blk }),

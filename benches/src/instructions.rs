@@ -74,12 +74,12 @@ const fn step(name: &'static str, what: &'static str, step: Step, features: u64)
 }
 
 const fn reads(name: &'static str, what: &'static str, adapter: AdapterKind, features: u64) -> PathCase {
-    let shape = storage_rig::Shape { adapter, features, store: Store::Null, writes: false };
+    let shape = storage_rig::Shape { adapter, features, store: Store::Null, writes: false, luns: 1 };
     PathCase { name, what, cargo: Cargo::Requests(shape) }
 }
 
 const fn stored(name: &'static str, what: &'static str, store: Store, writes: bool) -> PathCase {
-    let shape = storage_rig::Shape { adapter: AdapterKind::Blk, features: TABLES, store, writes };
+    let shape = storage_rig::Shape { adapter: AdapterKind::Blk, features: TABLES, store, writes, luns: 1 };
     PathCase { name, what, cargo: Cargo::Requests(shape) }
 }
 
@@ -141,6 +141,17 @@ pub const PATHS: &[PathCase] = &[
         AdapterKind::Scsi,
         TABLES | RING_PACKED,
     ),
+    PathCase {
+        name: "stor-128-luns",
+        what: "The same as stor-indirect, to 128 LUNs in turn",
+        cargo: Cargo::Requests(storage_rig::Shape {
+            adapter: AdapterKind::Scsi,
+            features: TABLES,
+            store: Store::Null,
+            writes: false,
+            luns: 128,
+        }),
+    },
     stored("blk-memory-read", "avio_blk, memory, read 4 KiB, indirect, its copy too", Store::Memory, false),
     stored("blk-memory-write", "avio_blk, memory, write 4 KiB, indirect, its copy too", Store::Memory, true),
     stored(

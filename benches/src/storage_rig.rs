@@ -67,6 +67,8 @@ pub struct Shape {
     pub store: Store,
     /// Writes instead of reads.
     pub writes: bool,
+    /// Disks of the adapter, at least 1; requests are for all of them in turn. An `avio_blk` has one.
+    pub luns: u8,
 }
 
 /// See the module.
@@ -80,12 +82,14 @@ pub struct StorageRig {
     heads_at: u64,
     data_at: u64,
     used: Vec<Used>,
+    /// The disk that the next request is for.
+    next_lun: u8,
     /// A file of ours on tmpfs.
     file: Option<PathBuf>,
 }
 
 impl StorageRig {
-    /// Builds it: one disk, one ring.
+    /// Builds it: its disks, one ring.
     #[must_use]
     pub fn new(shape: Shape) -> Self {
         let features = shape.features;
@@ -104,9 +108,9 @@ impl StorageRig {
         let mut sources = Sources::new(&own, Arc::new(WorkerStats::default())).expect("epoll set");
         let capabilities = Capabilities { defer_taskrun: true, registered_files: true, fixed_buffers: false };
         let mut engine = Engine::new(0, 1, events, Io::new(capabilities), Instant::now());
-        let (spec, file) = shape.store.make();
+        let (backing, file) = shape.store.make();
         let stats = Arc::new(QueueStats::default());
-        let view = view(shape.adapter, &spec, Arc::clone(&stats));
+        let view = view(&shape, &backing, Arc::clone(&stats));
         engine.command(&mut sources, Command::SetAdapter(Arc::new(view)));
         let (index, role) = match shape.adapter {
             AdapterKind::Blk => (0, Role::BlkRequest),
@@ -130,7 +134,19 @@ impl StorageRig {
         let token = sources.active()[0];
         engine.disarm(token);
         let used = vec![Used::default(); usize::from(RING_SIZE)];
-        let rig = Self { shape, engine, sources, token, driver, memory, heads_at, data_at, used, file };
+        let mut rig = Self {
+            shape,
+            engine,
+            sources,
+            token,
+            driver,
+            memory,
+            heads_at,
+            data_at,
+            used,
+            next_lun: 0,
+            file,
+        };
         (0..BATCH as u64).for_each(|i| rig.write_head(i));
         rig
     }
@@ -154,7 +170,9 @@ impl StorageRig {
     }
 
     /// Each request has a place of its own on the disk.
-    fn write_head(&self, i: u64) {
+    fn write_head(&mut self, i: u64) {
+        let target = self.next_lun;
+        self.next_lun = (target + 1) % self.shape.luns;
         let offset = i * 37 % (DISK_LEN / u64::from(BLOCK)) * u64::from(BLOCK);
         let (at, len) = self.place(i)[0];
         let head = self.slice(at, len as usize);
@@ -169,7 +187,7 @@ impl StorageRig {
                 cdb[0] = if self.shape.writes { 0x2a } else { 0x28 };
                 cdb[2..6].copy_from_slice(&((offset / 512) as u32).to_be_bytes());
                 cdb[7..9].copy_from_slice(&((BLOCK / 512) as u16).to_be_bytes());
-                let lun = Address::target(0).encode();
+                let lun = Address::target(target).encode();
                 head.copy_from(&CommandRequest { lun, id: i, cdb, ..CommandRequest::default() }.to_bytes());
             }
         }
@@ -178,6 +196,9 @@ impl StorageRig {
     /// The guest makes [`BATCH`] requests available.
     pub fn offer(&mut self) {
         for i in 0..BATCH as u64 {
+            if self.shape.luns > 1 {
+                self.write_head(i);
+            }
             let [head, response, data] = self.place(i);
             // What must not be good is in the way of what is.
             let front = (response.1 as usize).min(CommandResponse::HEAD_LEN);
@@ -263,8 +284,25 @@ impl Store {
     }
 }
 
-/// The one disk, as control would present it.
-fn view(kind: AdapterKind, spec: &BackingSpec, stats: Arc<QueueStats>) -> AdapterView {
+/// The adapter, as control would present it.
+fn view(shape: &Shape, spec: &BackingSpec, stats: Arc<QueueStats>) -> AdapterView {
+    let nexus = NexusName { guest: "bench".into(), bus: 0, device: 1 };
+    let mut targets = vec![None; TARGETS_MAX];
+    for (number, place) in (0..shape.luns).zip(&mut targets) {
+        *place = Some(Arc::new(target(number, spec, &nexus)));
+    }
+    AdapterView {
+        id: AdapterId(0),
+        name: "bench".into(),
+        kind: shape.adapter,
+        nexus,
+        queues: vec![stats; 3],
+        targets: targets.into_boxed_slice(),
+    }
+}
+
+/// One of its disks.
+fn target(number: u8, spec: &BackingSpec, nexus: &NexusName) -> Target {
     let options =
         OpenOptions { readonly: false, block_size: Some(512), writes_through: Some(false), dvd: false };
     let backing = Backing::open(spec, &options).expect("a backing");
@@ -284,11 +322,15 @@ fn view(kind: AdapterKind, spec: &BackingSpec, stats: Arc<QueueStats>) -> Adapte
     // One that has been there: no unit attention is in the way of the first command.
     let saved = SavedState { succeeds: true, ..SavedState::default() };
     let unit = LogicalUnit::new(profile, DISK_LEN / u64::from(limits.block_size), saved);
-    let nexus = NexusName { guest: "bench".into(), bus: 0, device: 1 };
-    let target = Target {
-        number: 0,
-        nexus: unit.attach(&nexus),
-        lun: Arc::new(Lun { id: LunId(0), name: "bench".into(), unit, overlap: Overlap::default() }),
+    Target {
+        number,
+        nexus: unit.attach(nexus),
+        lun: Arc::new(Lun {
+            id: LunId(number.into()),
+            name: "bench".into(),
+            unit,
+            overlap: Overlap::default(),
+        }),
         backing: Some(backing),
         readonly: false,
         stats: Arc::new(LunStats::new(1)),
@@ -296,16 +338,6 @@ fn view(kind: AdapterKind, spec: &BackingSpec, stats: Arc<QueueStats>) -> Adapte
         qos: Arc::new(Qos::default()),
         timeout: Duration::from_secs(30),
         serial: [0; blk::SERIAL_LEN],
-    };
-    let mut targets = vec![None; TARGETS_MAX];
-    targets[0] = Some(Arc::new(target));
-    AdapterView {
-        id: AdapterId(0),
-        name: "bench".into(),
-        kind,
-        nexus,
-        queues: vec![stats; 3],
-        targets: targets.into_boxed_slice(),
     }
 }
 

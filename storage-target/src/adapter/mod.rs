@@ -10,7 +10,7 @@ use avio_proto::scsi::vendor::{AdapterInformation, RingStatistics, TargetState};
 use avio_proto::virtio::blk::SERIAL_LEN;
 use avio_proto::virtio::scsi::REQUEST_QUEUE;
 
-use crate::backing::Backing;
+use crate::backing::{AtOnce, Backing};
 use crate::lun::{Lun, LunStats, Numbers, Qos, QueueStats};
 use crate::scsi::{Media, Nexus, NexusName, TRANSFER_LEN_MAX};
 
@@ -97,11 +97,10 @@ impl AdapterView {
     }
 }
 
-/// One LUN as one adapter has it.
+/// One LUN as one adapter has it. What every read and write looks at stands in the first line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Target {
-    /// Target number.
-    pub number: u8,
     /// The logical unit, shared with every other adapter that has it.
     pub lun: Arc<Lun>,
     /// Where its data are; `None`: nowhere (offline, or a drive without a medium).
@@ -110,12 +109,16 @@ pub struct Target {
     pub nexus: Arc<Nexus>,
     /// Writes are refused here, whatever others may do.
     pub readonly: bool,
+    /// What [`Backing::at_once`] says: the backing itself is one line more.
+    pub at_once: Option<AtOnce>,
+    /// Target number.
+    pub number: u8,
     /// Numbers of this adapter's I/O.
-    pub stats: Arc<LunStats>,
-    /// What they were when they were last cleared. Locked for the length of a copy, never on the way of a read or write.
-    pub cleared: Arc<Mutex<Numbers>>,
+    pub stats: LunStats,
     /// Limits of this adapter's I/O.
     pub qos: Arc<Qos>,
+    /// What its numbers were when they were last cleared. Locked for the length of a copy, never on the way of a read or write.
+    pub cleared: Arc<Mutex<Numbers>>,
     /// A backing that does not answer for so long has failed.
     pub timeout: Duration,
     /// What VIRTIO_BLK_T_GET_ID answers, padded with zeroes.

@@ -73,16 +73,26 @@ pub enum Medium {
     File(FileMedium),
 }
 
-/// One open backing. Shared by control and all workers.
+/// What accesses to a medium are that needs no waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtOnce {
+    /// They do nothing.
+    Nothing,
+    /// They copy.
+    Copies,
+}
+
+/// One open backing. Shared by control and all workers. What an access looks at stands in the first line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Backing {
-    spec: BackingSpec,
-    medium: Medium,
-    limits: Limits,
-    size_bytes: AtomicU64,
-    faults: Option<Faults>,
     /// Accesses that were given up and that the kernel still has.
     stuck: AtomicU32,
+    faults: Option<Box<Faults>>,
+    medium: Medium,
+    size_bytes: AtomicU64,
+    spec: BackingSpec,
+    limits: Limits,
 }
 
 impl Backing {
@@ -124,25 +134,21 @@ impl Backing {
         Ok((before != size).then_some(size))
     }
 
-    /// Moves the `len` bytes of `pieces` that start `skip` bytes in, at `offset`, if that needs no waiting and nothing is wrong;
-    /// `None`: nothing has happened, ask [`Io`]. Workers. The caller has checked the range, and marks what a read wrote.
+    /// Moves the `len` bytes of `pieces` that start `skip` bytes in, at `offset`; `false`: nothing has happened, ask [`Io`]. Workers, where
+    /// [`Backing::at_once`] says [`AtOnce::Copies`]. The caller has checked the range, and marks what a read wrote.
     #[inline]
     #[must_use]
-    pub fn transfer_now(
+    pub fn copy_now(
         &self,
         write: bool,
         offset: u64,
         pieces: &[GuestSlice<'_>],
         skip: usize,
         len: usize,
-    ) -> Option<Moved> {
-        if self.faults.is_some() || self.is_stuck() {
-            return None;
-        }
+    ) -> bool {
         match &self.medium {
-            Medium::Null => Some(Moved::Nothing),
-            Medium::Memory(store) => store.transfer(write, offset, pieces, skip, len).then_some(Moved::Bytes),
-            Medium::File(_) => None,
+            Medium::Memory(store) => store.transfer(write, offset, pieces, skip, len),
+            Medium::Null | Medium::File(_) => false,
         }
     }
 
@@ -154,18 +160,16 @@ impl Backing {
         }
     }
 
-    /// Whether [`Backing::prefetch`] does anything.
-    #[inline]
+    /// What plain reads and writes are that are answered while their batch is taken; `None`: those go through [`Io`]. Never changes: what is
+    /// answered at once is never given up, so [`Backing::is_stuck`] is no matter here.
     #[must_use]
-    pub fn copies(&self) -> bool {
-        matches!(self.medium, Medium::Memory(_))
-    }
-
-    /// Whether [`Backing::transfer_now`] would do it.
-    #[inline]
-    #[must_use]
-    pub fn is_immediate(&self) -> bool {
-        self.faults.is_none() && !self.is_stuck() && !matches!(self.medium, Medium::File(_))
+    pub fn at_once(&self) -> Option<AtOnce> {
+        match &self.medium {
+            _ if self.faults.is_some() => None,
+            Medium::Null => Some(AtOnce::Nothing),
+            Medium::Memory(_) => Some(AtOnce::Copies),
+            Medium::File(_) => None,
+        }
     }
 
     /// Whether accesses were given up that the kernel has not given back: then new ones fail at once.
@@ -173,15 +177,6 @@ impl Backing {
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Relaxed) != 0
     }
-}
-
-/// What a transfer that needed no waiting has done to the guest's memory, if it was a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moved {
-    /// It is as it was.
-    Nothing,
-    /// The bytes are there.
-    Bytes,
 }
 
 /// A backing in a view: shared.

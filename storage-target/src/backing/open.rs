@@ -94,7 +94,7 @@ impl Backing {
             medium,
             limits,
             size_bytes: AtomicU64::new(size),
-            faults: rules.map(Faults::new),
+            faults: rules.map(Faults::new).map(Box::new),
             stuck: AtomicU32::new(0),
         }))
     }

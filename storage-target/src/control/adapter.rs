@@ -30,7 +30,7 @@ pub(super) struct AdapterLun {
     pub lun: Arc<Lun>,
     /// `None`: offline, or no medium.
     pub backing: Option<Arc<Backing>>,
-    pub stats: Arc<LunStats>,
+    pub stats: LunStats,
     pub cleared: Arc<Mutex<Numbers>>,
     pub qos: Arc<Qos>,
     /// Serial number that the guest sees.
@@ -40,6 +40,12 @@ pub(super) struct AdapterLun {
 }
 
 impl AdapterLun {
+    /// Changes its limits, from the next request on; 0: none.
+    pub fn set_limits(&self, iops: u64, bytes_per_s: u64) {
+        self.qos.set(iops, bytes_per_s);
+        self.stats.set_limited(iops != 0 || bytes_per_s != 0);
+    }
+
     /// What its backing can do, or is taken for.
     pub fn limits(&self) -> Limits {
         match (&self.backing, &self.absent) {
@@ -159,7 +165,8 @@ impl Adapter {
             backing: entry.backing.clone(),
             nexus: entry.lun.unit.attach(&self.nexus),
             readonly: readonly || entry.config.readonly,
-            stats: Arc::clone(&entry.stats),
+            at_once: entry.backing.as_ref().and_then(|backing| backing.at_once()),
+            stats: entry.stats.clone(),
             cleared: Arc::clone(&entry.cleared),
             qos: Arc::clone(&entry.qos),
             timeout: Duration::from_secs(entry.config.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S).into()),

@@ -16,7 +16,7 @@ use super::device;
 use super::lun::{self, EMPTY_DRIVE, LunKey, Opened, Wanted};
 use super::storage::{Done, Drained, Journal, Storage};
 use crate::adapter::AdapterId;
-use crate::lun::{Lun, LunId, LunStats, Qos};
+use crate::lun::{Lun, LunId, LunStats};
 use crate::scsi::{Media, NexusName, Replacement, SavedState};
 use crate::serve::{Command, Notice, Ticket};
 
@@ -248,7 +248,7 @@ impl Storage {
             // The files are the truth, whatever the operator has set meanwhile.
             let limits = (config.iops, config.bytes_per_s());
             if entry.qos.limits() != limits {
-                entry.qos.set(limits.0, limits.1);
+                entry.set_limits(limits.0, limits.1);
                 changes.push(format!("{}: limits changed", key.name()));
             }
             changes.extend(lun::follow(&key.name(), entry, config, found.is_some()));
@@ -279,15 +279,16 @@ impl Storage {
         };
         let entry = AdapterLun {
             serial: lun.unit.profile().serial.clone(),
-            stats: Arc::new(LunStats::new(self.workers.len())),
+            stats: LunStats::new(self.workers.len()),
             cleared: Arc::default(),
-            qos: Arc::new(Qos::new(config.iops, config.bytes_per_s())),
+            qos: Arc::default(),
             config,
             defined,
             lun,
             backing,
             absent,
         };
+        entry.set_limits(entry.config.iops, entry.config.bytes_per_s());
         changes.push(format!("{}: {} added", key.name(), entry.config.backing));
         if let Some(adapter) = self.adapters.get_mut(&id) {
             adapter.luns.insert(key.target, entry);

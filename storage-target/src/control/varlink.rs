@@ -170,7 +170,7 @@ impl Daemon {
         let (id, key) = self.place(&wanted.place)?;
         if let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
         {
-            entry.qos.set(wanted.iops, wanted.bytes_per_s);
+            entry.set_limits(wanted.iops, wanted.bytes_per_s);
         }
         Ok(json!({}))
     }

@@ -17,15 +17,16 @@ use crate::scsi::LogicalUnit;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LunId(pub u32);
 
-/// One logical unit.
+/// One logical unit. What every read and write looks at stands in its first line: the end of `overlap`, the front of `unit`.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Lun {
+    /// Ranges that an atomic command has for itself.
+    pub overlap: Overlap,
+    /// Its SCSI side: state, reservations, unit attentions, mode pages.
+    pub unit: LogicalUnit,
     /// Which.
     pub id: LunId,
     /// For log lines: the backing as the definition names it.
     pub name: String,
-    /// Its SCSI side: state, reservations, unit attentions, mode pages.
-    pub unit: LogicalUnit,
-    /// Ranges that an atomic command has for itself.
-    pub overlap: Overlap,
 }

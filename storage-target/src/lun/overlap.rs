@@ -17,12 +17,13 @@ pub struct Fence {
 
 /// The fences of one logical unit.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Overlap {
-    /// How many fences there are; a hint that is never too low for who must see it.
-    count: AtomicU32,
-    next_id: AtomicU64,
     /// Locked by workers for the length of a look at a few ranges, never by control.
     fences: Mutex<Vec<Fence>>,
+    next_id: AtomicU64,
+    /// How many fences there are; a hint that is never too low for who must see it. Last: see [`Lun`](super::Lun).
+    count: AtomicU32,
 }
 
 /// Whether two ranges share a byte. A range of no bytes shares none.

@@ -60,23 +60,23 @@ impl Clock {
     }
 }
 
-/// The limits of one LUN of one adapter.
+/// The limits of one LUN of one adapter, in one line.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct Qos {
     requests: Clock,
     bytes: Clock,
 }
 
 impl Qos {
-    /// At most `iops` requests and `bytes_per_s` bytes a second; 0: no limit.
-    #[must_use]
-    pub fn new(iops: u64, bytes_per_s: u64) -> Self {
+    #[cfg(test)]
+    fn new(iops: u64, bytes_per_s: u64) -> Self {
         let qos = Self::default();
         qos.set(iops, bytes_per_s);
         qos
     }
 
-    /// Changes both, from the next request on. Control.
+    /// At most `iops` requests and `bytes_per_s` bytes a second, 0: no limit; from the next request on. Control.
     pub fn set(&self, iops: u64, bytes_per_s: u64) {
         self.requests.set(iops);
         self.bytes.set(bytes_per_s);

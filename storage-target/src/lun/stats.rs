@@ -1,6 +1,7 @@
 //! The numbers of a LUN and of a ring: written by workers, one cell per worker, summed by whoever asks.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use avio_host::stats::{CacheLine, Cell64};
 use avio_proto::scsi::vendor;
@@ -24,8 +25,8 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    fn record(&self, ns: u64, count: u64) {
-        self.0[bucket(ns)].add(count);
+    fn record(&self, ns: u64) {
+        self.0[bucket(ns)].add(1);
     }
 }
 
@@ -42,16 +43,24 @@ fn ceiling(bucket: usize) -> u64 {
     ((STEPS as u64 + step + 1) << (power - 3)) - 1
 }
 
-/// What one worker counted at one LUN.
+/// What one worker counted at one LUN. What a request that is answered at once looks at stands in the first line: where many
+/// LUNs are busy, each line more is fetched anew for each request.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct LunCell {
     begun: Cell64,
     ended: Cell64,
     depth_max: Cell64,
-    reads: Cell64,
-    writes: Cell64,
     read_bytes: Cell64,
     write_bytes: Cell64,
+    /// Reads and writes that began and ended within a turn: they took no time that was measured.
+    reads_at_once: Cell64,
+    writes_at_once: Cell64,
+    /// The LUN has limits. Written by control.
+    limited: AtomicBool,
+    /// Reads and writes that took longer.
+    reads: Cell64,
+    writes: Cell64,
     flushes: Cell64,
     discards: Cell64,
     aborts: Cell64,
@@ -78,6 +87,13 @@ pub enum Class {
 }
 
 impl LunCell {
+    /// Whether there are limits to ask: they stand in another line.
+    #[inline]
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
+    }
+
     /// A request has begun.
     #[inline]
     pub fn began(&self) {
@@ -96,12 +112,12 @@ impl LunCell {
             Class::Read => {
                 self.reads.add(1);
                 self.read_bytes.add(bytes);
-                self.read_latency.record(ns, 1);
+                self.read_latency.record(ns);
             }
             Class::Write => {
                 self.writes.add(1);
                 self.write_bytes.add(bytes);
-                self.write_latency.record(ns, 1);
+                self.write_latency.record(ns);
             }
             Class::Flush => self.flushes.add(1),
             Class::Discard => self.discards.add(1),
@@ -116,15 +132,12 @@ impl LunCell {
         if depth > self.depth_max.get() {
             self.depth_max.set(depth);
         }
-        self.begun.add(count);
-        self.ended.add(count);
-        let (requests, moved, latency) = match write {
-            true => (&self.writes, &self.write_bytes, &self.write_latency),
-            false => (&self.reads, &self.read_bytes, &self.read_latency),
+        let (requests, moved) = match write {
+            true => (&self.writes_at_once, &self.write_bytes),
+            false => (&self.reads_at_once, &self.read_bytes),
         };
         requests.add(count);
         moved.add(bytes);
-        latency.record(0, count);
     }
 
     /// A request that had begun has ended with this sense key.
@@ -155,9 +168,9 @@ impl LunCell {
     }
 }
 
-/// All workers' cells of one LUN.
-#[derive(Debug)]
-pub struct LunStats(Box<[CacheLine<LunCell>]>);
+/// All workers' cells of one LUN. Clones are the same cells.
+#[derive(Clone, Debug)]
+pub struct LunStats(Arc<[CacheLine<LunCell>]>);
 
 impl LunStats {
     /// Cells for `workers` workers, all 0.
@@ -173,10 +186,15 @@ impl LunStats {
         &self.0[worker]
     }
 
+    /// Workers ask the limits from their next request on, or no more. Control, after the limits were set.
+    pub fn set_limited(&self, limited: bool) {
+        self.0.iter().for_each(|cell| cell.limited.store(limited, Ordering::Relaxed));
+    }
+
     /// Highest depths start over at the present ones. Control: a worker that has a higher one at this moment may win or lose,
     /// and says it again with its next request.
     pub fn clear_depth_max(&self) {
-        for cell in &self.0 {
+        for cell in &*self.0 {
             cell.depth_max.set(cell.begun.get().wrapping_sub(cell.ended.get()));
         }
     }
@@ -185,7 +203,7 @@ impl LunStats {
     #[must_use]
     pub fn numbers(&self) -> Numbers {
         let mut sum = Numbers::default();
-        for cell in &self.0 {
+        for cell in &*self.0 {
             let mut add = |i: usize, value: u64| sum.values[i] = sum.values[i].wrapping_add(value);
             let cells = [
                 &cell.reads,
@@ -199,13 +217,16 @@ impl LunStats {
                 &cell.refused,
             ];
             cells.iter().enumerate().for_each(|(i, cell)| add(i, cell.get()));
+            let at_once = [cell.reads_at_once.get(), cell.writes_at_once.get()];
+            at_once.iter().enumerate().for_each(|(i, &count)| add(i, count));
             sum.depth += cell.begun.get().wrapping_sub(cell.ended.get());
             sum.depth_max += cell.depth_max.get();
             sum.errors.iter_mut().zip(&cell.errors).for_each(|(sum, cell)| *sum += cell.get());
             let pairs =
                 [(&mut sum.read_buckets, &cell.read_latency), (&mut sum.write_buckets, &cell.write_latency)];
-            for (sums, latencies) in pairs {
+            for ((sums, latencies), at_once) in pairs.into_iter().zip(at_once) {
                 sums.resize(BUCKETS, 0);
+                sums[bucket(0)] += at_once;
                 sums.iter_mut().zip(&latencies.0).for_each(|(sum, cell)| *sum += cell.get());
             }
         }
@@ -386,6 +407,31 @@ mod tests {
             last = bucket;
         }
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn what_is_answered_at_once_counts_like_the_rest() {
+        let stats = LunStats::new(1);
+        let cell = stats.cell(0);
+        cell.began();
+        cell.good_at_once(false, 3, 12288);
+        cell.good_at_once(true, 1, 512);
+        cell.good(Class::Read, 4096, 5000);
+        let numbers = stats.numbers();
+        let io = numbers.statistics();
+        assert_eq!((io.reads, io.read_bytes, io.writes, io.write_bytes), (4, 16384, 1, 512));
+        assert_eq!((io.depth, io.depth_max), (0, 2), "one was under way beside them");
+        assert_eq!(numbers.histograms().map(|histogram| histogram.len()), [4, 1]);
+        assert!(io.read_latency.p50_ns < 10 && io.read_latency.p999_ns >= 5000, "{:?}", io.read_latency);
+    }
+
+    #[test]
+    fn what_a_request_at_once_counts_stands_in_one_line() {
+        let first_line = 0..64 - size_of::<Cell64>();
+        assert!(first_line.contains(&std::mem::offset_of!(LunCell, depth_max)));
+        assert!(first_line.contains(&std::mem::offset_of!(LunCell, writes_at_once)));
+        assert!((0..64).contains(&std::mem::offset_of!(LunCell, limited)));
+        assert_eq!(align_of::<CacheLine<LunCell>>() % 64, 0);
     }
 
     #[test]

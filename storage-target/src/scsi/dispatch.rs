@@ -345,7 +345,11 @@ impl LogicalUnit {
 
     fn pass(&self, nexus: &Nexus, row: &Row) -> Result<(), Refused> {
         let attention = || match nexus.take() {
-            Some(sense) => Err(Refused::Reply(Box::new(self.lock().check(sense)))),
+            Some(sense) => {
+                let state = self.lock();
+                self.update_word(&state);
+                Err(Refused::Reply(Box::new(state.check(sense))))
+            }
             None => Ok(()),
         };
         match row.gate {
@@ -427,7 +431,11 @@ impl LogicalUnit {
 
     /// REQUEST SENSE (SPC-5 6.39): a unit attention, or why it is not ready, in the data.
     fn request_sense(&self, nexus: &Nexus, descriptor: bool) -> Vec<u8> {
-        let sense = nexus.take().or_else(|| self.lock().not_ready()).unwrap_or_default();
+        let attention = nexus.take();
+        let state = self.lock();
+        self.update_word(&state);
+        let sense = attention.or_else(|| state.not_ready()).unwrap_or_default();
+        drop(state);
         if descriptor { sense.descriptor() } else { sense.fixed().to_vec() }
     }
 
@@ -507,6 +515,7 @@ impl LogicalUnit {
                 None => state.owe_absent(name, (0x2a, *ascq)),
             }
         }
+        self.update_word(&state);
         state.version += 1;
         let reply = Reply::good();
         if done.aborts.is_empty() {

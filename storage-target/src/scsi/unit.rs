@@ -21,6 +21,8 @@ use crate::backing::{Access, IoError};
 const NOT_READY_BIT: u32 = 1;
 /// Somebody has reserved it.
 const RESERVED_BIT: u32 = 2;
+/// Some initiator is owed a unit attention.
+const OWED_BIT: u32 = 4;
 
 /// What a logical unit is; fixed while it lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,11 +175,14 @@ pub(super) struct State {
 
 /// A logical unit. Shared by all adapters that have it, and by all workers.
 #[derive(Debug)]
+#[repr(C)]
 pub struct LogicalUnit {
-    pub(super) profile: Profile,
-    /// 0: every access of everybody is allowed.
+    /// 0: every access of everybody is allowed. In one line with the next two: see [`Lun`](crate::lun::Lun).
     word: AtomicU32,
+    /// As in the profile.
+    block_size: u32,
     blocks: AtomicU64,
+    pub(super) profile: Profile,
     state: Mutex<State>,
 }
 
@@ -201,9 +206,10 @@ impl LogicalUnit {
             version: 0,
         };
         let unit = Self {
-            profile,
             word: AtomicU32::new(0),
+            block_size: profile.block_size,
             blocks: AtomicU64::new(blocks),
+            profile,
             state: Mutex::new(state),
         };
         unit.update_word(&unit.lock());
@@ -214,7 +220,7 @@ impl LogicalUnit {
     #[inline]
     #[must_use]
     pub fn block_size(&self) -> u32 {
-        self.profile.block_size
+        self.block_size
     }
 
     /// Logical blocks now.
@@ -228,7 +234,7 @@ impl LogicalUnit {
     #[inline]
     #[must_use]
     pub fn capacity_bytes(&self) -> u64 {
-        self.blocks() * u64::from(self.profile.block_size)
+        self.blocks() * u64::from(self.block_size)
     }
 
     /// What it is.
@@ -241,6 +247,8 @@ impl LogicalUnit {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// After every change of what it sums up, and of what a nexus is owed; a unit attention that was taken without the lock may stand in
+    /// it for a moment longer, which costs its initiator a look.
     pub(super) fn update_word(&self, state: &State) {
         let mut word = 0;
         if state.media != Media::Ready {
@@ -248,6 +256,9 @@ impl LogicalUnit {
         }
         if !state.reservations.is_free() {
             word |= RESERVED_BIT;
+        }
+        if state.nexuses.iter().any(|nexus| nexus.is_owed()) {
+            word |= OWED_BIT;
         }
         self.word.store(word, Ordering::Release);
     }
@@ -263,6 +274,7 @@ impl LogicalUnit {
         let unknown = || if state.powered_on { vec![(0x29, 0x00)] } else { Vec::new() };
         let nexus = Arc::new(Nexus::new(name.clone(), &owed.unwrap_or_else(unknown)));
         state.nexuses.push(Arc::clone(&nexus));
+        self.update_word(&state);
         nexus
     }
 
@@ -290,13 +302,19 @@ impl LogicalUnit {
     #[inline]
     #[must_use]
     pub fn is_plain(&self, nexus: &Nexus) -> bool {
-        self.word.load(Ordering::Acquire) == 0 && !nexus.is_owed()
+        match self.word.load(Ordering::Acquire) {
+            0 => true,
+            // Somebody: it may be another initiator.
+            OWED_BIT => !nexus.is_owed(),
+            _ => false,
+        }
     }
 
     #[cold]
     fn admit_slowly(&self, nexus: &Nexus, kind: AccessKind) -> Result<(), Box<Reply>> {
         let state = self.lock();
         if let Some(sense) = nexus.take() {
+            self.update_word(&state);
             return Err(Box::new(state.check(sense)));
         }
         if state.reservations.conflicts(nexus.name(), kind) {
@@ -355,7 +373,9 @@ impl LogicalUnit {
         match *op {
             MediumOp::Read { blocks, .. }
             | MediumOp::Write { blocks, .. }
-            | MediumOp::WriteAndVerify { blocks, .. } => blocks > TRANSFER_LEN_MAX / self.profile.block_size,
+            | MediumOp::WriteAndVerify { blocks, .. } => {
+                u64::from(blocks) * u64::from(self.block_size) > u64::from(TRANSFER_LEN_MAX)
+            }
             _ => false,
         }
     }
@@ -434,7 +454,9 @@ impl LogicalUnit {
     }
 
     pub(super) fn owe_others(&self, by: &NexusName, asc: u8, ascq: u8) {
-        self.lock().nexuses.iter().filter(|nexus| nexus.name() != by).for_each(|nexus| nexus.owe(asc, ascq));
+        let state = self.lock();
+        state.nexuses.iter().filter(|nexus| nexus.name() != by).for_each(|nexus| nexus.owe(asc, ascq));
+        self.update_word(&state);
     }
 
     /// The medium has another size now: everybody is told (CAPACITY DATA HAS CHANGED). Of a drive that is being filled
@@ -444,6 +466,7 @@ impl LogicalUnit {
         let state = self.lock();
         if state.media != Media::Empty {
             state.nexuses.iter().for_each(|nexus| nexus.owe(0x2a, 0x09));
+            self.update_word(&state);
         }
     }
 

@@ -13,7 +13,7 @@ use super::blk::in_range;
 use super::message::Role;
 use super::queue::gather;
 use crate::adapter::{AdapterView, Target};
-use crate::backing::{Backing, Moved};
+use crate::backing::{AtOnce, Backing};
 use crate::scsi::{MediumOp, fast};
 
 /// Who serves a batch, and when.
@@ -136,7 +136,8 @@ pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>, turns:
 /// The medium of a target, if its reads are copies.
 #[inline]
 fn copied(view: &AdapterView, number: u8) -> Option<&Backing> {
-    view.target(number)?.backing.as_deref().filter(|backing| backing.copies())
+    let target = view.target(number)?;
+    if target.at_once == Some(AtOnce::Copies) { target.backing.as_deref() } else { None }
 }
 
 #[inline]
@@ -220,7 +221,7 @@ fn scsi_request<'v>(
 fn immediate(view: &AdapterView, number: u8) -> Option<&Target> {
     let target = view.target(number)?;
     let plain = target.lun.unit.is_plain(&target.nexus);
-    (plain && target.backing.as_ref()?.is_immediate()).then_some(&**target)
+    (plain && target.at_once.is_some()).then_some(&**target)
 }
 
 /// Moves the data and counts it; `None`: a fence or a limit is in the way, and nothing has happened.
@@ -236,11 +237,17 @@ fn transfer<'v>(
     if target.lun.overlap.is_fenced(data.offset, bytes) {
         return None;
     }
-    target.qos.admit(moment.now_ns, bytes).ok()?;
-    let backing = target.backing.as_ref()?;
-    let moved = backing.transfer_now(data.write, data.offset, data.pieces, data.skip, data.len)?;
-    if !data.write && moved == Moved::Bytes && memory.log().is_some() {
-        log_written(memory, data);
+    if target.stats.cell(moment.worker).is_limited() {
+        target.qos.admit(moment.now_ns, bytes).ok()?;
+    }
+    if target.at_once == Some(AtOnce::Copies) {
+        let backing = target.backing.as_ref()?;
+        if !backing.copy_now(data.write, data.offset, data.pieces, data.skip, data.len) {
+            return None;
+        }
+        if !data.write && memory.log().is_some() {
+            log_written(memory, data);
+        }
     }
     tally.add(target, data.write, bytes, moment.worker);
     Some(())

@@ -89,15 +89,22 @@ pub(super) fn answer<'v>(
     }
 }
 
-/// So many requests ahead may a read's range be fetched; 0: nothing is copied from here.
+/// So many requests ahead is a read's range fetched in a batch that begins with `first`; 0: nothing is copied, as a rule.
 #[inline]
-pub(super) fn turns_ahead(role: Role, view: &AdapterView) -> usize {
-    let may_copy = match role {
-        Role::BlkRequest => copied(view, 0).is_some(),
-        Role::ScsiRequest => true,
-        Role::ScsiControl | Role::ScsiEvent => false,
+pub(super) fn turns_ahead(role: Role, view: &AdapterView, first: &Chain<'_>) -> usize {
+    let number = match role {
+        Role::BlkRequest => Some(0),
+        Role::ScsiRequest => target_of(first),
+        Role::ScsiControl | Role::ScsiEvent => None,
     };
-    if may_copy { 2 } else { 0 }
+    if number.and_then(|number| copied(view, number)).is_some() { 2 } else { 0 }
+}
+
+/// The target that a SCSI command is for.
+#[inline]
+fn target_of(chain: &Chain<'_>) -> Option<u8> {
+    let lun = chain.readable.first()?.read(0)?;
+    scsi::Lun::decode(&lun).map(|address| address.target)
 }
 
 /// Fetches from a medium in memory what a request will read, `turns` requests before it is copied. Looks at the request, decides
@@ -119,11 +126,10 @@ pub(super) fn prefetch(role: Role, view: &AdapterView, chain: &Chain<'_>, turns:
         }
         Role::ScsiRequest => {
             // Which logical unit it is stands first; only if that one is copied from is the rest looked at.
-            let Some(first) = chain.readable.first() else { return };
-            let Some(address) = first.read(0).and_then(|lun| scsi::Lun::decode(&lun)) else { return };
-            let Some(backing) = copied(view, address.target) else { return };
-            let Some(target) = view.target(address.target) else { return };
-            let Some(head) = first.read(0) else { return };
+            let Some(number) = target_of(chain) else { return };
+            let Some(backing) = copied(view, number) else { return };
+            let Some(target) = view.target(number) else { return };
+            let Some(head) = chain.readable.first().and_then(|first| first.read(0)) else { return };
             if let Some(MediumOp::Read { lba, blocks }) = fast(&CommandRequest::from_bytes(&head).cdb) {
                 let block = u64::from(target.lun.unit.block_size());
                 backing.prefetch(lba.saturating_mul(block), (u64::from(blocks) * block) as usize, turns);

@@ -102,7 +102,10 @@ impl Queue {
             if apart {
                 prefetch(&batch, 0..count.min(AHEAD));
             }
-            let ahead = at_once::turns_ahead(self.role, view);
+            let ahead = match count {
+                0 => 0,
+                _ => at_once::turns_ahead(self.role, view, &batch.chain(0)),
+            };
             if count > 1 && ahead > 1 {
                 at_once::prefetch(self.role, view, &batch.chain(1), ahead);
             }

@@ -327,6 +327,49 @@ fn inquiry_leaves_a_unit_attention_and_request_sense_takes_it() {
     assert!(rig.unit.admit(&rig.nexus, AccessKind::Read).is_ok());
 }
 
+/// What is answered at once looks at the logical unit's word first, whoever asks.
+#[test]
+fn whoever_is_owed_a_unit_attention_is_not_plain_and_the_others_are() {
+    let rig = Rig::new(profile());
+    let plain = || (rig.unit.is_plain(&rig.nexus), rig.unit.is_plain(&rig.other));
+    assert_eq!(plain(), (true, true));
+    rig.unit.task_set_cleared(&rig.nexus);
+    assert_eq!(plain(), (true, false), "only the others are told");
+    assert!(rig.unit.admit(&rig.other, AccessKind::Read).unwrap_err().is_unit_attention());
+    assert_eq!(plain(), (true, true));
+    rig.out(&rig.nexus, 0, 0, 0, 0xa).unwrap();
+    rig.out(&rig.other, 0, 0, 0, 0xb).unwrap();
+    rig.out(&rig.nexus, 1, 7, 0xa, 0).unwrap();
+    // Of the release those are told who are registered (SPC-5 5.14.11.2.2), and only they are kept waiting.
+    rig.out(&rig.nexus, 2, 7, 0xa, 0).unwrap();
+    assert!(rig.unit.admit(&rig.other, AccessKind::Read).unwrap_err().is_unit_attention());
+    rig.out(&rig.nexus, 3, 0, 0xa, 0).unwrap();
+    rig.unit.admit(&rig.other, AccessKind::Read).unwrap_err();
+    assert_eq!(plain(), (true, true));
+    let changes: [fn(&LogicalUnit); 3] = [
+        |unit| unit.reset(ResetKind::LogicalUnit, None),
+        |unit| unit.set_blocks(4096),
+        |unit| {
+            unit.set_media(Media::Empty);
+            unit.set_media(Media::Ready);
+        },
+    ];
+    for change in changes {
+        change(&rig.unit);
+        assert_eq!(plain(), (false, false));
+        assert!(rig.reply(&[TEST_UNIT_READY]).is_unit_attention());
+        assert_eq!(plain(), (true, false));
+        let sense =
+            rig.unit.execute(&rig.other, &cdb(&[REQUEST_SENSE, 0, 0, 0, 18, 0]), &[], &Env::default());
+        assert!(matches!(sense, Outcome::Reply(reply) if reply.data[2] == UNIT_ATTENTION));
+        assert_eq!(plain(), (true, true));
+    }
+    let third = rig.unit.attach(&name("three"));
+    assert_eq!((plain(), rig.unit.is_plain(&third)), ((true, true), false), "power on");
+    rig.unit.detach(&name("three"));
+    assert_eq!(plain(), (true, true));
+}
+
 /// SPC-5 table 67, for a holder, a registrant and a stranger.
 #[test]
 fn reservations_keep_out_whom_their_type_keeps_out() {

@@ -53,9 +53,6 @@ pub enum Command {
     },
 }
 
-/// Batches that are taken from the wire in a turn.
-const TAKES_MAX: usize = 3;
-
 /// Forwards what the sources of one worker bring.
 pub struct Engine {
     control: ControlWaker,
@@ -183,18 +180,7 @@ impl worker::Engine for Engine {
             Source::Ring(queue) => self.forwarder.forward(queue, budget).map_err(Broken::Ring),
             Source::Intake(wire) if wire.broken => return Polled::Broken,
             Source::Intake(wire) => {
-                let mut all = 0;
-                let mut outcome = Ok((0, false));
-                for _ in 0..TAKES_MAX {
-                    outcome = self.forwarder.forward_intake(wire, budget).map_err(|e| Broken::Io(e.kind()));
-                    let Ok((count, more)) = &mut outcome else { break };
-                    all += *count;
-                    *count = all;
-                    if !*more {
-                        break;
-                    }
-                }
-                outcome
+                self.forwarder.forward_intake(wire, budget).map_err(|e| Broken::Io(e.kind()))
             }
         };
         match outcome {

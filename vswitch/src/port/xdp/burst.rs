@@ -21,8 +21,6 @@ use crate::port::wire::{OUT_PIECES_MAX, OutFrame, Outlet, Refused, Target};
 
 /// Frames of one run, at most: the kernel's free lists of packets are as long.
 const FRAMES_MAX: usize = 128;
-/// Frames that the program is run over at once: as many packets as the kernel's allocator has at hand without its slow path.
-const RUN_MAX: usize = 32;
 /// Where the frames begin in the map; in front of them are `FIRST`, `COUNT` and the descriptors.
 const FRAMES_AT: usize = 8192;
 /// First frame of a run, and how many they are.
@@ -212,8 +210,7 @@ impl BurstOutlet {
         while first < self.frames.len() {
             // A packet has its protocol from the seed, and filters, disciplines and captures go by it.
             let kind = self.kind(first);
-            let end = self.frames.len().min(first + RUN_MAX);
-            let same = (first..end).take_while(|&i| self.kind(i) == kind).count();
+            let same = (first..self.frames.len()).take_while(|&i| self.kind(i) == kind).count();
             self.run(first, same);
             first += same;
         }

@@ -88,7 +88,6 @@ pub fn open_burst(
         table,
         frames,
         used: 0,
-        written: [None; FRAMES_MAX],
         refused,
         failed: None,
         own,
@@ -124,8 +123,6 @@ struct BurstOutlet {
     frames: Vec<Frame>,
     /// Bytes of the area that they take.
     used: usize,
-    /// Where each descriptor leads already.
-    written: [Option<Target>; FRAMES_MAX],
     /// By target; mostly empty.
     refused: Vec<(Target, Refused)>,
     /// Its lane's, and where what is reserved goes now.
@@ -196,14 +193,11 @@ impl BurstOutlet {
     /// Notes that frame `i` of `len` bytes lies at `at`.
     #[inline]
     fn describe(&mut self, i: usize, at: usize, len: usize) {
-        let fields = [(OFFSET, at as u32), (LEN, len as u32), (RESULT, NOT_SENT)];
+        let Target { ifindex, hash } = self.target;
+        let fields =
+            [(OFFSET, at as u32), (LEN, len as u32), (RESULT, NOT_SENT), (IFINDEX, ifindex), (HASH, hash)];
         for (field, value) in fields {
             word(&self.mapping, descriptor(i) + field).store(value, Ordering::Relaxed);
-        }
-        if self.written[i] != Some(self.target) {
-            self.written[i] = Some(self.target);
-            word(&self.mapping, descriptor(i) + IFINDEX).store(self.target.ifindex, Ordering::Relaxed);
-            word(&self.mapping, descriptor(i) + HASH).store(self.target.hash, Ordering::Relaxed);
         }
         self.frames.push(Frame { at, len, target: self.target });
         // Each frame begins on a line of its own.

@@ -286,7 +286,7 @@ impl Run<'_> {
             }
             let key = key(domain, destination);
             let group = match group_of {
-                Some((of, group)) if of == key && group != NONE => group,
+                Some((of, group)) if of == key => group,
                 _ => match self.resolve(i, key, &mut group_of) {
                     Some(group) => group,
                     None => continue,
@@ -428,18 +428,6 @@ impl Run<'_> {
     /// The group of a unicast destination. `None`: the frame has been dealt with.
     #[inline(never)]
     fn resolve(&mut self, i: usize, key: u64, group_of: &mut Option<(u64, u8)>) -> Option<u8> {
-        // The same uplink as the last frame's; its lane is the flow's.
-        if let Some((of, NONE)) = *group_of
-            && of == key
-        {
-            let (table, index) = (self.table, self.last.port);
-            let port = table.port(index)?;
-            let bucket = self.bucket(i, port);
-            return match port.lane_for(bucket) {
-                Some(to) => Some(self.scratch.group_of_ring(to.slot, index, to.pair)),
-                None => self.down(i, port),
-            };
-        }
         let index = if self.last.key == key {
             self.last.port
         } else {
@@ -476,7 +464,6 @@ impl Run<'_> {
             }
             _ => {
                 let to = if port.is_uplink() {
-                    *group_of = Some((key, NONE));
                     let bucket = self.bucket(i, port);
                     port.lane_for(bucket)
                 } else {

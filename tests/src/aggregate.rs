@@ -47,16 +47,24 @@ impl Cables {
             run("ip", &["netns", "add", namespace])?;
         }
         for n in first..first + count {
-            let (near, far) = (cables.near(n), cables.far(n));
-            let mut arguments = vec!["link", "add", &near, "type", "veth", "peer", "name", &far];
-            if let Some(namespace) = &cables.namespace {
-                arguments.extend(["netns", namespace.as_str()]);
-            }
-            run("ip", &arguments)?;
-            run("ip", &["link", "set", &near, "up"])?;
-            cables.plug(n, true)?;
+            cables.make(n)?;
         }
         Ok(cables)
+    }
+
+    /// Makes cable `n`, which is not there yet or any more, and plugs it.
+    ///
+    /// # Errors
+    /// When it is there.
+    pub fn make(&self, n: usize) -> Result {
+        let (near, far) = (self.near(n), self.far(n));
+        let mut arguments = vec!["link", "add", &near, "type", "veth", "peer", "name", &far];
+        if let Some(namespace) = &self.namespace {
+            arguments.extend(["netns", namespace.as_str()]);
+        }
+        run("ip", &arguments)?;
+        run("ip", &["link", "set", &near, "up"])?;
+        self.plug(n, true)
     }
 
     /// The device at the near end of cable `n`.

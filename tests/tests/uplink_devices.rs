@@ -188,7 +188,7 @@ fn lost_device_comes_back() -> Result {
     daemon.ensure_healthy()
 }
 
-/// The same with a member of an aggregate: its place is kept, the other one carries the frames meanwhile.
+/// The same with a member of an aggregate, also deleted and made again: its place is kept, the other one carries the frames meanwhile.
 fn lost_member_comes_back() -> Result {
     let cables = Cables::new(2, true)?;
     let namespace = cables.namespace.clone().unwrap_or_default();
@@ -197,14 +197,12 @@ fn lost_member_comes_back() -> Result {
     wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
     let _load = frames_out(&daemon, NEIGHBOUR, 50, 2000)?;
     daemon.wait_active(1)?;
+    // What the far ends that there are have received.
     let carried = || -> Result<u64> {
-        let mut sum = 0;
-        for n in 0..2 {
-            let path = format!("/sys/class/net/{}/statistics/rx_packets", cables.far(n));
-            let text = run("ip", &["netns", "exec", &namespace, "cat", &path])?;
-            sum += text.trim().parse::<u64>().map_err(|e| Failure::new(format!("{path}: {e}")))?;
-        }
-        Ok(sum)
+        let far = |n| format!("/sys/class/net/{}/statistics/rx_packets", cables.far(n));
+        let line = format!("cat {} {} 2>/dev/null || true", far(0), far(1));
+        let text = run("ip", &["netns", "exec", &namespace, "sh", "-c", &line])?;
+        text.lines().try_fold(0, |sum, count| Ok(sum + count.parse::<u64>()?))
     };
     let flows = || -> Result {
         let (before, end) = (carried()?, Instant::now() + Duration::from_secs(10));
@@ -217,17 +215,33 @@ fn lost_member_comes_back() -> Result {
     flows()?;
     for n in [0, 1] {
         let near = cables.near(n);
+        let is_lost = |daemon: &mut Daemon, line: &str| -> Result {
+            // That it is lost, and what that is to the aggregate; either line may be first.
+            let link = format!("lan900: member {near} is down");
+            let both =
+                |output: &str| (output.contains(line) && output.contains(&link)).then_some(output.len());
+            daemon.console()?.wait_until(line, 5, both)?;
+            let states = if n == 0 { ["Down", "Active"] } else { ["Active", "Down"] };
+            wait_states(daemon, "lan900", &states, 5)?;
+            flows().map_err(|e| e.while_doing(line))
+        };
+        let is_found = |daemon: &Daemon, line: &str| -> Result {
+            wait_states(daemon, "lan900", &["Active", "Active"], 10)?;
+            flows().map_err(|e| e.while_doing(line))
+        };
         for (lose, find, line) in lose_and_find(&near, &namespace) {
             ip(&lose)?;
-            daemon.console()?.wait_for(&line, 5)?;
-            let states = if n == 0 { ["Down", "Active"] } else { ["Active", "Down"] };
-            wait_states(&daemon, "lan900", &states, 5)?;
-            flows().map_err(|e| e.while_doing(&line))?;
+            is_lost(&mut daemon, &line)?;
             ip(&find)?;
             run("ip", &["link", "set", &near, "up"])?;
-            wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
-            flows().map_err(|e| e.while_doing(&line))?;
+            is_found(&daemon, &line)?;
         }
+        // Another device of the same name, with another address, takes the place of one that was deleted.
+        run("ip", &["link", "del", &near])?;
+        let line = format!("{near} is gone; waiting until it comes back");
+        is_lost(&mut daemon, &line)?;
+        cables.make(n)?;
+        is_found(&daemon, &line)?;
     }
     daemon.ensure_healthy()
 }

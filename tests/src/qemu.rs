@@ -23,7 +23,7 @@ pub const NET_MODULES: &[&str] = &[
 ];
 
 /// 8021q and what it needs.
-const VLAN_MODULES: &[&str] = &["llc", "stp", "garp", "mrp", "8021q"];
+pub const VLAN_MODULES: &[&str] = &["llc", "stp", "garp", "mrp", "8021q"];
 
 /// What QEMU's e1000 needs.
 const E1000_MODULES: &[&str] = &["e1000"];

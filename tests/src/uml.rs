@@ -13,10 +13,10 @@ use crate::{Result, scratch};
 const BOOT_S: u64 = 45;
 
 /// What a network device needs, in load order.
-const MODULES: &[&str] = &["failover", "net_failover", "virtio_net"];
+pub const NET_MODULES: &[&str] = &["failover", "net_failover", "virtio_net"];
 
 /// The virtio device id of a network device (virtio 1.3 section 5).
-const VIRTIO_ID_NET: u8 = 1;
+pub const VIRTIO_ID_NET: u8 = 1;
 
 /// Boots a guest whose `eth0` is the port behind `socket`.
 ///
@@ -31,7 +31,7 @@ pub fn start(name: &str, socket: &Path) -> Result<LinuxGuest> {
 /// # Errors
 /// When something is missing.
 pub fn launch(name: &str, socket: &Path) -> Result<Booting> {
-    launch_with(name, MODULES, &Extras::default(), &[(socket, VIRTIO_ID_NET)])
+    launch_with(name, NET_MODULES, &Extras::default(), &[(socket, VIRTIO_ID_NET)])
 }
 
 /// Starts a guest with these kernel modules, in load order, these files beside busybox, and these devices: socket and virtio

@@ -1,5 +1,5 @@
 //! VLANs on a real wire, frame by frame: access ports, trunks, the native VLAN, priority tags, offloads in a VLAN, tags in the frame's bytes and beside
-//! it; and Linux' own VLAN device at the other end. What leaves is read off the wire by tcpdump, what arrives is compared byte for byte. Each case has a
+//! it. (Linux' own VLAN devices are in `guest_kernels.rs`.) What leaves is read off the wire by tcpdump, what arrives is compared byte for byte. Each case has a
 //! network namespace of its own (root).
 
 use std::process::ExitCode;
@@ -224,6 +224,13 @@ fn native_vlan() -> Result {
         site.arrive(&tag.map_or_else(|| frame.clone(), |tci| with_tag(&frame, tci)))?;
         of_ten.push(frame);
     }
+    // The trunk gets it with the tag that its VLAN has for it.
+    let to_trunk = site.frame(&mac_of(3), FAR);
+    site.arrive(&to_trunk)?;
+    let got = site.guests[2].received_until(&with_tag(&to_trunk, 10))?;
+    let broadcasts = of_ten.iter().step_by(2).map(|frame| with_tag(frame, 10));
+    let all = broadcasts.chain([with_tag(&to_trunk, 10)]);
+    ensure(all.clone().all(|frame| got.contains(&frame)) && got.len() == all.count(), || hex(&got))?;
     let of_twenty = site.frame(BROADCAST, FAR);
     site.arrive(&with_tag(&of_twenty, 20))?;
     site.ensure_got(1, &[of_twenty], "VLAN 20")?;

@@ -99,6 +99,7 @@ const SYSTEM: &[&str] = &[
     "taps",
     "uplinks",
     "wire_vlans",
+    "guest_kernels",
     "uplink_devices",
     "uplink_host",
     "link_status",

@@ -369,7 +369,8 @@ fn wanted(config: &Config) -> BTreeMap<TapKey, Definition> {
         wanted.insert(TapKey::Lan(key), definition);
     }
     for vswitch in config.vswitches.iter().map(|v| &v.settings).filter(|v| v.host_port) {
-        let spec = host_spec(config, &vswitch.name);
+        let native = vswitch.uplink.as_ref().and_then(|uplink| config.uplink(uplink).native_vlan);
+        let spec = host_spec(config, &vswitch.name, native);
         let device =
             TapSpec { name: vswitch.name.clone(), side: Side::Host(spec.mac), mtu: HOST_MTU, offloads: true };
         let definition = Definition { vswitch: vswitch.name.clone(), spec, device };
@@ -387,12 +388,13 @@ fn lan_device(guest: &str, network: &NetworkConfig) -> TapSpec {
     }
 }
 
-/// The host on its vswitch: in the untagged network, and in every VLAN that a port has, by VLAN interfaces on the TAP. It may have
+/// The host on its vswitch: in the untagged network, which the native VLAN is, and in every other VLAN that a port has, by VLAN interfaces on the TAP. It may have
 /// bridges and containers behind it, so it is trusted; the addresses of guests stay protected from it all the same.
-fn host_spec(config: &Config, vswitch: &str) -> PortSpec {
+fn host_spec(config: &Config, vswitch: &str, native: Option<VlanId>) -> PortSpec {
     let ports = || config.networks().filter(|(_, network)| network.vswitch == vswitch);
     let mut trunk: Vec<VlanId> = ports()
         .flat_map(|(_, network)| network.vlan.into_iter().chain(network.trunk.iter().copied()))
+        .filter(|vlan| Some(*vlan) != native)
         .collect();
     trunk.sort_unstable_by_key(|vlan| vlan.get());
     trunk.dedup();

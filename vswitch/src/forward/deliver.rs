@@ -351,7 +351,7 @@ impl<'a> Courier<'a> {
     ) -> Result<Option<Full>, RingError> {
         // Held in registers: `self` and `out` would be read and written for each frame.
         let (frames, snaps, batch) = (self.frames, self.snaps, self.batch);
-        let (domain, len_max) = (port.domain, port.frame_len_max);
+        let (untagged, len_max) = (port.untagged, port.frame_len_max);
         let (mut count, mut octets, mut grouped) = (0, 0, 0);
         let mut at = job.first;
         let mut full = None;
@@ -364,7 +364,7 @@ impl<'a> Courier<'a> {
             }
             inject::point("forward::push");
             let len = frame.len as usize;
-            if !frame.plain || frame.domain != domain || len > len_max {
+            if !frame.plain || frame.domain != untagged || len > len_max {
                 self.push_changed(delivery, port, features, i, out)?;
                 continue;
             }
@@ -467,7 +467,7 @@ impl<'a> Courier<'a> {
         let mut start = TAG_LEN;
         self.edit[TAG_LEN..TAG_LEN + head_len]
             .copy_from_slice(self.snaps[i].head(usize::from(frame.start), head_len));
-        if frame.domain != port.domain {
+        if frame.domain != port.untagged {
             let vid = self.table.domains[usize::from(frame.domain.0)].vid;
             if let Some(tagged) = vlan::insert_tag(&mut self.edit[..], start, vid) {
                 start = tagged;

@@ -12,8 +12,8 @@ use avio_proto::config::{MacAddr, VlanId};
 
 use super::mac::{DOMAINS_MAX, MacTable, NewEntry, Origin, key};
 use super::{
-    Domain, DomainIndex, EnabledPair, LEARNED_MAX, Learner, PORTS_MAX, Port, PortIndex, PortSpec, PortState,
-    Table,
+    Domain, DomainIndex, EnabledPair, LEARNED_MAX, Learner, NO_DOMAIN, PORTS_MAX, Port, PortIndex, PortSpec,
+    PortState, Table,
 };
 use crate::port::PortKind;
 use crate::port::guest::PAIRS_MAX;
@@ -138,6 +138,7 @@ impl TableBuilder {
                 && spec.rate_mbps == 0
                 && spec.storm_pps == 0,
             domain,
+            untagged: if trunk.iter().any(|&(_, tagged)| tagged == domain) { NO_DOMAIN } else { domain },
             trunk,
             frame_len_max: usize::from(spec.mtu) + ETHERNET_HEADER_LEN,
             enabled,
@@ -198,6 +199,7 @@ impl TableBuilder {
             mac: spec.mac.to_u64(),
             plain: false,
             domain,
+            untagged: domain,
             trunk: Box::default(),
             frame_len_max: usize::from(spec.mtu) + ETHERNET_HEADER_LEN,
             enabled,

@@ -43,6 +43,9 @@ pub const PORTS_MAX: usize = 65_536;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct DomainIndex(pub u16);
 
+/// No domain is numbered so.
+pub(crate) const NO_DOMAIN: DomainIndex = DomainIndex(u16::MAX);
+
 /// A broadcast domain.
 #[derive(Debug, Default)]
 pub(crate) struct Domain {
@@ -83,6 +86,8 @@ pub struct Port {
     pub(crate) plain: bool,
     /// Domain of its untagged frames.
     pub(crate) domain: DomainIndex,
+    /// The domain whose frames it gets without a tag: the same, or [`NO_DOMAIN`] if the trunk has it, as where a trunk names the native VLAN.
+    pub(crate) untagged: DomainIndex,
     /// Domains of its tagged frames by VLAN, ascending.
     pub(crate) trunk: Box<[(u16, DomainIndex)]>,
     /// Longest untagged frame that is not a segmentation frame, in bytes.

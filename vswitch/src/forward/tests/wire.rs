@@ -291,6 +291,30 @@ fn the_native_vlan_is_the_untagged_network_and_goes_without_a_tag() {
 }
 
 #[test]
+fn a_trunk_that_names_the_native_vlan_has_it_with_its_tag() {
+    let mut trunk = guest(4);
+    trunk.spec.trunk = [10, 20].into_iter().filter_map(VlanId::new).collect();
+    let mut wired = Wired::new([guest(1), in_vlan(2, 10), trunk], 1);
+    wired.spec.vlan = VlanId::new(10);
+    wired.publish(&Distribution::all_to(0), Balance::LbMac);
+    let frames = |wired: &mut Wired, port: usize| -> Vec<Vec<u8>> {
+        wired.rig.received(port).into_iter().map(|arrived| arrived.frame).collect()
+    };
+    // From the wire without a tag, and from a port without one.
+    for to in [mac(4), avio_proto::config::MacAddr::BROADCAST] {
+        wired.arrive(&frame(to, mac(77), 0x0800, 100), None);
+        assert_eq!(frames(&mut wired, 2), [tagged(to, mac(77), 10, 0x0800, 100)]);
+        wired.rig.send(1, &frame(to, mac(2), 0x0800, 100));
+        assert_eq!(frames(&mut wired, 2), [tagged(to, mac(2), 10, 0x0800, 100)]);
+    }
+    wired.sent(0);
+    wired.rig.send(2, &tagged(mac(77), mac(4), 10, 0x0800, 100));
+    assert_eq!(wired.sent(0), [frame(mac(77), mac(4), 0x0800, 100)]);
+    wired.rig.send(2, &tagged(mac(2), mac(4), 10, 0x0800, 100));
+    assert_eq!(frames(&mut wired, 1).last(), Some(&frame(mac(2), mac(4), 0x0800, 100)));
+}
+
+#[test]
 fn a_distribution_chooses_the_member_and_may_hold_a_bucket() {
     let mut wired = Wired::new([guest(1)], 2);
     let mut distribution = Distribution::all_to(0);

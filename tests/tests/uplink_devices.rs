@@ -327,6 +327,11 @@ fn what_cannot_be_an_uplink() -> Result {
                 vec![near, "is named twice"],
             ),
             (
+                aggregate("lan900", &format!("\"{near}\", \"{tap}\""), "mode = \"FEC_AUTO\""),
+                vec![],
+                vec!["FEC_AUTO (Cisco PAgP) is a proprietary protocol", "write LACP_AUTO, or MANUAL"],
+            ),
+            (
                 aggregate("lan900", &format!("\"{near}\", \"{slow}\""), "mode = \"LACP_AUTO\""),
                 vec![],
                 vec!["aggregate `lan900`", &slow, "100 Mbit/s"],

@@ -105,6 +105,7 @@ const SYSTEM: &[&str] = &[
     "link_status",
     "migration",
     "aggregates",
+    "aggregate_rules",
     "aggregate_guard",
     "aggregate_traffic",
     "aggregate_load",

@@ -224,7 +224,8 @@ fn generator(wire: &Wire) -> Result<Box<dyn Outlet>> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(std::io::Error::from)?;
         let (_, outlet, ..) =
-            open_xsk(index, 0, Wanted { copy: true, frame_len_max: 1518, busy_poll: false }).map_err(told)?;
+            open_xsk(index, 0, Wanted { copy: true, frame_len_max: 1518, ..Wanted::default() })
+                .map_err(told)?;
         Ok(outlet)
     };
     // A thread of its own: the namespace is the thread's.

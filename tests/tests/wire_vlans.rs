@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use avio_guest::net::Offloads;
 use avio_proto::virtio::net::{F_NEEDS_CSUM, GSO_TCPV4, NetHeader};
-use avio_tests::Result;
 use avio_tests::capture::{Capture, hex};
 use avio_tests::case::{self, Case};
 use avio_tests::config::{Config, mac_of};
@@ -19,6 +18,8 @@ use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, tcp, tcp_unfinished, w
 use avio_tests::netns::{host, inside};
 use avio_tests::uplink::{best, device};
 use avio_tests::wire::{RawSender, run};
+use avio_tests::{Failure, Result};
+use avio_vswitch::port::xdp::{Wanted, open_xsk};
 
 /// For cases without a real guest, in seconds; they take about two.
 const ALONE_S: u64 = 40;
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
         Case::new("native_vlan", ALONE_S, || inside(native_vlan)).data_path(),
         Case::new("priority_tags", ALONE_S, || inside(priority_tags)).data_path(),
         Case::new("offloads_in_vlans", ALONE_S, || inside(offloads_in_vlans)).data_path(),
+        Case::new("checksums_by_metadata", ALONE_S, || inside(checksums_by_metadata)),
+        Case::new("checksums_of_long_frames", ALONE_S, || inside(checksums_of_long_frames)),
         Case::new("tags_beside_frames", ALONE_S, || inside(tags_beside_frames)).data_path(),
         Case::new("tags_without_metadata", ALONE_S, || inside(tags_without_metadata)),
         Case::new("service_tags", ALONE_S, || inside(service_tags)).data_path(),
@@ -288,7 +291,10 @@ fn unfinished(tag_len: u16, size: Option<u16>) -> NetHeader {
 
 /// What a guest leaves to the switch is done inside a tag, too: checksums, segments; seen by tcpdump.
 fn offloads_in_vlans() -> Result {
-    let mut site = site("", &["vlan = 120", "trunk = [10]"], Offloads::Tso)?;
+    offloads(site("", &["vlan = 120", "trunk = [10]"], Offloads::Tso)?)
+}
+
+fn offloads(mut site: Site) -> Result {
     let [access, trunk] = [1, 2].map(|port| tcp_unfinished(FAR, &mac_of(port), 10_000));
     site.guests[0].send_with(&unfinished(0, Some(1000)), &access)?;
     site.guests[1].send_with(&unfinished(4, Some(1000)), &with_tag(&trunk, 10))?;
@@ -311,6 +317,80 @@ fn offloads_in_vlans() -> Result {
     let right = site.capture.ensure_checksums()?;
     ensure(right == 21, || format!("{right} checksums"))?;
     site.daemon.ensure_healthy()
+}
+
+/// The same where an AF_XDP socket is told of checksums that are still to be filled in: the kernel does that in copy mode, and leaves it to the other end of the
+/// pair once the device says that it can, so the switch has not. Without the hook that is for zero-copy alone, and the switch fills
+/// them in; so it does where the kernel has no room for metadata.
+fn checksums_by_metadata() -> Result {
+    let ring = ("AVIO_DISABLE", "xdp_burst");
+    let ports = ["vlan = 120", "trunk = [10]"];
+    let hook = [ring, ("AVIO_TEST_PANIC", "uplink::tx_checksum:1")];
+    let mut site = site_with(&hook, "", &ports, Offloads::Tso)?;
+    for (key, wanted) in [("access", "copy"), ("sent_by", "Ring"), ("checksums_by", "Kernel")] {
+        let shown = device(&site.daemon, key)?;
+        ensure(shown == wanted, || format!("{key}: {shown}, not {wanted}"))?;
+    }
+    run("ethtool", &["-K", UPLINK, "tx", "on"])?;
+    let open = tcp_unfinished(FAR, &mac_of(1), 200);
+    site.guests[0].send_with(&unfinished(0, None), &open)?;
+    site.left(&with_tag(&open, 120))?;
+    run("ethtool", &["-K", UPLINK, "tx", "off"])?;
+    site.capture = Capture::start(None, WIRE, "")?;
+    offloads(site)?;
+    // Not zero-copy, and then a kernel that knows nothing of metadata.
+    let refused = ("AVIO_TEST_PANIC", "uplink::tx_checksum:1,uplink::tx_metadata_refused:1");
+    for environment in [&[ring][..], &[ring, refused]] {
+        run("ip", &["link", "del", UPLINK])?;
+        let site = site_with(environment, "", &ports, Offloads::Tso)?;
+        for (key, wanted) in [("sent_by", "Ring"), ("checksums_by", "Switch")] {
+            let shown = device(&site.daemon, key)?;
+            ensure(shown == wanted, || format!("{environment:?}: {key}: {shown}, not {wanted}"))?;
+        }
+        offloads(site)?;
+    }
+    Ok(())
+}
+
+/// A frame in several chunks has its metadata in front of the first; one without any goes out as it is.
+fn checksums_of_long_frames() -> Result {
+    run("ip", &["link", "add", UPLINK, "type", "veth", "peer", "name", WIRE])?;
+    for device in [UPLINK, WIRE] {
+        run("ethtool", &["-K", device, "tx", "off"])?;
+        run("ip", &["link", "set", device, "mtu", "9000", "up"])?;
+    }
+    let capture = Capture::start(None, WIRE, "tcp")?;
+    let index = std::fs::read_to_string(format!("/sys/class/net/{UPLINK}/ifindex"))?.trim().parse()?;
+    let wanted = Wanted {
+        copy: true,
+        frame_len_max: 9018,
+        checksums: true,
+        checksums_copied: true,
+        ..Wanted::default()
+    };
+    let (_intake, mut outlet, info, _watch) =
+        open_xsk(index, 0, wanted).map_err(|e| Failure::new(e.to_string()))?;
+    ensure(info.checksums && info.multi_buffer, || format!("{info:?}"))?;
+    // The longest that one chunk takes, and one byte more, among them.
+    let lengths = [1, 3978, 3979, 8000];
+    for payload_len in lengths {
+        for frame in [tcp_unfinished(FAR, &mac_of(1), payload_len), tcp(FAR, &mac_of(1), payload_len)] {
+            let pieces = outlet.reserve(frame.len()).map_err(|e| Failure::new(format!("{e:?}")))?;
+            let mut done = 0;
+            for piece in pieces {
+                done += piece.copy_from(&frame[done..]);
+            }
+            ensure(done == frame.len(), || format!("{done} bytes of {}", frame.len()))?;
+            if frame != tcp(FAR, &mac_of(1), payload_len) {
+                outlet.sum(34, 16);
+            }
+        }
+        outlet.commit()?;
+    }
+    let all: Vec<Vec<u8>> = lengths.iter().flat_map(|&len| vec![tcp(FAR, &mac_of(1), len); 2]).collect();
+    let left = capture.frames_when("eight frames", |frames| frames.len() >= all.len())?;
+    ensure(left == all, || hex(&left))?;
+    capture.ensure_checksums().map(drop)
 }
 
 /// A bridge at the far end: what it sends has its tags beside the frames, not in their bytes, and the two ends of a veth pair pass that on.

@@ -282,7 +282,7 @@ fn generator(wire: &Wire) -> Result<Box<dyn Outlet>> {
     let open = move || -> Result<Box<dyn Outlet>> {
         move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
             .map_err(std::io::Error::from)?;
-        let wanted = Wanted { copy: true, frame_len_max: 1518, busy_poll: false };
+        let wanted = Wanted { copy: true, frame_len_max: 1518, ..Wanted::default() };
         let (_, outlet, ..) = open_xsk(index, 0, wanted).map_err(|e| Failure::new(e.to_string()))?;
         Ok(outlet)
     };

@@ -3,7 +3,7 @@
 
 use avio_proto::mem::Tail;
 use avio_proto::ring::{Delivery, Undelivered, place, place_summed};
-use avio_proto::virtio::net::HEADER_LEN;
+use avio_proto::virtio::net::{F_NEEDS_CSUM, HEADER_LEN, NetHeader};
 
 use crate::offload::Completion;
 use crate::port::wire::Outlet;
@@ -67,6 +67,10 @@ impl Put for LanePut<'_> {
     fn push(&mut self, header: &[u8; HEADER_LEN], head: &[u8], tail: Tail<'_>) -> Result<(), Undelivered> {
         let frame = self.outlet.reserve(self.header_len + head.len() + tail.len)?;
         place(&frame, &header[..self.header_len], head, tail);
+        if self.header_len == 0 && header[0] & F_NEEDS_CSUM != 0 {
+            let NetHeader { csum_start, csum_offset, .. } = NetHeader::from_bytes(header);
+            self.outlet.sum(csum_start, csum_offset);
+        }
         Ok(())
     }
 

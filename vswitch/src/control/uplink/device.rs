@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
+use avio_host::inject;
 use avio_host::links::Link;
 use avio_host::netdev::xdp_abilities;
 use avio_proto::config::{MacAddr, UplinkAccess};
@@ -279,13 +280,20 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
     })?;
     let io = |error: io::Error| format!("{step}: {error}");
     program.leave(&request.hosts.left(led)).map_err(|(mac, error)| format!("{step}: {mac}: {error}"))?;
-    let wanted =
-        Wanted { copy, frame_len_max: request.link.mtu as usize + HEADER_MAX, busy_poll: request.busy_poll };
+    // No device that tests have sums what a socket asks for; the kernel does in its place where it copies.
+    let checksums_copied = inject::happens("uplink::tx_checksum");
+    let wanted = Wanted {
+        copy,
+        frame_len_max: request.link.mtu as usize + HEADER_MAX,
+        busy_poll: request.busy_poll,
+        checksums: checksums_copied || !copy && abilities.zero_copy && abilities.tx_checksum,
+        checksums_copied,
+    };
     let told = driver_info(name).map_or(0, |info| info.queues);
     let queues = if told > 0 { told.min(request.link.rx_queues) } else { request.link.rx_queues };
     let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
-    let mut bursts = 0;
+    let (mut bursts, mut summing) = (0, 0);
     for queue in 0..queues.min(crate::port::xdp::QUEUES_MAX) {
         let (intake, outlet, info, watch) = match open_patiently(index, queue, wanted) {
             Ok(open) => open,
@@ -312,7 +320,10 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
                 }
             }
         };
-        lanes.push(Lane::new(outlet, 0, 0));
+        // A burst's frames are complete.
+        let takes_partial = info.checksums && outlet.target().is_none();
+        summing += usize::from(takes_partial);
+        lanes.push(Lane::new(outlet, 0, if takes_partial { f::NET_GUEST_CSUM } else { 0 }));
         all.get_or_insert(info).zero_copy &= info.zero_copy;
     }
     let info = all.ok_or_else(|| format!("{step}: it has no queue"))?;
@@ -335,7 +346,11 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
         vlan_metadata: program.sees_vlan_tags(),
         sent_by,
         segments_by: OffloadedTo::Switch,
-        checksums_by: OffloadedTo::Switch,
+        checksums_by: match (summing == lanes.len(), info.zero_copy) {
+            (true, true) => OffloadedTo::Device,
+            (true, false) => OffloadedTo::Kernel,
+            (false, _) => OffloadedTo::Switch,
+        },
         switched_off: LinkFeatures::NONE,
         remarks: Vec::new(),
     };

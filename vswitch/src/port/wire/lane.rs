@@ -30,6 +30,10 @@ pub trait Outlet: Send {
         false
     }
 
+    /// The checksum of the last frame that was reserved (and has been written) is still to be filled in: from `start` on, `offset` bytes behind that. Only of
+    /// outlets whose lane takes such frames (`NET_GUEST_CSUM`) without a header that says so.
+    fn sum(&mut self, _start: u16, _offset: u16) {}
+
     /// Hands all that was reserved (and has been written) to the kernel, with one system call at most.
     ///
     /// # Errors

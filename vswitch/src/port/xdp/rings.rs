@@ -12,6 +12,8 @@ use super::sys::RingMapping;
 
 /// `XDP_PKT_CONTD`: the frame goes on in the next descriptor (Linux 6.6).
 const CONTINUED: u32 = 1;
+/// `XDP_TX_METADATA`: there is metadata in front of the frame (Linux 6.8).
+const METADATA: u32 = 1 << 1;
 /// `XDP_RING_NEED_WAKEUP`.
 const NEED_WAKEUP: u32 = 1;
 
@@ -114,6 +116,16 @@ impl Ring {
         // SAFETY: as in `put_addr`; a descriptor is an address, a length and an options word, 16 bytes.
         unsafe { self.entry(self.local).cast::<[u64; 2]>().write_volatile([addr, rest]) };
         self.local = self.local.wrapping_add(1);
+    }
+
+    /// The frame that begins in the last but `back` (from 1 on) of the entries that are not published has metadata in front of it.
+    pub(super) fn mark_metadata(&mut self, back: u32) {
+        let entry = self.entry(self.local.wrapping_sub(back)).cast::<[u64; 2]>();
+        // SAFETY: as in `put_addr`.
+        unsafe {
+            let [addr, rest] = entry.read_volatile();
+            entry.write_volatile([addr, rest | u64::from(METADATA) << 32]);
+        }
     }
 
     /// Takes back the last `count` entries that are not published.

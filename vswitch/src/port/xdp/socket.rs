@@ -2,6 +2,9 @@
 //!
 //! The UMEM is a memfd of our own; its first half is for receiving and goes round through fill and receive ring (the intake's), the second half is
 //! for sending and goes round through transmit and completion ring (the outlet's). So the two halves share nothing but the descriptor.
+//!
+//! A device that is zero-copy and says that it sums (Documentation/networking/xsk-tx-metadata.rst) is told in front of a frame where its checksum goes. In copy mode
+//! the kernel would do it in a pass of its own, so there the switch does while it copies. For receiving the kernel has no such metadata.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,6 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use avio_host::frame_memory::FrameMemory;
+use avio_host::inject;
 use avio_proto::mem::{GuestSlice, RegionHint};
 use avio_proto::ring::{Batch, CHAINS_MAX, ChainArena, Collector, Undelivered};
 
@@ -36,6 +40,12 @@ const BIND_NEED_WAKEUP: u16 = 1 << 3;
 /// Linux 6.6.
 const BIND_USE_SG: u16 = 1 << 4;
 const OPTION_ZERO_COPY: u32 = 1;
+/// `XDP_UMEM_TX_METADATA_LEN` (Linux 6.11): what lies in front of each frame to send may be metadata.
+const UMEM_TX_METADATA_LEN: u32 = 1 << 2;
+/// `XDP_TXMD_FLAGS_CHECKSUM` of `struct xsk_tx_metadata`.
+const METADATA_CHECKSUM: u64 = 1 << 1;
+/// Room for metadata: of its own cache line, so that frames begin on one. The structure's first fields are all that is read unless its flags say otherwise.
+const METADATA_LEN: usize = 64;
 
 /// Bytes of a chunk of the UMEM: a page, the largest there is; a frame with the kernel's headroom of 256 bytes and an MTU of up to 3,500 fits
 /// one.
@@ -58,7 +68,7 @@ const PAUSE: Duration = Duration::from_micros(5);
 const REAP_BELOW: usize = 256;
 
 /// How a socket is to be bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Not zero-copy, although the driver may say it can.
     pub copy: bool,
@@ -66,6 +76,10 @@ pub struct Wanted {
     pub frame_len_max: usize,
     /// Prefer busy polling (Linux 5.11) where the device is zero-copy, for workers that never sleep.
     pub busy_poll: bool,
+    /// Leave checksums to the device where it is zero-copy: it says that it can.
+    pub checksums: bool,
+    /// In copy mode as well, where the kernel then has them filled in: for tests.
+    pub checksums_copied: bool,
 }
 
 /// What was negotiated.
@@ -81,6 +95,8 @@ pub struct XskInfo {
     pub ring_size: u32,
     /// The kernel says when it wants a system call. Linux has that since 5.4, and it is always asked for.
     pub need_wakeup: bool,
+    /// The outlet takes [`Outlet::sum`].
+    pub checksums: bool,
 }
 
 /// Why there is no socket on a queue.
@@ -120,7 +136,18 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
     umem[..8].copy_from_slice(&(base as u64).to_ne_bytes());
     umem[8..16].copy_from_slice(&(len as u64).to_ne_bytes());
     umem[16..20].copy_from_slice(&(CHUNK as u32).to_ne_bytes());
-    sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem)?;
+    let has_metadata = wanted.checksums && {
+        let mut umem = umem;
+        umem[24..28].copy_from_slice(&UMEM_TX_METADATA_LEN.to_ne_bytes());
+        // More than the kernel takes stands for a kernel that does not know of it.
+        let len = if inject::happens("uplink::tx_metadata_refused") { 256 } else { METADATA_LEN };
+        umem[28..32].copy_from_slice(&(len as u32).to_ne_bytes());
+        // An older kernel refuses the flag: the switch fills checksums in.
+        sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem).is_ok()
+    };
+    if !has_metadata {
+        sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem)?;
+    }
     for ring in [XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING] {
         sys::set_option(fd.as_fd(), SOL_XDP, ring, &ENTRIES.to_ne_bytes())?;
     }
@@ -158,9 +185,18 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         completion,
         free,
         reserved: Vec::with_capacity(taken_max()),
+        front: if has_metadata { METADATA_LEN } else { 0 },
+        last: (0, 0),
         multi_buffer,
     };
-    let info = XskInfo { zero_copy, multi_buffer, busy_poll, ring_size: ENTRIES, need_wakeup: true };
+    let info = XskInfo {
+        zero_copy,
+        multi_buffer,
+        busy_poll,
+        ring_size: ENTRIES,
+        need_wakeup: true,
+        checksums: has_metadata && (zero_copy || wanted.checksums_copied),
+    };
     Ok((Box::new(intake), Box::new(outlet), info, watch))
 }
 
@@ -325,12 +361,17 @@ struct XskOutlet {
     free: Vec<u64>,
     /// Chunks put since the last commit, for taking them back.
     reserved: Vec<u64>,
+    /// Bytes in front of what is sent of a chunk, for metadata.
+    front: usize,
+    /// Of the last frame: its first chunk, and how many it has.
+    last: (u64, u32),
     multi_buffer: bool,
 }
 
 impl Outlet for XskOutlet {
     fn reserve(&mut self, len: usize) -> Result<OutFrame<'_>, Undelivered> {
-        let count = len.div_ceil(CHUNK).max(1);
+        let room = CHUNK - self.front;
+        let count = len.div_ceil(room).max(1);
         if count > 1 && !self.multi_buffer || count > OUT_PIECES_MAX {
             return Err(Undelivered::TooLong);
         }
@@ -347,13 +388,29 @@ impl Outlet for XskOutlet {
         let mut left = len;
         for piece in &mut frame[..count] {
             let addr = self.free.pop().unwrap_or_default();
-            let part = left.min(CHUNK);
+            let part = left.min(room);
             left -= part;
-            *piece = table.slice(&mut hint, addr, part).ok_or(Undelivered::NoBuffer)?;
-            self.transmit.put_desc(Desc { addr, len: part as u32, continued: left > 0 });
+            let at = addr + self.front as u64;
+            *piece = table.slice(&mut hint, at, part).ok_or(Undelivered::NoBuffer)?;
+            self.transmit.put_desc(Desc { addr: at, len: part as u32, continued: left > 0 });
             self.reserved.push(addr);
         }
+        self.last = (self.reserved[self.reserved.len() - count], count as u32);
         Ok(frame)
+    }
+
+    fn sum(&mut self, start: u16, offset: u16) {
+        let (chunk, pieces) = self.last;
+        // `struct xsk_tx_metadata`: flags, then where summing begins and where behind that the sum goes.
+        let mut metadata = [0; 16];
+        metadata[..8].copy_from_slice(&METADATA_CHECKSUM.to_ne_bytes());
+        metadata[8..10].copy_from_slice(&start.to_ne_bytes());
+        metadata[10..12].copy_from_slice(&offset.to_ne_bytes());
+        let table = self.socket.memory.table();
+        if let Some(room) = table.slice(&mut RegionHint::default(), chunk, metadata.len()) {
+            room.copy_from(&metadata);
+            self.transmit.mark_metadata(pieces);
+        }
     }
 
     fn commit(&mut self) -> io::Result<()> {

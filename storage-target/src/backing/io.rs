@@ -94,6 +94,15 @@ struct Running {
     plain: bool,
 }
 
+impl Running {
+    /// Whether the kernel may do it, or complete it, on a thread: all but reads, and reads where it always does.
+    #[inline]
+    fn may_need_thread(&self) -> bool {
+        !matches!(self.access, Access::Read)
+            || matches!(self.backing.medium, Medium::File(FileMedium { by_threads: true, .. }))
+    }
+}
+
 /// A worker's access to backings.
 pub struct Io {
     capabilities: Capabilities,
@@ -106,8 +115,8 @@ pub struct Io {
     done: Vec<Done>,
     completions: Vec<Completion>,
     next_look: Instant,
-    /// Accesses under way that are no reads.
-    changing: usize,
+    /// Accesses under way that a thread of the kernel's may have to do.
+    threaded: usize,
     /// When something last began or completed, and when that was last looked at, or a batch begun.
     progress: Instant,
     looked: Instant,
@@ -133,7 +142,7 @@ impl Io {
             done: Vec::new(),
             completions: Vec::new(),
             next_look: now,
-            changing: 0,
+            threaded: 0,
             progress: now,
             looked: now,
             in_vain: false,
@@ -153,13 +162,14 @@ impl Io {
     }
 
     /// Whether threads of the kernel's may be waiting for this core to go on with what is under way: those of io_uring, which
-    /// takes up there what it cannot begin without waiting, and those that complete writes of a file system. Meant for
+    /// takes up there what it cannot begin without waiting, which is everything on some devices, and those that complete writes of a file
+    /// system. Meant for
     /// who has just found nothing with [`reap`](Self::reap), and would go on looking.
     #[inline]
     #[must_use]
     pub fn may_need_core(&self) -> bool {
         self.in_flight() > 0
-            && (self.changing > 0 || self.looked.saturating_duration_since(self.progress) > READ_PATIENCE)
+            && (self.threaded > 0 || self.looked.saturating_duration_since(self.progress) > READ_PATIENCE)
     }
 
     /// Accesses that are pending, those included that were given up and that the kernel still has, and those whose completion
@@ -362,7 +372,7 @@ impl Io {
     }
 
     fn add(&mut self, running: Running) -> u32 {
-        self.changing += usize::from(!matches!(running.access, Access::Read));
+        self.threaded += usize::from(running.may_need_thread());
         match self.free.pop() {
             Some(index) => {
                 self.running[index as usize] = Some(running);
@@ -453,7 +463,7 @@ impl Io {
         if running.given_up {
             // It came back after all: the backing lives.
             running.backing.stuck.fetch_sub(1, Ordering::Relaxed);
-            self.changing -= usize::from(!matches!(running.access, Access::Read));
+            self.threaded -= usize::from(running.may_need_thread());
             self.running[index as usize] = None;
             self.free.push(index);
             return;
@@ -548,7 +558,7 @@ impl Io {
     fn finish(&mut self, index: u32, result: Result<(), IoError>) {
         let Some(mut running) = self.running[index as usize].take() else { return };
         self.free.push(index);
-        self.changing -= usize::from(!matches!(running.access, Access::Read));
+        self.threaded -= usize::from(running.may_need_thread());
         if matches!(running.step, Step::Held(_)) {
             self.held_count -= 1;
         }

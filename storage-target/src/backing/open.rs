@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::file::wants_threads;
 use super::{Backing, Faults, FileMedium, Limits, Medium, MemoryStore};
 use crate::uring::{ClaimError, claim};
 
@@ -181,7 +182,8 @@ fn open_file(
         plain
     };
     let identity = (stat.st_dev, stat.st_ino);
-    let medium = FileMedium { fd: Arc::new(fd), identity, writes_through };
+    let by_threads = wants_threads(fd.as_fd());
+    let medium = FileMedium { fd: Arc::new(fd), identity, writes_through, by_threads };
     let size = medium.size_bytes().or_else(|e| refuse(spec, e))?;
     let limits = Limits {
         block_size,
@@ -282,7 +284,8 @@ fn open_device(
         );
     }
     let identity = (0, stat.st_rdev);
-    let medium = FileMedium { fd: Arc::new(fd), identity, writes_through };
+    let by_threads = wants_threads(fd.as_fd());
+    let medium = FileMedium { fd: Arc::new(fd), identity, writes_through, by_threads };
     let size = medium.size_bytes().or_else(|e| refuse(spec, e))?;
     let limits = Limits {
         block_size,

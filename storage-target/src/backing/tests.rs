@@ -1,6 +1,7 @@
 //! Backings as a worker uses them, on real files, with every newer kernel facility and without any.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,6 +108,32 @@ fn bytes_of(memory: Memory) -> Vec<u8> {
 }
 
 const WRITE: Access = Access::Write { durable: false };
+
+#[test]
+fn reads_that_threads_do_ask_for_the_core_at_once() {
+    // A file that cannot say that it would have to wait, as zram's devices cannot.
+    assert!(file::wants_threads(File::open("/proc/self/status").unwrap().as_fd()));
+    for by_threads in [false, true] {
+        let image = Image::new(&format!("avio-threads-{by_threads}"), 1 << 20);
+        let mut backing = open(&format!("file:{}", image.0.display())).unwrap();
+        let Some(Backing { medium: Medium::File(medium), .. }) = Arc::get_mut(&mut backing) else {
+            panic!("no file, or not ours alone")
+        };
+        assert!(!medium.by_threads, "a file system's own files need no thread for a read");
+        medium.by_threads = by_threads;
+        let mut io = io("");
+        let started = io.start(&backing, Access::Read, 0, 4096, own(&[0; 4096]), 1, LONG);
+        assert!(matches!(started, Started::Pending));
+        assert_eq!(io.may_need_core(), by_threads);
+        let (set, mut done) = (EventFd::new().unwrap(), Vec::new());
+        io.flush_submissions();
+        while done.is_empty() {
+            io.wait(set.as_fd(), Some(Duration::from_millis(100)));
+            io.reap(&mut done);
+        }
+        assert!(!io.may_need_core(), "nothing is under way");
+    }
+}
 
 #[test]
 fn a_file_holds_what_was_written_with_and_without_newer_facilities() {

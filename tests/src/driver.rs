@@ -77,12 +77,20 @@ impl Driver {
     /// # Errors
     /// When the switch broke the ring.
     pub fn received(&mut self) -> Result<Vec<Vec<u8>>> {
+        Ok(self.received_with()?.into_iter().map(|(_, frame)| frame).collect())
+    }
+
+    /// The same with the header of each frame: what is left to the guest's stack.
+    ///
+    /// # Errors
+    /// When the switch broke the ring.
+    pub fn received_with(&mut self) -> Result<Vec<(NetHeader, Vec<u8>)>> {
         let mut frames = Vec::new();
         loop {
             let look = |frame: &avio_guest::net::RxFrame<'_>| {
                 let mut bytes = Vec::new();
                 frame.copy_to(&mut bytes);
-                frames.push(bytes);
+                frames.push((frame.header(), bytes));
             };
             if self.queue.rx.poll(64, look).map_err(told)? == 0 {
                 return Ok(frames);

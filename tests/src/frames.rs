@@ -57,9 +57,21 @@ pub fn tcp_unfinished(destination: &str, source: &str, payload_len: u16) -> Vec<
 /// The same with its TCP checksum.
 pub fn tcp(destination: &str, source: &str, payload_len: u16) -> Vec<u8> {
     let mut frame = tcp_unfinished(destination, source, payload_len);
+    finish(&mut frame);
+    frame
+}
+
+/// Fills in the checksum of what [`tcp_unfinished`] made.
+pub fn finish(frame: &mut [u8]) {
     let checksum = !ones_sum(&frame[34..]);
     frame[50..52].copy_from_slice(&checksum.to_be_bytes());
-    frame
+}
+
+/// Whether the checksums of a TCP segment over IPv4, without options, are right.
+pub fn is_right(frame: &[u8]) -> bool {
+    let (ip, segment) = frame[14..].split_at(20);
+    let pseudo = [&ip[12..20], &[0, 6], &(segment.len() as u16).to_be_bytes()].concat();
+    ones_sum(ip) == 0xffff && ones_sum(&[&pseudo, segment].concat()) == 0xffff
 }
 
 /// The sum of RFC 1071, not complemented.

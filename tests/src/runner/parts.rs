@@ -99,6 +99,7 @@ const SYSTEM: &[&str] = &[
     "taps",
     "uplinks",
     "wire_vlans",
+    "offload_matrix",
     "guest_kernels",
     "uplink_devices",
     "uplink_host",

@@ -79,6 +79,12 @@ impl Stand {
         let mut disks = Disks::default();
         let (mut served, mut fio, mut bare) = (BTreeMap::new(), Vec::new(), None);
         let wanted = targets.iter().filter(|target| options.wants_target(target.family()));
+        // A gigabyte of huge pages for each, which the page cache has left in pieces: whoever came last had plain ones.
+        if backing == Backing::Memory
+            && let Err(e) = fs::write("/proc/sys/vm/compact_memory", "1")
+        {
+            eprintln!("   memory stays in pieces (/proc/sys/vm/compact_memory: {e})");
+        }
         for (number, &target) in wanted.enumerate() {
             eprintln!("   starting {}", target.name());
             let (process, rings, socket) = match target.server {

@@ -24,6 +24,10 @@ const DISK_MIN: u64 = 512;
 /// Smallest DVD, in bytes.
 const DVD_MIN: u64 = 2048;
 
+/// Writes are durable when they complete, with what is needed to read them back. rustix's `OFlags::DSYNC` is `O_SYNC` on Linux (1.1.6):
+/// that has the times of the file durable as well, with a commit of the file system's journal for each tick of the clock.
+const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC as u32);
+
 /// How to open a backing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -119,7 +123,7 @@ fn plain(options: &OpenOptions) -> Limits {
 fn flags(options: &OpenOptions, writes_through: bool, direct: bool, exclusive: bool) -> OFlags {
     let mut flags = OFlags::CLOEXEC;
     flags |= if options.readonly || options.dvd { OFlags::RDONLY } else { OFlags::RDWR };
-    flags.set(OFlags::DSYNC, writes_through && !options.readonly && !options.dvd);
+    flags.set(DSYNC, writes_through && !options.readonly && !options.dvd);
     flags.set(OFlags::DIRECT, direct);
     flags.set(OFlags::EXCL, exclusive);
     flags

@@ -107,6 +107,20 @@ fn bytes_of(memory: Memory) -> Vec<u8> {
     }
 }
 
+/// fio's `sync=dsync`, not its `sync=sync`: the times of the file need not be durable.
+#[test]
+fn what_writes_through_is_opened_for_its_data_alone() {
+    let file = Image::new("dsync", 8192);
+    let flags = |writes_through| {
+        let options = OpenOptions { writes_through: Some(writes_through), ..options() };
+        let backing = Backing::open(&BackingSpec::File(file.0.clone()), &options).unwrap();
+        let Medium::File(medium) = &backing.medium else { panic!("a file") };
+        rustix::fs::fcntl_getfl(&medium.fd).unwrap().bits() as i32
+    };
+    assert_eq!(flags(true) & libc::O_SYNC, libc::O_DSYNC);
+    assert_eq!(flags(false) & libc::O_SYNC, 0);
+}
+
 const WRITE: Access = Access::Write { durable: false };
 
 #[test]

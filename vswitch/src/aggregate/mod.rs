@@ -62,6 +62,9 @@ pub struct Aggregate {
     carried_by: Option<Slot>,
     /// Whether it was up when it was last looked at.
     was_up: bool,
+    /// The address that a member lent it, for as long as it is up: the member may leave meanwhile, and the partner must not hear of another system. No frame
+    /// has it as its source (LACPDUs have their member's), so that whoever has that device next shares the wire with it.
+    lent: Option<MacAddr>,
     actions: Vec<Action>,
 }
 
@@ -80,6 +83,7 @@ impl Aggregate {
             announcer: Announcer::default(),
             carried_by: None,
             was_up: false,
+            lent: None,
             actions: Vec::new(),
         }
     }
@@ -105,7 +109,17 @@ impl Aggregate {
             .map(|(slot, _)| *slot)
             .collect();
         for slot in gone {
-            self.members.remove(&slot);
+            if let Some(member) = self.members.remove(&slot)
+                && self.config.mac.is_none()
+                && self.lent == Some(member.mac)
+            {
+                let name = &self.config.name;
+                let line = format!(
+                    "{name}: keeps the address {} of {}, which is no member any more; `avio apa reset {name}` takes another's",
+                    member.mac, member.name
+                );
+                self.actions.push(Action::Note(line));
+            }
             self.lacp.remove_port(slot, now);
             self.monitor.forget(slot);
         }
@@ -227,6 +241,16 @@ impl Aggregate {
         self.members.values_mut().for_each(|member| member.counters = MemberCounters::default());
     }
 
+    /// Takes over `address` as the one that a member lent, and tells the ports if that makes another system of it.
+    fn lend(&mut self, address: Option<MacAddr>, now: Instant) {
+        let before = self.mac();
+        self.lent = address;
+        if self.mac() != before {
+            let slots: Vec<Slot> = self.members.keys().copied().collect();
+            slots.into_iter().for_each(|slot| self.set_port(slot, now));
+        }
+    }
+
     /// All workers use what was last published.
     pub fn published(&mut self, now: Instant) {
         self.spread.published(now);
@@ -258,6 +282,10 @@ impl Aggregate {
             let line =
                 format!("{}: aggregate is {state}, {count} members can carry traffic", self.config.name);
             self.actions.push(Action::Note(line));
+            self.lend(
+                enough.then(|| self.mac()).filter(|_| self.config.mode != AggregateMode::LanMonitor),
+                now,
+            );
         }
         self.spread.run(self.manner(), now);
         let mac = self.mac();
@@ -452,12 +480,14 @@ impl Aggregate {
     }
 
     /// The aggregate's own address: the configured one; in a failover group, whose members do not share one, the active member's;
-    /// else that of its first member.
+    /// else that of its first member when it came up.
     #[must_use]
     pub fn mac(&self) -> MacAddr {
         let active = self.standby.active().filter(|_| self.config.mode == AggregateMode::LanMonitor);
         let member = active.and_then(|slot| self.members.get(&slot)).or_else(|| self.members.values().next());
-        self.config.mac.unwrap_or_else(|| member.map_or(MacAddr::default(), |member| member.mac))
+        let lent = self.lent.filter(|_| self.config.mode != AggregateMode::LanMonitor);
+        let own = || lent.or(member.map(|member| member.mac)).unwrap_or_default();
+        self.config.mac.unwrap_or_else(own)
     }
 }
 

@@ -244,9 +244,16 @@ fn members_come_and_go_while_the_others_stay() {
     net.act();
     assert_eq!(net.ends[0].slot_of("eth1"), Some(Slot(1)));
     assert_eq!(net.ends[0].slot_of("eth0"), None);
-    // Its first member's address was the system's: the partner has to agree anew.
+    // Its first member's address was the system's, and is: the partner notices nothing.
+    assert_eq!((net.distributing(0), net.ends[0].mac()), (vec![1, 2], mac(0, 0)));
+    assert!(
+        net.notes.iter().any(|note| note.contains("keeps the address 02:00:00:00:00:00 of eth0")),
+        "{:?}",
+        net.notes
+    );
     net.pass(SECOND * 6);
     assert_eq!(net.distributing(0), [1, 2]);
+    assert!(net.ends[0].members().values().all(|member| member.counters.link_losses == 0));
     let now = net.now;
     net.ends[0].configure(lacp(3), now);
     assert_eq!(net.ends[0].set_member("eth0", mac(0, 0), now), Some(Slot(0)));
@@ -254,6 +261,40 @@ fn members_come_and_go_while_the_others_stay() {
     net.act();
     net.pass(SECOND * 8);
     assert_eq!(net.distributing(0), [0, 1, 2]);
+}
+
+#[test]
+fn an_address_that_was_lent_is_kept_until_nothing_goes_on_under_it() {
+    let without_first = || AggregateConfig { members: vec!["eth1".into(), "eth2".into()], ..lacp(3) };
+    // Until a reset.
+    let mut net = up(lacp(3), lacp(3));
+    let now = net.now;
+    net.ends[0].configure(without_first(), now);
+    assert_eq!(net.ends[0].mac(), mac(0, 0));
+    net.ends[0].reset(now);
+    assert_eq!(net.ends[0].mac(), mac(0, 1));
+    net.act();
+    net.pass(SECOND * 8);
+    assert_eq!((net.distributing(0), net.ends[0].mac()), (vec![1, 2], mac(0, 1)));
+    // Until it is down.
+    let mut net = up(lacp(3), lacp(3));
+    let now = net.now;
+    net.ends[0].configure(without_first(), now);
+    for (slot, expected) in [(1, mac(0, 0)), (2, mac(0, 1))] {
+        net.ends[0].set_link(Slot(slot), DOWN, now);
+        assert_eq!(net.ends[0].mac(), expected);
+    }
+    // A device that comes in another's place under the same name changes nothing.
+    let mut net = up(lacp(2), lacp(2));
+    let now = net.now;
+    net.ends[0].set_member("eth0", mac(7, 7), now);
+    net.act();
+    net.pass(SECOND * 8);
+    assert_eq!((net.distributing(0), net.ends[0].mac()), (vec![0, 1], mac(0, 0)));
+    // What is configured is what is used.
+    let named = AggregateConfig { mac: Some(mac(9, 9)), ..lacp(2) };
+    net.ends[0].configure(named, now);
+    assert_eq!(net.ends[0].mac(), mac(9, 9));
 }
 
 #[test]

@@ -383,6 +383,8 @@ fn file_goals(qsd: f64) -> Vec<Goal> {
         goal(BLK, FIO, Kiops, AtLeast(0.97)),
         goal(PINNED, FIO_FIXED, Kiops, AtLeast(0.97)),
         goal(BLK, QSD, Kiops, AtLeast(qsd)),
+        // It has no such option, and pins the pages of each request.
+        goal(PINNED, QSD, Kiops, AtLeast(qsd)),
         goal(ADAPTIVE, FIO, Cpu, AtMost(1.15)),
         goal(ADAPTIVE, QSD, Cpu, AtMost(0.7)),
     ]

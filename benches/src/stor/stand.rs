@@ -344,18 +344,21 @@ impl Drop for Disks {
             drop(Command::new("losetup").args(["--detach", device]).status());
         }
         for folder in &self.mounts {
-            // Who had files there may still be on its way out.
-            let deadline = Instant::now() + Duration::from_secs(5);
-            let is_gone = || Command::new("umount").arg(folder).output().is_ok_and(|o| o.status.success());
-            while !is_gone() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(100));
-            }
+            in_the_end(|| Command::new("umount").arg(folder).output().is_ok_and(|o| o.status.success()));
         }
         for number in &self.zrams {
-            drop(fs::write("/sys/class/zram-control/hot_remove", number.to_string()));
+            in_the_end(|| fs::write("/sys/class/zram-control/hot_remove", number.to_string()).is_ok());
         }
         for file in &self.files {
             drop(fs::remove_file(file));
         }
+    }
+}
+
+/// Tries again for some seconds: who had files or devices open may still be on its way out.
+fn in_the_end(is_done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_done() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
     }
 }

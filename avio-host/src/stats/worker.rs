@@ -32,7 +32,7 @@ pub struct WorkerStats {
     pub armings: Cell64,
     /// Armings that found work in the re-check.
     pub armings_in_vain: Cell64,
-    /// Time spent in work, ns: elapsed time times the share of polls that found something.
+    /// Time spent in turns that found something, ns: all but what turns that found nothing have been learned to take.
     pub busy_ns: Cell64,
     /// Time asleep, ns. What is neither busy nor asleep was spent looking.
     pub asleep_ns: Cell64,

@@ -3,6 +3,7 @@
 //! Used by the control thread of each daemon. What an engine does with a source (switch frames, serve requests) is
 //! the daemon's; when it is asked, in which order, with which budget, and what happens when it panics, is decided here.
 
+mod clock;
 mod control_waker;
 mod engine;
 mod handle;

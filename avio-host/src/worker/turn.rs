@@ -13,6 +13,7 @@ use crossbeam_channel::Receiver;
 
 use crate::ratelimit::RateLimit;
 use crate::wait::{IdlePolicy, Sources, Token};
+use crate::worker::clock::Clock;
 use crate::worker::handle::{Message, Shared};
 use crate::worker::{ControlWaker, Engine, Polled, WorkerOptions};
 
@@ -50,33 +51,11 @@ pub(crate) struct Turns<E: Engine> {
     panic_lines: RateLimit<()>,
 }
 
-/// The coarse clock: read once per [`CLOCK_EVERY`] units of work.
-struct Clock {
-    start: Instant,
-    now_ns: u64,
-    /// Work since the last reading.
-    units: usize,
-    polls: u64,
-    useful_polls: u64,
-}
-
-impl Clock {
-    fn new() -> Self {
-        Self { start: Instant::now(), now_ns: 0, units: 0, polls: 0, useful_polls: 0 }
-    }
-
-    /// Reads the time; returns the share of it since the last reading that polls found something, ns.
-    fn read(&mut self) -> u64 {
-        let now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let elapsed_ns = now_ns.saturating_sub(self.now_ns);
-        let busy_ns = (elapsed_ns * self.useful_polls).checked_div(self.polls).unwrap_or(0);
-        (self.now_ns, self.units, self.polls, self.useful_polls) = (now_ns, 0, 0, 0);
-        busy_ns
-    }
-}
-
 /// What a scan over the active sources came to.
 struct Scan {
+    /// Sources looked at, and what they had.
+    polls: usize,
+    items: usize,
     /// Some source worked.
     worked: bool,
     /// Every source has been empty for its spin budget.
@@ -154,15 +133,16 @@ impl<E: Engine> Turns<E> {
             self.disarm_roused();
             let reaped = self.engine.poll_kernel(&mut self.sources);
             let scan = self.scan();
-            self.clock.units += reaped;
-            if scan.worked || reaped > 0 {
+            let worked = scan.worked || reaped > 0;
+            self.clock.turn(scan.polls, scan.items + reaped, worked);
+            if worked {
                 self.engine.turn_end(&mut self.sources);
                 self.kickless_sleep = KICKLESS_SLEEP_MIN;
             } else {
                 self.engine.turn_in_vain();
             }
             self.move_leaving();
-            if self.clock.units >= CLOCK_EVERY {
+            if self.clock.units() >= CLOCK_EVERY {
                 self.read_clock();
             }
             if !self.policy.sleeps() {
@@ -173,7 +153,7 @@ impl<E: Engine> Turns<E> {
             } else if scan.all_idle && self.sources.only_kickless_active() {
                 self.sleep(Some(self.kickless_sleep));
                 self.kickless_sleep = (self.kickless_sleep * 2).min(KICKLESS_SLEEP_MAX);
-            } else if self.clock.now_ns >= self.next_look_ns {
+            } else if self.clock.now_ns() >= self.next_look_ns {
                 self.look();
             }
         }
@@ -205,11 +185,11 @@ impl<E: Engine> Turns<E> {
 
     /// One batch of every active source.
     fn scan(&mut self) -> Scan {
-        let mut scan = Scan { worked: false, all_idle: true };
-        let (mut useful_polls, mut items_total) = (0, 0);
-        let now_ns = self.clock.now_ns;
+        let now_ns = self.clock.now_ns();
         let budget_items = self.budget_items;
         let count = self.sources.active().len();
+        let mut scan = Scan { polls: count, items: 0, worked: false, all_idle: true };
+        let mut useful_polls = 0;
         self.rotation = if self.rotation + 1 < count { self.rotation + 1 } else { 0 };
         let mut at = self.rotation;
         for _ in 0..count {
@@ -228,9 +208,9 @@ impl<E: Engine> Turns<E> {
                     }
                 }
                 Some(Polled::Worked { items, more }) => {
-                    scan = Scan { worked: true, all_idle: false };
+                    (scan.worked, scan.all_idle) = (true, false);
+                    scan.items += items;
                     useful_polls += 1;
-                    items_total += items;
                     self.shared.stats.batch_items.record(items as u64);
                     self.sources.idle(token).worked(&self.policy, now_ns);
                     if !more && self.policy.arms_at_once() && self.sources.has_kick(token) {
@@ -247,10 +227,7 @@ impl<E: Engine> Turns<E> {
         let polls = count as u64;
         self.shared.stats.polls.add(polls);
         self.shared.stats.empty_polls.add(polls - useful_polls);
-        self.shared.stats.items.add(items_total as u64);
-        self.clock.polls += polls;
-        self.clock.useful_polls += useful_polls;
-        self.clock.units += 1 + count + items_total;
+        self.shared.stats.items.add(scan.items as u64);
         scan
     }
 
@@ -271,7 +248,7 @@ impl<E: Engine> Turns<E> {
             Some(false) => self.sources.set_armed(token),
             Some(true) => {
                 self.shared.stats.armings_in_vain.add(1);
-                self.sources.idle(token).activated(self.clock.now_ns);
+                self.sources.idle(token).activated(self.clock.now_ns());
                 if self.contain(token, |engine| engine.disarm(token)).is_none() {
                     self.sources.park(token);
                 }
@@ -307,19 +284,19 @@ impl<E: Engine> Turns<E> {
     /// Reads the clock; ticks when it is time.
     fn read_clock(&mut self) {
         self.shared.stats.busy_ns.add(self.clock.read());
-        let now_ns = self.clock.now_ns;
+        let now_ns = self.clock.now_ns();
         self.sources.set_now(now_ns);
         if let Some(tick) = self.tick
             && now_ns >= self.next_tick_ns
         {
             self.next_tick_ns = now_ns.saturating_add(nanoseconds(tick));
-            self.engine.tick(self.clock.start + Duration::from_nanos(now_ns), &mut self.sources);
+            self.engine.tick(self.clock.now(), &mut self.sources);
         }
     }
 
     /// Looks at the epoll set without waiting, if anybody's kick could be in it.
     fn look(&mut self) {
-        self.next_look_ns = self.clock.now_ns + LOOK_EVERY_NS;
+        self.next_look_ns = self.clock.now_ns() + LOOK_EVERY_NS;
         if self.sources.armed() > 0 {
             self.shared.stats.looks.add(1);
             self.sources.wait(Some(Duration::ZERO));
@@ -335,22 +312,22 @@ impl<E: Engine> Turns<E> {
             return;
         }
         let to_tick =
-            self.tick.map(|_| Duration::from_nanos(self.next_tick_ns.saturating_sub(self.clock.now_ns)));
+            self.tick.map(|_| Duration::from_nanos(self.next_tick_ns.saturating_sub(self.clock.now_ns())));
         let timeout = limit.into_iter().chain(to_tick).min();
         if !self.shared.handoff.fall_asleep(self.seen) {
             return;
         }
         let events = self.engine.wait(&mut self.sources, timeout);
         self.shared.handoff.wake_up();
-        let asleep_from_ns = self.clock.now_ns;
+        let asleep_from_ns = self.clock.now_ns();
         self.clock.read();
-        self.sources.set_now(self.clock.now_ns);
+        self.sources.set_now(self.clock.now_ns());
         self.sources.take_kicks();
         let stats = &self.shared.stats;
-        stats.asleep_ns.add(self.clock.now_ns - asleep_from_ns);
+        stats.asleep_ns.add(self.clock.now_ns() - asleep_from_ns);
         stats.sleeps.add(1);
         stats.wakeups.add(u64::from(events > 0));
-        self.next_look_ns = self.clock.now_ns + LOOK_EVERY_NS;
+        self.next_look_ns = self.clock.now_ns() + LOOK_EVERY_NS;
     }
 }
 

@@ -247,8 +247,8 @@ driver has it. The switch's thread is on core 1; generator (an AF_XDP socket on 
 sends are on core 0. Windows in turn, everything else stopped.
 
 *Cycles* of the switch's core per frame received, system calls and what the kernel does inside them included. OVS: its *processing cycles*, those of iterations with
-packets, its polls of other ports in the same iteration included. Ours, in the same way: all time that its thread had the core, less the turns that
-found nothing at any source, at what such a turn was measured to cost right before the window, the guest polling. testpmd: bursts with packets only, not the empty bursts around them. Where the switch is what limits (*all the switch
+packets, its polls of other ports in the same iteration included. Ours, in the same way: the
+worker's own count of its time with work (`busy_ns`), which is all but the turns that found nothing at any source, at what it learns such a turn to cost between two batches. testpmd: bursts with packets only, not the empty bursts around them. Where the switch is what limits (*all the switch
 takes*) the clock rate over the frame rate says the same without anybody's counting: 2,600 cycles over Mpps.
 
 *Between* two guests the wire's two ends are on one daemon (OVS: one bridge whose flows make it two), so the kernel's receiving half is on the

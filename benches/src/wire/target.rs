@@ -91,24 +91,15 @@ pub struct Target {
     process: Process,
     // What two switches have between them.
     _cables: Option<Cables>,
-    /// Ours only: sources that its worker polls in a turn.
-    sources: f64,
 }
 
-/// How long a switch is watched without traffic before each window.
-const CALIBRATE: Duration = Duration::from_millis(60);
+/// How long a switch is awake without traffic before each window: what the stop left behind is over, and a worker of ours learns what its looks cost here.
+const SETTLE: Duration = Duration::from_millis(60);
 
 /// Cycles worked, and frames they were for, since some beginning.
 #[derive(Clone, Copy, Debug, Default)]
 struct Worked {
     cycles: f64,
-}
-
-/// What a worker of ours has counted.
-#[derive(Clone, Copy, Debug, Default)]
-struct Polls {
-    polls: f64,
-    empty: f64,
 }
 
 impl Target {
@@ -123,14 +114,7 @@ impl Target {
         };
         // OVS connects to its guests once a second, and rings are started by the control side.
         std::thread::sleep(Duration::from_millis(300));
-        // Each queue of a device, the socket for what goes to many, each guest.
-        let sources = match (shape, kind) {
-            (Shape::Packet, _) => 2.0,
-            (Shape::Between, Kind::AvioPacket) => 4.0,
-            (Shape::Between, _) => 6.0,
-            _ => f64::from(2 * kind.wire_count() + 1),
-        };
-        let mut target = Self { kind, ends: Some(ends), process, _cables: cables, sources };
+        let mut target = Self { kind, ends: Some(ends), process, _cables: cables };
         process::stop(target.console()?)?;
         Ok(target)
     }
@@ -161,62 +145,18 @@ impl Target {
     /// As `window`, or when the switch does not answer.
     pub fn awake<R>(&mut self, window: impl FnOnce(&mut Ends) -> Result<R>) -> Result<(R, f64)> {
         process::resume(self.console()?)?;
-        let empty_turn_ns = self.calibrate()?;
-        let pid = self.console()?.pid();
-        let (threads, start) = (process::by_thread(pid)?, Instant::now());
-        let (before, polls) = (self.worked()?, self.polls()?);
+        self.ends()?.idle(SETTLE)?;
+        let before = self.worked()?;
         let outcome = window(self.ends()?);
-        let elapsed_ns = start.elapsed().as_nanos() as f64;
-        let cycles = match &self.process {
-            Process::Avio(_) => {
-                let now = self.polls()?;
-                let waited = process::busiest_since(&threads, &process::by_thread(pid)?).waited_ns as f64;
-                // One source at a time has frames, so a poll that found some is a turn that did.
-                let (polled, empty) = (now.polls - polls.polls, now.empty - polls.empty);
-                let empty_turns = (polled / self.sources - (polled - empty)).max(0.0);
-                let worked_ns = (elapsed_ns - waited - empty_turns * empty_turn_ns).max(0.0);
-                worked_ns * machine::mhz().unwrap_or(0.0) / 1e3
-            }
-            _ => self.worked()?.cycles - before.cycles,
-        };
+        let cycles = self.worked()?.cycles - before.cycles;
         process::stop(self.console()?)?;
         Ok((outcome?, cycles))
     }
 
-    /// What a turn takes that finds nothing, in nanoseconds, as fast as this machine is now: with the guest polling, as in the window that follows.
-    /// Of all targets, so that all windows begin alike.
-    fn calibrate(&mut self) -> Result<f64> {
-        self.ends()?.idle(CALIBRATE / 3)?;
-        let pid = self.console()?.pid();
-        let (threads, before, start) = (process::by_thread(pid)?, self.polls()?, Instant::now());
-        self.ends()?.idle(CALIBRATE)?;
-        let (after, elapsed) = (self.polls()?, start.elapsed());
-        let waited = process::busiest_since(&threads, &process::by_thread(pid)?).waited_ns as f64;
-        let turns = (after.polls - before.polls) / self.sources;
-        Ok((elapsed.as_nanos() as f64 - waited) / turns.max(1.0))
-    }
-
-    fn polls(&self) -> Result<Polls> {
-        let Process::Avio(daemon) = &self.process else { return Ok(Polls::default()) };
-        let mut stream = UnixStream::connect(daemon.run_folder().join("vswitchd.varlink"))?;
-        stream.write_all(b"{\"method\":\"io.avio.vswitchd.Workers\"}\0")?;
-        let mut text = Vec::new();
-        let mut byte = [0];
-        while stream.read(&mut byte)? == 1 && byte[0] != 0 {
-            text.push(byte[0]);
-        }
-        let value: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| Failure::new(format!("Workers: {e}")))?;
-        let worker = &value["parameters"]["workers"][0];
-        let number =
-            |name: &str| worker[name].as_f64().ok_or_else(|| Failure::new(format!("Workers: no {name}")));
-        Ok(Polls { polls: number("polls")?, empty: number("empty_polls")? })
-    }
-
-    /// What OVS and testpmd count themselves.
+    /// What each counts itself.
     fn worked(&mut self) -> Result<Worked> {
         let cycles = match &mut self.process {
-            Process::Avio(_) => 0.0,
+            Process::Avio(daemon) => busy_ns(daemon)? * machine::mhz().unwrap_or(0.0) / 1e3,
             Process::Ovs(ovs) => {
                 let text = ovs.appctl(&["dpif-netdev/pmd-stats-show"])?;
                 // Of all threads that have any: packet sockets are received from by the main one. None before the first packet.
@@ -232,6 +172,21 @@ impl Target {
         };
         Ok(Worked { cycles })
     }
+}
+
+/// What the only worker of a daemon of ours has counted as work, in nanoseconds.
+fn busy_ns(daemon: &Daemon) -> Result<f64> {
+    let mut stream = UnixStream::connect(daemon.run_folder().join("vswitchd.varlink"))?;
+    stream.write_all(b"{\"method\":\"io.avio.vswitchd.Workers\"}\0")?;
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte[0] != 0 {
+        text.push(byte[0]);
+    }
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| Failure::new(format!("Workers: {e}")))?;
+    let busy = &value["parameters"]["workers"][0]["busy_ns"];
+    busy.as_f64().ok_or_else(|| Failure::new("Workers: no busy_ns"))
 }
 
 impl Drop for Target {

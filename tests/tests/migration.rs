@@ -60,6 +60,13 @@ fn qemu_migrates_while_it_receives() -> Result {
     peer_here.run("dd if=/dev/urandom of=/tmp/sent bs=65536 count=64")?;
     let sent = peer_here.run("md5sum < /tmp/sent")?;
     let mut qmp = Qmp::connect(&path("qmp.sock"))?;
+    // The other QEMU was started last, and on a machine with nothing else to do it is not there yet.
+    for _ in 0..300 {
+        if path("migration.sock").exists() {
+            break;
+        }
+        sleep(Duration::from_millis(100));
+    }
     qmp.start_migration(&incoming, MIGRATION_BYTES_PER_S)?;
     peer_here.run("nc 192.0.2.1 5001 < /tmp/sent")?;
     // The sender is done when its kernel has taken the last byte, the receiver later.

@@ -125,6 +125,7 @@ fn e1000_obeys_its_port() -> Result {
         |one, two| Config::default().vswitch("vs", "").lan("g1", "vs", 1, one).guest("g2", "vs", 2, two);
     pair.daemon.config = with("vlan = 7", "");
     pair.daemon.reload()?;
+    pair.daemon.console()?.wait_for("net 0:5: changed", 10)?;
     pair.ensure_no_reach("it is in another VLAN")?;
     pair.daemon.config = with("vlan = 7", "vlan = 7");
     pair.daemon.reload()?;

@@ -2,6 +2,8 @@
 //! LUNs added to a running guest.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -60,8 +62,9 @@ fn first_frame() -> Result {
     let frame = ethernet(&mac_of(2), &mac_of(1), EXPERIMENT);
     let (receivers, senders) = guests.split_at_mut(1);
     let (sender, receiver) = (&mut receivers[0].1, &mut senders[0].1);
-    let mut delays_us = Vec::new();
+    let (mut delays_us, mut machines_us) = (Vec::new(), Vec::new());
     for _ in 0..41 {
+        machines_us.push(wake_up()?);
         sleep(Duration::from_millis(50));
         let begin = Instant::now();
         ensure(sender.tx.push(&NetHeader::default(), &frame), || "no room to send".into())?;
@@ -75,10 +78,38 @@ fn first_frame() -> Result {
         sender.tx.reclaim().map_err(|e| Failure::new(e.to_string()))?;
     }
     daemon.ensure_healthy()?;
-    delays_us.sort_unstable();
-    let median_us = delays_us[delays_us.len() / 2];
+    let (median_us, machine_us) = (median(&mut delays_us), median(&mut machines_us));
     println!("first frame after 50 ms of silence: median {median_us} us, all {delays_us:?}");
-    ensure(median_us < 100, || format!("median {median_us} us: {delays_us:?}"))
+    println!("a thread that sleeps wakes up: median {machine_us} us, all {machines_us:?}");
+    // Where the machine itself takes long to wake a core, that is not the daemon's time: up to half a millisecond was seen on a virtual one whose host was busy.
+    let most_us = 100.max(machine_us * 3 / 2 + 50);
+    ensure(median_us < most_us, || {
+        format!("median {median_us} us, {machine_us} us of a thread alone: {delays_us:?}")
+    })
+}
+
+fn median(values: &mut [u128]) -> u128 {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
+/// How long this machine takes to wake a thread that has slept for 50 ms, in microseconds.
+fn wake_up() -> Result<u128> {
+    let awake = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&awake);
+    let sleeper = std::thread::spawn(move || {
+        std::thread::park();
+        tell.store(true, Ordering::Release);
+    });
+    sleep(Duration::from_millis(50));
+    let begin = Instant::now();
+    sleeper.thread().unpark();
+    while !awake.load(Ordering::Acquire) {
+        std::hint::spin_loop();
+    }
+    let delay_us = begin.elapsed().as_micros();
+    sleeper.join().map_err(|_| Failure::new("the thread panicked"))?;
+    Ok(delay_us)
 }
 
 /// A daemon with so many image files at one adapter of one guest.

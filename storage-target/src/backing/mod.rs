@@ -13,7 +13,6 @@ mod open;
 mod tests;
 
 use avio_proto::mem::GuestSlice;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use avio_proto::config::BackingSpec;
@@ -178,6 +177,3 @@ impl Backing {
         self.stuck.load(Ordering::Relaxed) != 0
     }
 }
-
-/// A backing in a view: shared.
-pub type SharedBacking = Arc<Backing>;

@@ -14,7 +14,12 @@ use std::sync::atomic::Ordering;
 use avio_proto::mem::{MemoryTable, Region, RegionHint};
 use avio_proto::ring::Undelivered;
 
-use super::program::op;
+use super::assembly::{
+    ADD, ADD_CONSTANT, AND_CONSTANT, CALL, CHANGE_TAIL, CLONE_REDIRECT, EXIT, JUMP_EQUAL,
+    JUMP_EQUAL_CONSTANT, JUMP_GREATER_CONSTANT, JUMP_LESS_CONSTANT, JUMP_NOT_CONSTANT, JUMP_NOT_LESS,
+    LOAD_32, LOAD_64, LOAD_MAP, MOVE, MOVE_CONSTANT, SET_HASH, SHIFT_LEFT, STORE_32, STORE_64, STORE_BYTES,
+    op,
+};
 use super::rings::{fill, word};
 use super::sys::{self, RingMapping};
 use crate::port::wire::{OUT_PIECES_MAX, OutFrame, Outlet, Refused, Target};
@@ -262,33 +267,8 @@ impl BurstOutlet {
     }
 }
 
-// Opcodes (Documentation/bpf/standardization/instruction-set.rst).
-const LOAD_32: u8 = 0x61;
-const LOAD_64: u8 = 0x79;
-const STORE_32: u8 = 0x63;
-const STORE_64: u8 = 0x7b;
-const LOAD_MAP: u8 = 0x18;
-const MOVE: u8 = 0xbf;
-const MOVE_CONSTANT: u8 = 0xb7;
-const ADD: u8 = 0x0f;
-const ADD_CONSTANT: u8 = 0x07;
-const AND_CONSTANT: u8 = 0x57;
-const SHIFT_LEFT: u8 = 0x67;
-const JUMP_EQUAL: u8 = 0x1d;
-const JUMP_EQUAL_CONSTANT: u8 = 0x15;
-const JUMP_NOT_CONSTANT: u8 = 0x55;
-const JUMP_GREATER_CONSTANT: u8 = 0x25;
-const JUMP_LESS_CONSTANT: u8 = 0xa5;
-const JUMP_NOT_LESS: u8 = 0x3d;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
 /// `BPF_PSEUDO_MAP_VALUE`: the address of an array map's only element.
 const MAP_VALUE: u8 = 2;
-
-const STORE_BYTES: i32 = 9;
-const CLONE_REDIRECT: i32 = 13;
-const CHANGE_TAIL: i32 = 38;
-const SET_HASH: i32 = 48;
 
 /// The program. Register 6 is the packet, 7 the map, 8 counts frames, 9 is the frame's length; on the stack the place of its descriptor.
 fn assemble(map: BorrowedFd<'_>) -> Vec<u64> {

@@ -6,6 +6,7 @@
 //! `ethtool` what else there is to know of a device, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides
 //! nothing: what is opened, and what after a failure, is up to `control/uplink`.
 
+mod assembly;
 mod btf;
 mod burst;
 mod control_socket;

@@ -13,6 +13,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use avio_proto::config::MacAddr;
 
+use super::assembly::{
+    ADD_CONSTANT, ADJUST_HEAD, AND_CONSTANT, Assembly, CALL, EXIT, JUMP, JUMP_GREATER, JUMP_NOT_CONSTANT,
+    JUMP_NOT_CONSTANT_32, LOAD_8, LOAD_16, LOAD_32, LOAD_MAP, Label, MAP_LOOKUP, MOVE, MOVE_CONSTANT,
+    REDIRECT_MAP, STORE_16, STORE_32, STORE_CONSTANT_32, TO_BIG_ENDIAN, op,
+};
 use super::{btf, sys};
 
 /// Most addresses that stay with the kernel.
@@ -138,84 +143,10 @@ pub(super) fn key(mac: MacAddr) -> [u8; 8] {
     [a, b, c, d, e, f, 0, 0]
 }
 
-/// One instruction: opcode, destination and source register, offset, immediate.
-pub(super) fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> u64 {
-    let registers = destination | source << 4;
-    u64::from(code)
-        | u64::from(registers) << 8
-        | u64::from(offset as u16) << 16
-        | u64::from(immediate as u32) << 32
-}
-
-// Opcodes (Documentation/bpf/standardization/instruction-set.rst).
-const LOAD_8: u8 = 0x71;
-const LOAD_16: u8 = 0x69;
-const LOAD_32: u8 = 0x61;
-const STORE_16: u8 = 0x6b;
-const STORE_32: u8 = 0x63;
-const STORE_CONSTANT_32: u8 = 0x62;
-const LOAD_MAP: u8 = 0x18;
-const MOVE: u8 = 0xbf;
-const MOVE_CONSTANT: u8 = 0xb7;
-const ADD_CONSTANT: u8 = 0x07;
-const AND_CONSTANT: u8 = 0x57;
-const TO_BIG_ENDIAN: u8 = 0xdc;
-const JUMP: u8 = 0x05;
-const JUMP_GREATER: u8 = 0x2d;
-const JUMP_NOT_CONSTANT: u8 = 0x55;
-const JUMP_NOT_CONSTANT_32: u8 = 0x56;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
-
-const MAP_LOOKUP: i32 = 1;
-const ADJUST_HEAD: i32 = 44;
-const REDIRECT_MAP: i32 = 51;
 /// In the source register of a call: of a kernel function, by its number.
 const KERNEL_FUNCTION: u8 = 2;
 const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
-
-/// Where a jump goes; its offset is filled in when all instructions are there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Label {
-    Pass,
-    Redirect,
-    End,
-}
-
-/// Instructions with the jumps among them.
-#[derive(Default)]
-pub(super) struct Assembly {
-    code: Vec<u64>,
-    jumps: Vec<(usize, Label)>,
-    labels: Vec<(Label, usize)>,
-}
-
-impl Assembly {
-    pub(super) fn put(&mut self, instructions: &[u64]) {
-        self.code.extend(instructions);
-    }
-
-    /// A jump (its offset 0) to `label`.
-    pub(super) fn jump(&mut self, instruction: u64, label: Label) {
-        self.jumps.push((self.code.len(), label));
-        self.code.push(instruction);
-    }
-
-    /// `label` is here.
-    pub(super) fn label(&mut self, label: Label) {
-        self.labels.push((label, self.code.len()));
-    }
-
-    /// The program: offsets count instructions behind the jump.
-    pub(super) fn finish(mut self) -> Vec<u64> {
-        for (at, label) in self.jumps {
-            let to = self.labels.iter().find(|(known, _)| *known == label).map_or(at + 1, |(_, to)| *to);
-            self.code[at] |= u64::from((to - at - 1) as u16) << 16;
-        }
-        self.code
-    }
-}
 
 /// The program; with `rx_vlan_tag`, the number of that kernel function, it puts tags back.
 fn assemble(sockets: BorrowedFd<'_>, macs: BorrowedFd<'_>, rx_vlan_tag: Option<i32>) -> Vec<u64> {
@@ -305,19 +236,4 @@ fn put_tag_back(program: &mut Assembly, function: i32) {
         op(STORE_16, 2, 1, 14, 0),
     ]);
     program.jump(op(JUMP, 0, 0, 0, 0), Label::Redirect);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jumps_go_to_their_labels() {
-        let mut program = Assembly::default();
-        program.jump(op(JUMP, 0, 0, 0, 0), Label::End);
-        program.put(&[1, 2]);
-        program.label(Label::End);
-        program.put(&[3]);
-        assert_eq!(program.finish(), [op(JUMP, 0, 0, 2, 0), 1, 2, 3]);
-    }
 }

@@ -10,7 +10,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use avio_proto::config::MacAddr;
 
-use super::program::{Assembly, Label, MACS_MAX, key, op};
+use super::assembly::{
+    ADD_CONSTANT, Assembly, CALL, CHANGE_HEAD, EXIT, JUMP_EQUAL_CONSTANT, JUMP_NOT_CONSTANT, LOAD_16,
+    LOAD_32, LOAD_64, LOAD_BYTES, LOAD_BYTES_RELATIVE, LOAD_MAP, Label, MAP_LOOKUP, MOVE, MOVE_CONSTANT, OR,
+    REDIRECT, STORE_32, STORE_BYTES, SUBTRACT, op,
+};
+use super::program::{MACS_MAX, key};
 use super::sys;
 
 const MAP_HASH: u32 = 1;
@@ -56,28 +61,6 @@ impl Siblings {
     }
 }
 
-// Opcodes (Documentation/bpf/standardization/instruction-set.rst).
-const LOAD_16: u8 = 0x69;
-const LOAD_32: u8 = 0x61;
-const LOAD_64: u8 = 0x79;
-const STORE_32: u8 = 0x63;
-const LOAD_MAP: u8 = 0x18;
-const MOVE: u8 = 0xbf;
-const MOVE_CONSTANT: u8 = 0xb7;
-const ADD_CONSTANT: u8 = 0x07;
-const SUBTRACT: u8 = 0x1f;
-const OR: u8 = 0x4f;
-const JUMP_EQUAL_CONSTANT: u8 = 0x15;
-const JUMP_NOT_CONSTANT: u8 = 0x55;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
-
-const MAP_LOOKUP: i32 = 1;
-const STORE_BYTES: i32 = 9;
-const REDIRECT: i32 = 23;
-const LOAD_BYTES: i32 = 26;
-const CHANGE_HEAD: i32 = 43;
-const LOAD_BYTES_RELATIVE: i32 = 68;
 /// `BPF_F_INGRESS`: as if received there.
 const INGRESS: i32 = 1;
 /// `BPF_HDR_START_MAC`.

@@ -2,6 +2,7 @@
 //! to be matched on.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 /// A reason in words. Any error converts into it, so `?` works on everything.
 pub struct Failure(String);
@@ -28,6 +29,19 @@ impl Failure {
 /// The reason, as a [`Failure`].
 pub fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Result {
     if holds { Ok(()) } else { Err(Failure(reason())) }
+}
+
+/// Waits until `holds`, for `seconds` at most, and looks twenty times a second.
+///
+/// # Errors
+/// `what` has not come.
+pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) -> Result {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !holds() {
+        ensure(Instant::now() < deadline, || format!("{what}: not after {seconds} s"))?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 impl<E: std::error::Error> From<E> for Failure {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use avio_tests::case::{self, Case};
 use avio_tests::config::{Config, mac_of};
 use avio_tests::daemon::Daemon;
-use avio_tests::failure::ensure;
+use avio_tests::failure::{ensure, eventually};
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::qemu::Qemu;
 use avio_tests::qmp::Qmp;
@@ -61,12 +61,7 @@ fn qemu_migrates_while_it_receives() -> Result {
     let sent = peer_here.run("md5sum < /tmp/sent")?;
     let mut qmp = Qmp::connect(&path("qmp.sock"))?;
     // The other QEMU was started last, and on a machine with nothing else to do it is not there yet.
-    for _ in 0..300 {
-        if path("migration.sock").exists() {
-            break;
-        }
-        sleep(Duration::from_millis(100));
-    }
+    eventually("the other QEMU's socket", 30, || path("migration.sock").exists())?;
     qmp.start_migration(&incoming, MIGRATION_BYTES_PER_S)?;
     peer_here.run("nc 192.0.2.1 5001 < /tmp/sent")?;
     // The sender is done when its kernel has taken the last byte, the receiver later.

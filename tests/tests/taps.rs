@@ -9,7 +9,7 @@ use avio_tests::case::{self, Case};
 use avio_tests::config::{Config, mac_of};
 use avio_tests::counters::Counters;
 use avio_tests::daemon::Daemon;
-use avio_tests::failure::ensure;
+use avio_tests::failure::{ensure, eventually};
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::netns::{host, inside};
 use avio_tests::qemu::{self, Qemu};
@@ -87,18 +87,9 @@ fn tap(daemon: &Daemon) -> Result<String> {
 }
 
 fn wait_for_device(name: &str) -> Result {
-    eventually(&format!("network device {name}"), || {
+    eventually(&format!("network device {name}"), 10, || {
         host(&format!("ip link show dev {name} up")).is_ok_and(|t| !t.is_empty())
     })
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Result {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !holds() {
-        ensure(Instant::now() < deadline, || format!("{what}: not after 10 s"))?;
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 fn e1000_beside_avio() -> Result {
@@ -171,7 +162,7 @@ fn host_talks_to_guests() -> Result {
     for direction in ["", "-R"] {
         // The server may not listen yet, or not again; iperf3 says so in its JSON, with status 0.
         let mut text = String::new();
-        eventually("an iperf3 server in the guest", || {
+        eventually("an iperf3 server in the guest", 10, || {
             text = host(&format!("iperf3 -c 192.0.2.1 -t {IPERF_S} -J {direction}")).unwrap_or_default();
             !text.contains("unable to ")
         })?;
@@ -197,7 +188,7 @@ fn host_talks_to_guests() -> Result {
     })?;
     daemon.config = with_host("");
     daemon.reload()?;
-    eventually("no device vs", || host("ip link show dev vs").is_err())
+    eventually("no device vs", 10, || host("ip link show dev vs").is_err())
 }
 
 fn lost_taps_come_back() -> Result {

@@ -8,7 +8,7 @@ use avio_tests::case::{self, Case};
 use avio_tests::config::Config;
 use avio_tests::console::{Console, command};
 use avio_tests::daemon::{Daemon, program};
-use avio_tests::failure::ensure;
+use avio_tests::failure::{ensure, eventually};
 use avio_tests::uplink::{self, arrived, config, device, frames_out, wait_arrived, wait_device, wait_key};
 use avio_tests::wire::{Wire, run};
 use avio_tests::{Failure, Result, scratch};
@@ -388,11 +388,9 @@ fn what_somebody_else_has() -> Result {
     let mut squatter = command("setpriv");
     squatter.args(["--reuid=65534", "--regid=65534", "--clear-groups", "socat", &mark, "EXEC:true"]);
     let squatter = Console::spawn("squatter", &mut squatter)?;
-    let end = Instant::now() + Duration::from_secs(5);
-    while !std::fs::read_to_string("/proc/net/unix")?.contains(&format!("@avio-uplink-{}", index.trim())) {
-        ensure(Instant::now() < end, || "socat does not listen".to_owned())?;
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let name = format!("@avio-uplink-{}", index.trim());
+    let listens = || std::fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| sockets.contains(&name));
+    eventually("socat listens", 5, listens)?;
     let mut beside = uplink::daemon(&wire, "", "")?;
     let output = beside.console()?.output();
     ensure(output.contains("user 65534 has the mark"), || output)?;

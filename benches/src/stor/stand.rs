@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use avio_tests::console::Console;
 use avio_tests::daemon::Daemon;
-use avio_tests::failure::ensure;
+use avio_tests::failure::{ensure, eventually};
 use avio_tests::storage::{Adapter, Storage};
 use avio_tests::{Failure, Result, scratch};
 use avio_tools::iogen::load::JobSpec;
@@ -343,22 +343,17 @@ impl Drop for Disks {
         for device in &self.loops {
             drop(Command::new("losetup").args(["--detach", device]).status());
         }
+        // Who had files or devices open may still be on its way out.
         for folder in &self.mounts {
-            in_the_end(|| Command::new("umount").arg(folder).output().is_ok_and(|o| o.status.success()));
+            let umount = || Command::new("umount").arg(folder).output().is_ok_and(|o| o.status.success());
+            drop(eventually("umount", 5, umount));
         }
         for number in &self.zrams {
-            in_the_end(|| fs::write("/sys/class/zram-control/hot_remove", number.to_string()).is_ok());
+            let remove = || fs::write("/sys/class/zram-control/hot_remove", number.to_string()).is_ok();
+            drop(eventually("hot_remove", 5, remove));
         }
         for file in &self.files {
             drop(fs::remove_file(file));
         }
-    }
-}
-
-/// Tries again for some seconds: who had files or devices open may still be on its way out.
-fn in_the_end(is_done: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !is_done() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -2,12 +2,15 @@
 //!
 //! Each refusal is one line that names the device and the way out; an aggregate with one bad member is refused whole.
 
+use std::io;
+
 use avio_host::inject;
 use avio_host::links::{Link, Links};
 use avio_proto::config::{Config, UplinkAccess, UplinkConfig};
 
+use super::Uplinks;
+use super::definition::{members_of, wanted};
 use super::owner::Owned;
-use super::{members, wanted};
 use crate::port::xdp::{LinkFeatures, driver_info, features, interface_speed_mbps};
 
 /// Slowest device that is an uplink without being asked for, in Mbit/s (SEMANTICS 3.4: no 100 Mbit/s cards).
@@ -28,18 +31,39 @@ const MASTERS: &[&str] = &["bond", "team", "bridge", "openvswitch"];
 
 /// Who asks.
 #[derive(Clone, Copy)]
-pub(super) enum Asker<'a> {
+enum Asker<'a> {
     /// The daemon, which has or waits for some devices already.
     Daemon { knows: &'a dyn Fn(&str) -> bool },
     /// `--check`: a daemon that runs may have them.
     Check,
 }
 
+impl Uplinks {
+    /// Whether the devices that `config` names are there and may be uplinks: what is wrong, a line each.
+    pub(in crate::control) fn check(&mut self, config: &Config) -> Vec<String> {
+        self.on_links();
+        let knows = |member: &str| self.knows(member) || self.closing.has(member);
+        check(config, &self.links, Asker::Daemon { knows: &knows })
+    }
+
+    fn knows(&self, member: &str) -> bool {
+        self.uplinks.values().flat_map(|uplink| &uplink.members).any(|known| known.name == member)
+    }
+}
+
+/// What is wrong with the devices that `config` names, a line each: for `--check`, beside a daemon that may run.
+///
+/// # Errors
+/// The interfaces cannot be asked for.
+pub(in crate::control) fn check_devices(config: &Config) -> io::Result<Vec<String>> {
+    Ok(check(config, &Links::new()?, Asker::Check))
+}
+
 /// What is wrong with the devices of `config`, a line each.
-pub(super) fn check(config: &Config, links: &Links, asker: Asker<'_>) -> Vec<String> {
+fn check(config: &Config, links: &Links, asker: Asker<'_>) -> Vec<String> {
     let mut errors = Vec::new();
     for (vswitch, uplink) in wanted(config) {
-        for member in members(config, &uplink.name) {
+        for member in members_of(config, &uplink.name) {
             let is_known = matches!(asker, Asker::Daemon { knows } if knows(&member));
             let outcome = match links.named(&member) {
                 // A device that was lost is waited for; a new one must be there.

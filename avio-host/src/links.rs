@@ -28,6 +28,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
+const IFLA_WIRELESS: u16 = 11;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_XDP: u16 = 43;
@@ -42,10 +43,15 @@ const IFF_LOWER_UP: u32 = 1 << 16;
 const ARPHRD_ETHER: u16 = 1;
 const IFINFO_LEN: usize = 16;
 const IFADDR_LEN: usize = 8;
-/// `AF_INET` where a family is one byte.
+/// `AF_UNSPEC` and `AF_INET` where a family is one byte.
+const UNSPECIFIED: u8 = 0;
 const INET: u8 = 2;
 /// Datagrams read in one go: a flood of changes does not keep the control thread.
 const READS_MAX: usize = 256;
+/// Datagrams of all interfaces, of which each has a dozen at least.
+const DUMP_READS_MAX: usize = 8192;
+/// How often all interfaces are read at the start, if changes are lost meanwhile.
+const FIRST_TRIES: usize = 10;
 
 /// One interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +89,8 @@ pub struct Link {
 pub struct Links {
     fd: OwnedFd,
     links: BTreeMap<u32, Link>,
+    /// Changes were lost, and since then not all interfaces could be read: what is known is what was.
+    is_stale: bool,
 }
 
 impl Links {
@@ -94,9 +102,15 @@ impl Links {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
         bind(&fd, &SocketAddrNetlink::new(0, GROUP_LINK))?;
-        let mut links = Self { fd, links: BTreeMap::new() };
-        links.dump()?;
-        Ok(links)
+        let mut links = Self { fd, links: BTreeMap::new(), is_stale: true };
+        let mut outcome = links.read_all();
+        for _ in 1..FIRST_TRIES {
+            if outcome.is_ok() {
+                break;
+            }
+            outcome = links.read_all();
+        }
+        outcome.map(|()| links)
     }
 
     /// The interfaces by number.
@@ -135,25 +149,43 @@ impl Links {
     /// Takes up what has changed; returns whether something has. Never blocks.
     pub fn refresh(&mut self) -> bool {
         let before = self.links.clone();
-        if self.read().is_err() {
-            // Changes were lost (ENOBUFS): all of them again. If even that fails, the next change brings another try.
-            let _ = self.dump();
+        self.is_stale |= self.read().is_err();
+        if self.is_stale {
+            // Changes were lost (ENOBUFS): all of them again. Until that works, at some later call, what was known stays.
+            let _ = self.read_all();
         }
         self.links != before
     }
 
-    fn dump(&mut self) -> io::Result<()> {
-        self.links.clear();
+    /// Replaces what is known by all interfaces as they are.
+    fn read_all(&mut self) -> io::Result<()> {
+        // What was told before is not to be taken for what comes after the answer.
+        self.read()?;
         send(&self.fd, &dump_request::<{ HEADER_LEN + IFINFO_LEN }>(RTM_GETLINK), SendFlags::empty())?;
-        // The kernel makes a dump while it is read, so it is there at once.
-        self.read()
+        let mut links = BTreeMap::new();
+        let mut buffer = vec![0; BUFFER_LEN];
+        for _ in 0..DUMP_READS_MAX {
+            // The kernel makes a dump while it is read, so it is there at once; changes come in between.
+            let len = match recv(&self.fd, buffer.as_mut_slice(), RecvFlags::empty()) {
+                Ok((_, len)) => len.min(BUFFER_LEN),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if take(&mut links, &buffer[..len])? {
+                self.links = links;
+                self.is_stale = false;
+                return Ok(());
+            }
+        }
+        Err(io::ErrorKind::QuotaExceeded.into())
     }
 
+    /// Takes up what was told, until there is no more.
     fn read(&mut self) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER_LEN];
         for _ in 0..READS_MAX {
             match recv(&self.fd, buffer.as_mut_slice(), RecvFlags::empty()) {
-                Ok((_, len)) => self.take(&buffer[..len.min(BUFFER_LEN)]),
+                Ok((_, len)) => drop(take(&mut self.links, &buffer[..len.min(BUFFER_LEN)])),
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -161,21 +193,26 @@ impl Links {
         }
         Ok(())
     }
+}
 
-    /// Takes up the messages of one datagram.
-    fn take(&mut self, bytes: &[u8]) {
-        for (kind, body) in Messages(bytes) {
-            match (kind, parse(body)) {
-                (RTM_NEWLINK, Some(link)) => {
-                    self.links.insert(link.index, link);
-                }
-                (RTM_DELLINK, Some(link)) => {
-                    self.links.remove(&link.index);
-                }
-                _ => {}
+/// Takes up the messages of one datagram; whether it ends an answer.
+///
+/// # Errors
+/// The kernel says that there is no more of its answer.
+fn take(links: &mut BTreeMap<u32, Link>, bytes: &[u8]) -> io::Result<bool> {
+    let mut messages = Messages(bytes);
+    for (kind, body) in messages.by_ref() {
+        match (kind, parse(body)) {
+            (RTM_NEWLINK, Some(link)) => {
+                links.insert(link.index, link);
             }
+            (RTM_DELLINK, Some(link)) => {
+                links.remove(&link.index);
+            }
+            _ => {}
         }
     }
+    messages.is_dump_done()
 }
 
 /// The first IPv4 address of each interface that has one, by the interface's number, as `ip address` lists them. Asked of the
@@ -232,9 +269,10 @@ impl AsFd for Links {
     }
 }
 
-/// An interface out of `struct ifinfomsg` and its attributes.
+/// An interface out of `struct ifinfomsg` and its attributes. `None` for what is told in the words of another family: a bridge tells of its ports that way, of
+/// their names and states alone, and of one that leaves it as of one that is deleted.
 fn parse(body: &[u8]) -> Option<Link> {
-    let info = body.first_chunk::<IFINFO_LEN>()?;
+    let info = body.first_chunk::<IFINFO_LEN>().filter(|info| info[0] == UNSPECIFIED)?;
     let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
     let flags = word(8);
     let mut link = Link {
@@ -262,6 +300,8 @@ fn parse(body: &[u8]) -> Option<Link> {
             IFLA_MTU => link.mtu = number()?,
             IFLA_LINK => link.parent = number(),
             IFLA_MASTER => link.master = number(),
+            // A driver's event, with the name alone.
+            IFLA_WIRELESS => return None,
             IFLA_XDP => {
                 let mut parts = Attributes(value);
                 let id =
@@ -331,5 +371,65 @@ mod tests {
         for cut in 0..body.len() {
             let _ = parse(&body[..cut]);
         }
+        // The same told by a bridge, of its port (AF_BRIDGE); and a wireless driver's event.
+        body[0] = 7;
+        assert_eq!(parse(&body), None);
+        body[0] = 0;
+        body.extend([8, 0, 11, 0, 1, 0, 0, 0]);
+        assert_eq!(parse(&body), None);
+    }
+
+    /// A message as `kind`, of interface `index`, called `x`.
+    fn message(kind: u16, index: u8) -> Vec<u8> {
+        let mut bytes = vec![40, 0, 0, 0];
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend([0, 0, 1, 0, index, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend([6, 0, 3, 0, b'x', 0, 0, 0]);
+        bytes
+    }
+
+    fn done(errno: i32) -> Vec<u8> {
+        [&[20, 0, 0, 0, 3, 0][..], &[0; 10], &errno.to_ne_bytes()].concat()
+    }
+
+    /// Links that a test plays the kernel for.
+    fn played() -> (Links, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (fd, kernel) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        (Links { fd, links: BTreeMap::new(), is_stale: false }, kernel)
+    }
+
+    #[test]
+    fn what_is_known_stays_until_all_could_be_read_again() {
+        let (mut links, kernel) = played();
+        let tell = |bytes: &[u8]| assert_eq!(send(&kernel, bytes, SendFlags::empty()).unwrap(), bytes.len());
+        let numbers = |links: &Links| links.iter().map(|link| link.index).collect::<Vec<_>>();
+        let asked = || recv(&kernel, &mut [0; 64][..], RecvFlags::empty()).is_ok();
+        tell(&[message(RTM_NEWLINK, 1), message(RTM_NEWLINK, 2)].concat());
+        assert!(links.refresh());
+        assert_eq!(numbers(&links), [1, 2]);
+        // Changes were lost, and the answer to the question for all of them is cut short, or ends with an error: twice.
+        links.is_stale = true;
+        assert!(!links.refresh());
+        assert!(asked() && !asked(), "asked once");
+        assert_eq!(numbers(&links), [1, 2]);
+        // It comes late, with a change in between.
+        tell(&[message(RTM_NEWLINK, 2), done(-105)].concat());
+        assert!(!links.refresh());
+        assert!(asked());
+        assert_eq!(numbers(&links), [1, 2]);
+        assert!(links.is_stale);
+    }
+
+    #[test]
+    fn an_answer_in_parts_with_changes_in_between_replaces_what_was_known() {
+        let mut links = BTreeMap::new();
+        assert!(!take(&mut links, &[message(RTM_NEWLINK, 1), message(RTM_NEWLINK, 2)].concat()).unwrap());
+        assert!(!take(&mut links, &message(RTM_DELLINK, 1)).unwrap());
+        assert!(take(&mut links, &[message(RTM_NEWLINK, 3), done(0)].concat()).unwrap());
+        assert_eq!(links.into_keys().collect::<Vec<_>>(), [2, 3]);
+        assert!(take(&mut BTreeMap::new(), &done(-105)).is_err());
     }
 }

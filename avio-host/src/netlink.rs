@@ -2,6 +2,8 @@
 //!
 //! Used by `links` (rtnetlink) and `netdev` (generic netlink). Bounds are checked, although the kernel is trusted: a message that is cut ends quietly.
 
+use std::io;
+
 /// Bytes of `struct nlmsghdr`.
 pub(crate) const HEADER_LEN: usize = 16;
 /// The kernel makes no longer datagram for a dump.
@@ -41,6 +43,24 @@ impl<'a> Iterator for Messages<'a> {
         let body = self.0.get(HEADER_LEN..len).filter(|_| kind != NLMSG_DONE && kind != NLMSG_ERROR)?;
         self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or(&[]);
         Some((kind, body))
+    }
+}
+
+impl Messages<'_> {
+    /// Whether a dump is complete with this datagram, once all its messages have been taken.
+    ///
+    /// # Errors
+    /// What the kernel says instead of the rest of it.
+    pub(crate) fn is_dump_done(&self) -> io::Result<bool> {
+        let Some([_, _, _, _, e, f, ..]) = self.0.first_chunk::<HEADER_LEN>() else { return Ok(false) };
+        let kind = u16::from_ne_bytes([*e, *f]);
+        if kind != NLMSG_DONE && kind != NLMSG_ERROR {
+            return Ok(false);
+        }
+        // Both have an errno behind their header; the end of a dump that went well has none, or 0.
+        let errno =
+            self.0.get(HEADER_LEN..).and_then(<[u8]>::first_chunk).map_or(0, |b| i32::from_ne_bytes(*b));
+        if errno < 0 { Err(io::Error::from_raw_os_error(-errno)) } else { Ok(kind == NLMSG_DONE) }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use avio_host::inject;
 use avio_host::links::Link;
@@ -93,10 +93,7 @@ struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        match self.guardian.lock() {
-            Ok(mut guardian) => guardian.release(self.index),
-            Err(poisoned) => poisoned.into_inner().release(self.index),
-        }
+        self.guardian.lock().unwrap_or_else(PoisonError::into_inner).release(self.index);
     }
 }
 
@@ -159,10 +156,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
     let name = &request.link.name;
     let fail = |what: &str, error: &dyn std::fmt::Display| format!("{name}: {what}: {error}");
     let owned = Owned::take(request.link.index, name)?;
-    let claimed = match guardian.lock() {
-        Ok(mut guardian) => guardian.claim(request.link.index),
-        Err(poisoned) => poisoned.into_inner().claim(request.link.index),
-    };
+    let claimed = guardian.lock().unwrap_or_else(PoisonError::into_inner).claim(request.link.index);
     let claim = Claim { index: request.link.index, guardian: Arc::clone(guardian) };
     let Claimed { left, switched_off } = claimed.map_err(|error| fail("cannot set its offloads", &error))?;
     let promiscuous =

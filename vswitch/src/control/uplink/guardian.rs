@@ -21,10 +21,13 @@ pub struct Claimed {
     pub switched_off: LinkFeatures,
 }
 
-/// Our end. Dropping it restores everything and waits until that is done.
+/// Our end. Dropping it restores everything and waits until that is done. Somebody may kill the guardian (a memory shortage, an operator): it is started
+/// again, and told anew what it knew.
 #[derive(Debug, Default)]
 pub struct Guardian {
     child: Option<Child>,
+    /// How devices were that are ours now.
+    told: Vec<(u32, LinkFeatures)>,
 }
 
 impl Guardian {
@@ -38,33 +41,71 @@ impl Guardian {
         if before.active.is_none() && before.requested.is_none() {
             return Ok(Claimed::default());
         }
-        self.tell(&format!("{device} {}\n", before.requested.bits()))?;
+        if self.told.iter().all(|(known, _)| *known != device) {
+            self.told.push((device, before.requested));
+        }
+        self.tell(&line_of((device, before.requested)))?;
         let left = set_features(device, LinkFeatures::NONE)?;
         Ok(Claimed { left, switched_off: before.active.without(left) })
     }
 
     /// The device is not ours any more: it is as it was.
     pub fn release(&mut self, device: u32) {
-        if self.child.is_some() {
-            // A guardian that has died has nothing to undo any more.
-            let _ = self.tell(&format!("{device}\n"));
+        if self.told.iter().any(|(known, _)| *known == device) {
+            if let Err(error) = self.tell(&format!("{device}\n")) {
+                tracing::error!("interface {device}: its offloads are not put back: {error}");
+            }
+            self.told.retain(|(known, _)| *known != device);
+        }
+    }
+
+    /// Starts a guardian that has died again. Once a second; helper thread.
+    pub fn look_after(&mut self) {
+        let died = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        let Some(status) = died else { return };
+        tracing::warn!(
+            "the process that puts offloads of network devices back has ended ({status}); another one is started"
+        );
+        if let Err(error) = self.start() {
+            tracing::error!("it cannot be started: {error}");
         }
     }
 
     fn tell(&mut self, line: &str) -> io::Result<()> {
-        if self.child.is_none() {
-            let child = Command::new("/proc/self/exe")
-                .arg(ARGUMENT)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                // Not of our group, so that what the terminal sends us does not reach it.
-                .process_group(0)
-                .spawn()?;
-            self.child = Some(child);
+        if self.child.is_some() && self.write(line).is_ok() {
+            return Ok(());
         }
+        self.start()?;
+        self.write(line)
+    }
+
+    fn write(&mut self, line: &str) -> io::Result<()> {
         let pipe = self.child.as_mut().and_then(|child| child.stdin.as_mut());
         pipe.ok_or(io::ErrorKind::BrokenPipe)?.write_all(line.as_bytes())
     }
+
+    /// A guardian that knows what we know, in the place of one that has died.
+    fn start(&mut self) -> io::Result<()> {
+        if let Some(mut dead) = self.child.take() {
+            drop(dead.stdin.take());
+            let _ = dead.wait();
+        }
+        let child = Command::new("/proc/self/exe")
+            .arg(ARGUMENT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            // Not of our group, so that what the terminal sends us does not reach it.
+            .process_group(0)
+            .spawn()?;
+        self.child = Some(child);
+        let all: String = self.told.iter().copied().map(line_of).collect();
+        self.write(&all)
+    }
+}
+
+/// What a guardian is told of a device.
+fn line_of((device, before): (u32, LinkFeatures)) -> String {
+    format!("{device} {}\n", before.bits())
 }
 
 impl Drop for Guardian {

@@ -3,7 +3,7 @@
 //! Called by [`Uplinks::turn`] on the control thread, and when a worker says that a device is broken. Whatever may wait (opening, closing) is a
 //! helper's. Decides nothing about where frames go: that is for `wire` and the aggregate.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use avio_host::blocking::answered;
@@ -47,6 +47,8 @@ impl Uplinks {
         }
         let mut changed = false;
         self.watch_at = None;
+        let guardian = Arc::clone(&self.guardian);
+        self.helpers.run(move || guardian.lock().unwrap_or_else(PoisonError::into_inner).look_after());
         for uplink in self.uplinks.values_mut() {
             for member in &mut uplink.members {
                 if let Some(line) = member.look_at_rings() {
@@ -55,7 +57,7 @@ impl Uplinks {
                     member.state = State::Closed { retry: Some(now + REOPEN_AFTER) };
                     changed = true;
                 }
-                if member.watched().is_some() {
+                if matches!(member.state, State::Open(_)) {
                     self.watch_at = Some(now + watchdog::LOOK_EVERY);
                 }
             }

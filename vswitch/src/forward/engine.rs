@@ -180,6 +180,9 @@ impl worker::Engine for Engine {
             Source::Ring(queue) => self.forwarder.forward(queue, budget).map_err(Broken::Ring),
             Source::Intake(wire) if wire.broken => return Polled::Broken,
             Source::Intake(wire) => {
+                if wire.intake.is_empty() {
+                    return Polled::Idle;
+                }
                 self.forwarder.forward_intake(wire, budget).map_err(|e| Broken::Io(e.kind()))
             }
         };

@@ -20,6 +20,12 @@ pub trait Intake: Send {
     /// The device is gone or the socket broken: it is not polled again, and control hears of it.
     fn take<'a>(&'a mut self, arena: &'a mut ChainArena, max: usize) -> io::Result<Batch<'a>>;
 
+    /// Whether nothing is there that [`take`](Self::take) would find: a look of a few loads, for most looks of a worker that sends find nothing, and an uplink
+    /// has two intakes for each of its devices. False where only `take` can tell.
+    fn is_empty(&mut self) -> bool {
+        false
+    }
+
     /// The frames of the last [`take`](Self::take) are done with: their buffers go back to the kernel. Not called after a batch
     /// that panicked: the source is then broken, and control makes another.
     fn done(&mut self);

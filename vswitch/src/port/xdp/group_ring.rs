@@ -136,6 +136,10 @@ impl Intake for GroupIntake {
         Ok(frames.finish())
     }
 
+    fn is_empty(&mut self) -> bool {
+        self.status().load(Ordering::Relaxed) & STATUS_USER == 0
+    }
+
     fn done(&mut self) {}
 
     fn wait_fd(&self) -> io::Result<OwnedFd> {

@@ -278,10 +278,6 @@ struct XskIntake {
 
 impl Intake for XskIntake {
     fn take<'a>(&'a mut self, arena: &'a mut ChainArena, max: usize) -> io::Result<Batch<'a>> {
-        if self.resume_at.is_some_and(|at| Instant::now() < at) {
-            return Ok(Collector::new(arena, self.socket.memory.table()).finish());
-        }
-        self.resume_at = None;
         let mut ready = self.receive.ready();
         if ready == 0 && (self.socket.busy_poll || self.fill.needs_wakeup()) {
             sys::kick_receive(self.socket.fd.as_fd());
@@ -324,6 +320,16 @@ impl Intake for XskIntake {
             refill(&mut self.taken, &mut self.fill);
         }
         Ok(frames.finish())
+    }
+
+    fn is_empty(&mut self) -> bool {
+        if let Some(at) = self.resume_at {
+            if Instant::now() < at {
+                return true;
+            }
+            self.resume_at = None;
+        }
+        self.receive.ready() == 0 && !self.socket.busy_poll && !self.fill.needs_wakeup()
     }
 
     fn done(&mut self) {

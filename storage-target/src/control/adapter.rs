@@ -12,10 +12,10 @@ use avio_host::session::EndpointId;
 use avio_proto::config::{DEFAULT_TIMEOUT_S, LunConfig, StorageAdaptor, StorageConfig};
 use avio_proto::virtio::blk::SERIAL_LEN;
 
-use super::absent::Absent;
 use super::device;
 use super::lun::EMPTY_DRIVE;
 use super::served::FrontEnd;
+use super::storage::Absent;
 use crate::adapter::{AdapterId, AdapterKind, AdapterView, TARGETS_MAX, Target};
 use crate::backing::{Backing, Limits};
 use crate::lun::{Lun, LunStats, Numbers, Qos, QueueStats};

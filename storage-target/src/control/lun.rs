@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use avio_proto::config::{BackingCache, BackingSpec, LunConfig, LunDevice};
 
-use super::absent::Absent;
 use super::adapter::AdapterLun;
 use super::journal;
+use super::storage::Absent;
 use crate::backing::{Backing, Limits, OpenError, OpenOptions};
 use crate::scsi::{DeviceKind, LogicalUnit, NexusName, Profile, SavedState};
 

@@ -2,12 +2,10 @@
 //!
 //! It does no I/O of guests and blocks on nothing while it runs; start-up opens the backings itself.
 
-mod absent;
 mod adapter;
 mod device;
 mod journal;
 mod lun;
-mod reconcile;
 mod served;
 mod show;
 mod storage;
@@ -29,7 +27,7 @@ use avio_proto::control::STORD_SOCKET_FILE_NAME;
 use crate::backing::Io;
 use crate::serve::{self, Engine};
 use crate::uring::{Capabilities, FACILITIES};
-use storage::{Parts, Storage};
+use storage::{Parts, Storage, wanted};
 use varlink::{CAPABILITIES, Daemon};
 
 /// Runs the daemon until it is told to stop.
@@ -42,7 +40,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     if options.check {
         let text = check(&options.config, &around).map_err(|e| e.to_string())?;
         let config = load(&options.config, &around).map_err(|e| e.to_string())?;
-        reconcile::wanted(&config).map_err(|lines| lines.join("\n"))?;
+        wanted(&config).map_err(|lines| lines.join("\n"))?;
         print!("{text}");
         return Ok(());
     }

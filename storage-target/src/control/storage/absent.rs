@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use avio_host::blocking::answered;
 use avio_proto::config::{BackingCache, Config, LunDevice};
 
-use super::adapter::AdapterLun;
-use super::device;
-use super::journal;
-use super::lun::{self, LunKey, Opened, Wanted};
-use super::reconcile::{Pending, nonce, wanted};
-use super::served::{Before, FrontEnd, Served, ServedAdapter, Store};
-use super::storage::{Done, Storage};
+use super::reconcile::{Pending, wanted};
+use super::replace::nonce;
+use super::{Done, Storage};
 use crate::adapter::AdapterId;
 use crate::backing::Limits;
+use crate::control::adapter::{Adapter, AdapterLun};
+use crate::control::lun::{self, LunKey, Opened, Wanted};
+use crate::control::served::{Before, FrontEnd, Served, ServedAdapter, Store};
+use crate::control::{device, journal};
 use crate::scsi::{Replacement, SavedState};
 use crate::serve::Notice;
 
@@ -35,7 +35,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A LUN's backing that is not there.
 #[derive(Clone)]
-pub(super) struct Absent {
+pub(in crate::control) struct Absent {
     /// What is looked for.
     pub wanted: Wanted,
     /// What it is taken for meanwhile.
@@ -341,7 +341,7 @@ impl Storage {
             Ok(_) => {
                 let mut saved = old.unit.save();
                 saved.succeeds = true;
-                let has = |adapter: &&super::adapter::Adapter| {
+                let has = |adapter: &&Adapter| {
                     adapter.seen && adapter.luns.values().any(|entry| entry.lun.id == old.id)
                 };
                 let told: Vec<_> = self.adapters.values().filter(has).map(|a| a.nexus.clone()).collect();

@@ -4,7 +4,7 @@ use avio_proto::scsi::opcode::*;
 use avio_proto::scsi::sense::{ILLEGAL_REQUEST, Sense};
 
 use super::MediumOp;
-use super::dispatch::NACA;
+use super::table::NACA;
 
 /// Most blocks of one COMPARE AND WRITE (VPD B0h says so).
 pub(super) const COMPARE_AND_WRITE_MAX: u8 = 64;

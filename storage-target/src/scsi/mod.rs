@@ -11,6 +11,7 @@ mod mode;
 mod nexus;
 mod report;
 mod reservation;
+mod table;
 #[cfg(test)]
 mod tests;
 mod unit;
@@ -20,11 +21,11 @@ mod vectors;
 use avio_proto::scsi::sense::{Sense, UNIT_ATTENTION};
 
 pub use block::fast;
-pub use dispatch::parameter_len;
 pub use inquiry::TRANSFER_LEN_MAX;
-pub use nexus::{Nexus, NexusName};
+pub use nexus::{Nexus, NexusName, Owed};
 pub use report::no_unit;
 pub use reservation::SavedReservations;
+pub use table::parameter_len;
 pub use unit::{Answered, LogicalUnit, Media, Profile, Replacement, SAVED_FORMAT, SavedState};
 
 /// SAM-5 5.3.1: status codes.

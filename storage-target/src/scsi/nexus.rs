@@ -31,6 +31,18 @@ impl NexusName {
     }
 }
 
+/// What an initiator that is not there is owed: unit attentions, as additional sense codes and their qualifiers.
+pub type Owed = (NexusName, Vec<(u8, u8)>);
+
+/// Adds to what an initiator is owed, once: there are few kinds, so its list stays short.
+pub(super) fn owe(all: &mut Vec<Owed>, name: &NexusName, attention: (u8, u8)) {
+    match all.iter_mut().find(|(of, _)| of == name) {
+        Some((_, list)) if list.contains(&attention) => {}
+        Some((_, list)) => list.push(attention),
+        None => all.push((name.clone(), vec![attention])),
+    }
+}
+
 /// What a logical unit owes one initiator.
 #[derive(Debug)]
 pub struct Nexus {

@@ -6,7 +6,7 @@ use avio_proto::scsi::vendor::{
     LOG_PAGE_ADAPTER, LOG_PAGE_LUN, LOG_PAGE_SUPPORTED, LOG_PAGES, supported_log_pages,
 };
 
-use super::dispatch::{NACA, Row, rows};
+use super::table::{NACA, Row, rows};
 use super::unit::Media;
 use super::{Env, LogicalUnit, Profile, Reply};
 

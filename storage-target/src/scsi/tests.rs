@@ -521,7 +521,7 @@ proptest! {
     ) {
         let kind = if dvd { DeviceKind::Dvd } else { DeviceKind::Disk };
         let rig = Rig::new(Profile { kind, ..profile() });
-        if let Some(row) = super::dispatch::TABLE.get(row) {
+        if let Some(row) = super::table::TABLE.get(row) {
             bytes[0] = row.opcode;
             if let Some(action) = row.service_action {
                 bytes[1] = bytes[1] & 0xe0 | action;

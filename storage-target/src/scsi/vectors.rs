@@ -322,7 +322,7 @@ fn report_supported_operation_codes_takes_each_option_as_it_is_meant() {
 fn bits_outside_the_map_change_nothing() {
     for kind in [DeviceKind::Disk, DeviceKind::Dvd] {
         let rig = Rig::new(Profile { kind, ..profile() });
-        for row in super::dispatch::rows(&rig.unit.profile) {
+        for row in super::table::rows(&rig.unit.profile) {
             let action = row.service_action.unwrap_or(0);
             let map = supported(&rig, row.opcode, action)[4..].to_vec();
             let mut plain = vec![0; map.len()];

@@ -9,6 +9,7 @@ pub mod control;
 pub mod daemon;
 pub mod facility;
 pub mod frame_memory;
+pub mod genetlink;
 pub mod inject;
 pub mod links;
 pub mod log;

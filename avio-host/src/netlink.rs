@@ -1,6 +1,6 @@
 //! Messages and attributes of netlink(7), as the kernel lays them out.
 //!
-//! Used by `links` (rtnetlink) and `netdev` (generic netlink). Bounds are checked, although the kernel is trusted: a message that is cut ends quietly.
+//! Used by `links` (rtnetlink) and `genetlink` (generic netlink). Bounds are checked, although the kernel is trusted: a message that is cut ends quietly.
 
 use std::io;
 
@@ -25,7 +25,8 @@ pub(crate) fn dump_request<const LEN: usize>(kind: u16) -> [u8; LEN] {
 }
 
 /// A text in an attribute, without the zero at its end.
-pub(crate) fn text(value: &[u8]) -> String {
+#[must_use]
+pub fn text(value: &[u8]) -> String {
     let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
@@ -65,7 +66,8 @@ impl Messages<'_> {
 }
 
 /// The attributes (`struct nlattr`) in some bytes.
-pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
+#[derive(Debug, Clone)]
+pub struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);

@@ -3,7 +3,7 @@
 //! `program` is the program as bytecode and how it is attached, `btf` where it finds the kernel's functions, `socket` an AF_XDP socket as intake and
 //! outlet, `burst` the outlet that takes the socket's place where the device copies, `packet` the same over a packet
 //! socket, `group_ring` the switch's copy of broadcast and multicast, `rings` the memory shared with the kernel, `watch` how a watchdog sees it,
-//! `ethtool` what else there is to know of a device, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides
+//! `ethtool` what else there is to know of a device, `features` which offloads it has on, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides
 //! nothing: what is opened, and what after a failure, is up to `control/uplink`.
 
 mod assembly;
@@ -11,6 +11,7 @@ mod btf;
 mod burst;
 mod control_socket;
 mod ethtool;
+mod features;
 mod group_ring;
 mod packet;
 mod program;
@@ -22,9 +23,8 @@ mod watch;
 
 pub use burst::open_burst;
 pub use control_socket::ControlSocket;
-pub use ethtool::{
-    DriverInfo, FeatureState, LinkFeatures, driver_info, features, interface_speed_mbps, set_features,
-};
+pub use ethtool::{DriverInfo, driver_info, interface_speed_mbps};
+pub use features::{Changed, FeatureMonitor, FeatureState, LinkFeatures, features, set_features};
 pub use packet::{Capture, PacketFilter, Promiscuous, open_packet};
 pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
 pub use rings::Indices;

@@ -417,15 +417,3 @@ pub(super) fn ethtool(name: &str, command: &mut [u8]) -> io::Result<()> {
     // caller passes the kernel's structure of that command, filled up with room.
     check(unsafe { libc::ioctl(any.as_raw_fd(), SIOCETHTOOL, &raw mut request) }.into()).map(drop)
 }
-
-/// The name that interface number `index` has now.
-pub(super) fn interface_name(index: u32) -> io::Result<String> {
-    let mut name = [0u8; libc::IFNAMSIZ];
-    // SAFETY: `name` has the IFNAMSIZ bytes that the call may write.
-    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
-    if found.is_null() {
-        return Err(io::Error::last_os_error());
-    }
-    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-    Ok(String::from_utf8_lossy(&name[..end]).into_owned())
-}

@@ -21,6 +21,9 @@ pub const CHECK_CONDITION: u8 = 0x02;
 /// A reservation of another initiator forbids it.
 pub const RESERVATION_CONFLICT: u8 = 0x18;
 
+/// SBC-4 5.36.
+pub const WRITE_10: u8 = 0x2a;
+
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -89,6 +92,16 @@ pub struct Initiator {
     /// Tag of each slot's command, by queue.
     tags: Vec<Vec<u64>>,
     timeout: Duration,
+}
+
+/// One queue with 64 requests of up to 16 KiB.
+pub fn options() -> StorageOptions {
+    StorageOptions { depth: 64, data_len: 16384, ..StorageOptions::new(Kind::Scsi) }
+}
+
+/// The same with two queues.
+pub fn two_queues() -> StorageOptions {
+    StorageOptions { queues: 2, ..options() }
 }
 
 /// READ (10) and WRITE (10), VERIFY (10) and the like: opcode, block, blocks.

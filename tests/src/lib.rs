@@ -18,6 +18,7 @@ pub mod frames;
 pub mod guest_image;
 pub mod initiator;
 pub mod linux_guest;
+pub mod mounted;
 pub mod netns;
 pub mod ovs;
 pub mod qemu;

@@ -1,12 +1,9 @@
 //! The folder where one test case keeps its sockets, configuration and transcripts. Made by the case runner (or on first
 //! use); removed by whoever made it. Paths stay short, since a Unix socket's path has at most 107 bytes.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::{env, fs, process};
-
-use crate::Result;
 
 /// Environment variable in which the case runner hands the folder to the process that runs the case.
 pub const VARIABLE: &str = "AVIO_TEST_SCRATCH";
@@ -26,14 +23,4 @@ pub fn folder() -> PathBuf {
 /// A path for the `tag`th scratch folder of this process. Nothing is created.
 pub fn fresh_path(tag: impl std::fmt::Display) -> PathBuf {
     env::temp_dir().join(format!("avio-{}-{tag}", process::id()))
-}
-
-/// An image file in the folder, `len` bytes of zeros.
-///
-/// # Errors
-/// What the system says.
-pub fn image(name: &str, len: u64) -> Result<PathBuf> {
-    let path = folder().join(name);
-    File::create(&path)?.set_len(len)?;
-    Ok(path)
 }

@@ -18,6 +18,9 @@ use crate::{Failure, Result, scratch};
 const BUS: u8 = 0;
 const DEVICE: u8 = 4;
 
+/// How long a backing of [`delaying`] holds a write.
+pub const DELAY: Duration = Duration::from_millis(1500);
+
 /// A sparse image file of so many bytes in the scratch folder.
 ///
 /// # Errors
@@ -26,6 +29,16 @@ pub fn image(name: &str, len: u64) -> Result<PathBuf> {
     let path = scratch::folder().join(name);
     File::create(&path)?.set_len(len)?;
     Ok(path)
+}
+
+/// The backing that a file is.
+pub fn file_backing(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+/// A backing of 4 MiB of memory whose writes take [`DELAY`].
+pub fn delaying() -> String {
+    format!("fault:write_delay_ms={}:memory:4M", DELAY.as_millis())
 }
 
 /// What a storage daemon under test is to serve.

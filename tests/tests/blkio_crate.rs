@@ -10,7 +10,7 @@ use std::time::Duration;
 use avio_tests::case::{self, Case};
 use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
-use avio_tests::storage::{Adapter, Storage, image};
+use avio_tests::storage::{Adapter, Storage, file_backing, image};
 use avio_tests::{Failure, Result};
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 
@@ -77,7 +77,7 @@ impl Memory {
 fn library() -> Result {
     let path = image("disk.img", 8 << 20)?;
     let adapter = Adapter::new("g1", "avio_blk").lines("queues = 2");
-    let adapter = adapter.disk(0, &format!("file:{}", path.display()), "cache = \"writeback\"");
+    let adapter = adapter.disk(0, &file_backing(&path), "cache = \"writeback\"");
     let mut daemon = Daemon::start(Storage::one(adapter))?;
     let mut device = connect(&daemon, false)?;
     let number = |device: &Blkio, name: &str| device.get_i32(name).map_err(Failure::from);
@@ -139,7 +139,7 @@ fn read_only() -> Result {
     let path = image("disk.img", 1 << 20)?;
     fs::write(&path, vec![7; 1 << 20])?;
     let adapter = Adapter::new("g1", "avio_blk");
-    let adapter = adapter.disk(0, &format!("file:{}", path.display()), "readonly = true");
+    let adapter = adapter.disk(0, &file_backing(&path), "readonly = true");
     let mut daemon = Daemon::start(Storage::one(adapter))?;
     let mut device = connect(&daemon, false)?;
     ensure(device.start().is_err(), || "the library was not told that it may only read".into())?;

@@ -17,7 +17,7 @@ use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
 use avio_tests::frames::{EXPERIMENT, ethernet};
 use avio_tests::initiator::Initiator;
-use avio_tests::storage::{Adapter, Storage};
+use avio_tests::storage::{Adapter, Storage, file_backing};
 use avio_tests::{Failure, Result, scratch};
 
 fn main() -> ExitCode {
@@ -120,7 +120,7 @@ fn luns(count: usize) -> Result<(Adapter, Daemon<Storage>)> {
     for target in 0..count {
         let path = folder.join(format!("{target}.img"));
         std::fs::File::create(&path)?.set_len(1 << 20)?;
-        adapter = adapter.disk(target, &format!("file:{}", path.display()), "");
+        adapter = adapter.disk(target, &file_backing(&path), "");
     }
     let daemon = Daemon::start(Storage::one(adapter.clone()))?;
     Ok((adapter, daemon))
@@ -154,7 +154,7 @@ fn added_lun() -> Result {
     for target in 100..111u8 {
         let path = scratch::folder().join(format!("added{target}.img"));
         std::fs::File::create(&path)?.set_len(1 << 20)?;
-        with = with.disk(target.into(), &format!("file:{}", path.display()), "");
+        with = with.disk(target.into(), &file_backing(&path), "");
         daemon.config = Storage::one(with.clone());
         let begin = Instant::now();
         daemon.reload()?;

@@ -13,7 +13,7 @@ use avio_tests::daemon::Daemon;
 use avio_tests::disk_guest::{self, Kind};
 use avio_tests::failure::ensure;
 use avio_tests::linux_guest::LinuxGuest;
-use avio_tests::storage::{Adapter, Storage, image};
+use avio_tests::storage::{Adapter, Storage, file_backing, image};
 use avio_tests::{Failure, Result, scratch};
 
 /// For cases without emulated guests, in seconds.
@@ -33,10 +33,6 @@ fn main() -> ExitCode {
         Case::new("qemu_sg3_utils", QEMU_S, qemu_sg3_utils),
         Case::new("two_guests_share_a_disk", QEMU_S, two_guests_share_a_disk),
     ])
-}
-
-fn file_backing(path: &Path) -> String {
-    format!("file:{}", path.display())
 }
 
 /// Runs `command` in the guest; it must end with `status` and print all of `words`.

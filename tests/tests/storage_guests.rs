@@ -13,7 +13,7 @@ use avio_tests::failure::ensure;
 use avio_tests::guest_image;
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::qemu::NO_MSI_X;
-use avio_tests::storage::{Adapter, Storage, image};
+use avio_tests::storage::{Adapter, Storage, file_backing, image};
 use avio_tests::{Failure, Result, scratch};
 
 /// For the generator alone, in seconds.
@@ -39,10 +39,6 @@ fn main() -> ExitCode {
         Case::new("qemu_fio_verifies_disk_and_adapter", QEMU_S, qemu_fio),
         Case::new("qemu_disk_survives_kill", QEMU_S, qemu_disk_survives_kill),
     ])
-}
-
-fn file_backing(path: &Path) -> String {
-    format!("file:{}", path.display())
 }
 
 /// An adapter of `guest` with one image file of `mib` MiB at target 0.

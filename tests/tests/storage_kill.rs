@@ -17,8 +17,7 @@ use avio_tests::console::{Console, command};
 use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::initiator::{Initiator, RESERVATION_CONFLICT, Reply, cdb10, compare_and_write, reserve_out};
-use avio_tests::scratch::image;
-use avio_tests::storage::{Adapter, Storage};
+use avio_tests::storage::{Adapter, Storage, file_backing, image};
 use avio_tests::{Failure, Result, scratch};
 use rustix::fs::{FlockOperation, fcntl_lock};
 
@@ -281,7 +280,7 @@ fn reserve_twice() -> Result {
 fn state() -> Result {
     let (first, second) = (image("one.iso", MIB)?, image("two.iso", 2 * MIB)?);
     let adapter = |guest: &str| Adapter::new(guest, "avio_stor").disk(0, "memory:1M", "share = true");
-    let one = adapter("g1").lun(1, "dvd", &format!("file:{}", first.display()), "");
+    let one = adapter("g1").lun(1, "dvd", &file_backing(&first), "");
     let mut daemon = Daemon::start(Storage::default().adapter(one).adapter(adapter("g2")))?;
     let options = tracked(Kind::Scsi, false);
     let mut one = Initiator::connect(&daemon.stor_socket("g1")?, &options, &[0, 1])?;
@@ -366,7 +365,7 @@ fn writing_to_shared(slow: &str) -> Result<(Daemon<Storage>, Initiator, Initiato
 fn shared_replacement() -> Result {
     let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
     let slow = format!("fault:write_delay_ms=4000:file:{}", old.display());
-    let fresh = format!("file:{}", new.display());
+    let fresh = file_backing(&new);
     let (mut daemon, mut one, mut two) = writing_to_shared(&slow)?;
     daemon.config = sharing(&[("g1", &fresh), ("g2", &fresh)]);
     daemon.reload_by_command()?;
@@ -397,7 +396,7 @@ fn shared_replacement() -> Result {
 fn one_parts() -> Result {
     let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
     let slow = format!("fault:write_delay_ms=1500:file:{}", old.display());
-    let fresh = format!("file:{}", new.display());
+    let fresh = file_backing(&new);
     let (mut daemon, mut one, mut two) = writing_to_shared(&slow)?;
     daemon.config = sharing(&[("g1", &fresh), ("g2", &slow)]);
     daemon.reload_by_command()?;
@@ -432,7 +431,7 @@ fn one_parts() -> Result {
 fn missing_at_start() -> Result {
     let names = ["keep.img", "gone.img", "disk.img"];
     let paths = [image(names[0], MIB)?, image(names[1], MIB)?, image(names[2], 2 * MIB)?];
-    let file = |i: usize| format!("file:{}", paths[i].display());
+    let file = |i: usize| file_backing(&paths[i]);
     let one = Adapter::new("g1", "avio_stor").disk(0, &file(0), "").disk(1, &file(1), "");
     let config = Storage::one(one.clone()).adapter(Adapter::new("g2", "avio_blk").disk(0, &file(2), ""));
     let mut daemon = Daemon::start(config.clone())?;
@@ -486,7 +485,7 @@ fn missing_at_start() -> Result {
 fn replaced_while_down() -> Result {
     let (old, new) = (image("old.img", MIB)?, image("new.img", 2 * MIB)?);
     let with = |path: &Path| {
-        let backing = format!("file:{}", path.display());
+        let backing = file_backing(path);
         Storage::one(Adapter::new("g1", "avio_stor").disk(0, &backing, "serial = \"S\""))
     };
     let serial = |daemon: &Daemon<Storage>| -> Result<String> {
@@ -559,7 +558,7 @@ fn register_for_good(key: u64) -> ([u8; 10], [u8; 24]) {
 /// ever. Once it can be written again everything is as before.
 fn not_saved() -> Result {
     let iso = image("one.iso", MIB)?;
-    let drive = format!("file:{}", iso.display());
+    let drive = file_backing(&iso);
     let with = |memory: &str| {
         Storage::one(Adapter::new("g1", "avio_stor").disk(0, memory, "").lun(1, "dvd", &drive, ""))
     };

@@ -2,7 +2,6 @@
 //! changed while guests run, and how each command that cannot be done says so.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::{ExitCode, Output};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use avio_tests::console::{Console, command};
 use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::initiator::Initiator;
-use avio_tests::storage::{Adapter, Storage, image};
+use avio_tests::storage::{Adapter, Storage, file_backing, image};
 use avio_tests::{Failure, Result};
 use serde_json::Value;
 
@@ -39,10 +38,6 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn file(path: &Path) -> String {
-    format!("file:{}", path.display())
-}
-
 /// Two guests: one with a disk, a disk in memory and a drive, one with a disk of its own kind.
 fn start() -> Result<Daemon<Storage>> {
     let disk = image("disk.img", 16 * MIB)?;
@@ -50,9 +45,9 @@ fn start() -> Result<Daemon<Storage>> {
     let iso = image("two.iso", 2 * MIB)?;
     let adapter = Adapter::new("g1", "avio_stor")
         .lines("queues = 2")
-        .disk(0, &file(&disk), "serial = \"SERIAL-1\"")
+        .disk(0, &file_backing(&disk), "serial = \"SERIAL-1\"")
         .disk(1, "memory:8M", "block_size = 4096\niops = 500")
-        .lun(7, "dvd", &file(&iso), "");
+        .lun(7, "dvd", &file_backing(&iso), "");
     let other = Adapter::new("g2", "avio_blk").disk(0, "null:1G", "");
     Daemon::start(Storage::one(adapter).adapter(other))
 }
@@ -326,9 +321,10 @@ fn drives_are_emptied_and_filled() -> Result {
     let output = line.output()?;
     ensure(output.status.success(), || text(&output.stderr))?;
     let lun = daemon.lun("g1", 7)?;
-    ensure(lun["backing"] == file(&iso) && lun["size_bytes"] == 3 * MIB && lun["state"] == "Online", || {
-        lun.to_string()
-    })?;
+    ensure(
+        lun["backing"] == file_backing(&iso) && lun["size_bytes"] == 3 * MIB && lun["state"] == "Online",
+        || lun.to_string(),
+    )?;
     // 28h/00h: not ready to ready change, medium may have changed (MMC-6 annex F).
     guest.command(7, &[0; 6], &[], 0)?.check((6, 0x28, 0), "a new medium")?;
     let capacity = guest.command(7, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 8)?.good("READ CAPACITY")?.data;

@@ -8,15 +8,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use avio_guest::Endpoint;
-use avio_guest::storage::{Disk, Kind, StorageOptions};
+use avio_guest::storage::{Disk, StorageOptions};
 use avio_proto::ring::Used;
 use avio_proto::virtio::blk;
 use avio_tests::case::{self, Case};
 use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
-use avio_tests::initiator::Initiator;
-use avio_tests::scratch::image;
-use avio_tests::storage::{Adapter, Storage};
+use avio_tests::initiator::{Initiator, two_queues};
+use avio_tests::storage::{Adapter, Storage, file_backing, image};
 use avio_tests::{Failure, Result, scratch};
 
 fn main() -> ExitCode {
@@ -24,10 +23,6 @@ fn main() -> ExitCode {
         Case::new("a_guest_that_pins_its_memory_uses_fixed_buffers", 60, fixed_buffers),
         Case::new("without_fixed_buffers_plain_ones_serve", 60, without_fixed_buffers),
     ])
-}
-
-fn two_queues() -> StorageOptions {
-    StorageOptions { queues: 2, depth: 64, data_len: 16384, ..StorageOptions::new(Kind::Scsi) }
 }
 
 /// KiB of guests' memory that the daemon has pinned.
@@ -57,7 +52,7 @@ fn pinning(kind: &str, backing: &str, pin: bool) -> Storage {
 
 fn fixed_buffers() -> Result {
     let path = image("pinned.img", 8 << 20)?;
-    let file = format!("file:{}", path.display());
+    let file = file_backing(&path);
     let mut daemon = Daemon::start(pinning("avio_blk", &file, true))?;
     for packed in [false, true] {
         for indirect in [false, true] {
@@ -164,9 +159,8 @@ fn changed_promise(daemon: &mut Daemon<Storage>, file: &str) -> Result {
 }
 
 fn without_fixed_buffers() -> Result {
-    let over = |name| -> Result<Storage> {
-        Ok(pinning("avio_stor", &format!("file:{}", image(name, 1 << 20)?.display()), true))
-    };
+    let over =
+        |name| -> Result<Storage> { Ok(pinning("avio_stor", &file_backing(&image(name, 1 << 20)?), true)) };
     let mut daemon = Daemon::start(over("one.img")?)?;
     daemon.stop()?;
     daemon.restart_with(&[("AVIO_DISABLE", "uring_fixed_buffers")], 10)?;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use avio_tests::case::{self, Case};
 use avio_tests::daemon::Daemon;
 use avio_tests::failure::ensure;
-use avio_tests::storage::{Adapter, Storage};
-use avio_tests::{Failure, Result, scratch};
+use avio_tests::storage::{Adapter, Storage, file_backing, image};
+use avio_tests::{Failure, Result};
 use virtio_driver::virtqueue::VirtqueueLayout;
 use virtio_driver::{
     QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkReqBuf,
@@ -49,13 +49,10 @@ fn completed(queue: &mut VirtioBlkQueue<'_, usize>, count: usize) -> Result<Vec<
 }
 
 fn drive(packed: bool) -> Result {
-    let path = scratch::folder().join("disk.img");
-    fs::File::create(&path)?.set_len(8 << 20)?;
+    let path = image("disk.img", 8 << 20)?;
     let disk =
         |guest: &str, backing: &str| Adapter::new(guest, "avio_blk").lines("queues = 2").disk(0, backing, "");
-    let config = Storage::default()
-        .adapter(disk("g1", &format!("file:{}", path.display())))
-        .adapter(disk("g2", "null:1M"));
+    let config = Storage::default().adapter(disk("g1", &file_backing(&path))).adapter(disk("g2", "null:1M"));
     let mut daemon = Daemon::start(config)?;
     let rings = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
     let packed = if packed { VirtioFeatureFlags::RING_PACKED } else { VirtioFeatureFlags::empty() };

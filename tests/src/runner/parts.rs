@@ -114,6 +114,8 @@ const SYSTEM: &[&str] = &[
     "lacp_partners",
     "storage_operator",
     "storage_target",
+    "storage_sharing",
+    "storage_reload",
     "storage_pinned",
     "storage_kill",
     "storage_model",

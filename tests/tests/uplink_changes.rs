@@ -1,19 +1,22 @@
 //! What others do to the device of an uplink, and to what is on it, while a switch has it: an interface joins a bridge, the process is killed that puts
-//! offloads back. Each case has a network namespace of its own (root).
+//! offloads back, the device gets more queues, its offloads are switched on, our program is taken from it, and the configuration changes while it is opened. Each case has a network namespace of its own (root).
 
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
 
-use avio_tests::Result;
+use avio_guest::net::Offloads;
 use avio_tests::capture::Capture;
 use avio_tests::case::{self, Case};
+use avio_tests::config::mac_of;
 use avio_tests::daemon::Daemon;
+use avio_tests::driver::Driver;
 use avio_tests::failure::{ensure, eventually};
-use avio_tests::frames::{EXPERIMENT, ethernet};
+use avio_tests::frames::{EXPERIMENT, ethernet, tcp};
 use avio_tests::netns::{host, inside};
-use avio_tests::uplink::{best, config, wait_device, wait_key};
+use avio_tests::uplink::{best, config, device, wait_device, wait_key};
 use avio_tests::wire::RawSender;
+use avio_tests::{Failure, Result};
 
 /// In seconds; they take two or three.
 const SHORT_S: u64 = 40;
@@ -30,6 +33,10 @@ fn main() -> ExitCode {
     case::main(&[
         Case::new("bridge_port_stays_what_it_is", SHORT_S, || inside(bridge_port_stays_what_it_is)),
         Case::new("guardian_is_killed", SHORT_S, || inside(guardian_is_killed)),
+        Case::new("more_and_fewer_queues", SHORT_S, || inside(more_and_fewer_queues)),
+        Case::new("offloads_are_switched_on", SHORT_S, || inside(offloads_are_switched_on)),
+        Case::new("program_is_taken_away", SHORT_S, || inside(program_is_taken_away)),
+        Case::new("access_changes_while_it_is_opened", SHORT_S, || inside(access_changes_while_it_is_opened)),
     ])
 }
 
@@ -52,8 +59,10 @@ fn daemon() -> Result<Daemon> {
 
 /// Waits until the device has been opened `times` times.
 fn wait_opened(daemon: &mut Daemon, times: usize) -> Result {
-    let opened = |output: &str| (output.matches("up0: open, ").count() >= times).then_some(0);
-    daemon.console()?.wait_until("the device is opened anew", 10, opened).map(drop)
+    let console = daemon.console()?;
+    eventually(&format!("the device is opened {times} times"), 10, || {
+        console.output().matches("up0: open, ").count() >= times
+    })
 }
 
 /// A bridge tells of its ports in messages of its own family, with little in them, and of one that leaves as of one that is deleted: what is known of the
@@ -116,4 +125,133 @@ fn guardian_is_killed() -> Result {
         host(&format!("ip link set {UPLINK} mtu 1500"))?;
     }
     Ok(())
+}
+
+/// Frames of so many flows from the wire, which the kernel deals over the queues.
+const FLOWS: u16 = 64;
+
+/// All of them reach the guest.
+fn ensure_flows(guest: &mut Driver, from: &RawSender, when: &str) -> Result {
+    let mut wanted: Vec<Vec<u8>> = (0..FLOWS)
+        .map(|flow| {
+            let mut frame = tcp(&mac_of(1), FAR, 100);
+            frame[34..36].copy_from_slice(&(2000 + 7 * flow).to_be_bytes());
+            frame
+        })
+        .collect();
+    guest.received()?;
+    wanted.iter().try_for_each(|frame| from.send(frame))?;
+    eventually(when, 10, || {
+        let got = guest.received().unwrap_or_default();
+        wanted.retain(|frame| !got.contains(frame));
+        wanted.is_empty()
+    })
+    .map_err(|e| {
+        let sent = host(&format!("cat /sys/class/net/{WIRE}/statistics/tx_packets")).unwrap_or_default();
+        e.while_doing(&format!(
+            "{} of {FLOWS} flows are missing, {} frames were sent",
+            wanted.len(),
+            sent.trim()
+        ))
+    })
+}
+
+fn set_queues(count: u32) -> Result {
+    // More of one end's transmit queues than the other end receives with: an end with an XDP program refuses that.
+    for device in if count > 1 { [UPLINK, WIRE] } else { [WIRE, UPLINK] } {
+        host(&format!("ethtool -L {device} rx {count} tx {count}"))?;
+    }
+    Ok(())
+}
+
+/// Each queue has its socket, also those that come later; while sockets are on them, the kernel lets nobody take queues away.
+fn more_and_fewer_queues() -> Result {
+    wire(4)?;
+    set_queues(1)?;
+    let mut daemon = daemon()?;
+    let mut guest = Driver::connect(&daemon.socket(0), Offloads::None)?;
+    daemon.wait_active(1)?;
+    let from = RawSender::new(WIRE)?;
+    ensure_flows(&mut guest, &from, "one queue")?;
+    ensure(device(&daemon, "queues")? == 1, || "one queue".to_owned())?;
+    set_queues(4)?;
+    daemon.console()?.wait_for("up0: it has 4 queues now, not 1; opened anew", 5)?;
+    wait_opened(&mut daemon, 2)?;
+    ensure_flows(&mut guest, &from, "four queues")?;
+    ensure(device(&daemon, "queues")? == 4, || "four queues".to_owned())?;
+    let fewer = host(&format!("ethtool -L {UPLINK} rx 1"));
+    ensure(fewer.is_err(), || "queues were taken away".to_owned())?;
+    ensure_flows(&mut guest, &from, "four queues, still")?;
+    daemon.ensure_healthy()
+}
+
+/// Offloads that change frames are switched on while the switch has the device: they are switched off again at once, and are as they were before the switch in the end.
+fn offloads_are_switched_on() -> Result {
+    wire(1)?;
+    let features = || host(&format!("ethtool -k {UPLINK}"));
+    host(&format!("ethtool -K {UPLINK} rxvlan off rx-vlan-stag-hw-parse off"))?;
+    let before = features()?;
+    let mut daemon = daemon()?;
+    for (times, name) in [(2, "rxvlan"), (3, "rx-vlan-stag-hw-parse")] {
+        host(&format!("ethtool -K {UPLINK} {name} on"))?;
+        wait_opened(&mut daemon, times)?;
+        let now = features()?;
+        ensure(now == before, || format!("{name}: {now}"))?;
+    }
+    let output = daemon.console()?.output();
+    ensure(output.matches("somebody has switched on what takes").count() == 2, || output.clone())?;
+    wait_device(&daemon, "Up")?;
+    daemon.stop()?;
+    ensure(features()? == before, || "afterwards".to_owned())
+}
+
+/// Somebody takes our program from the device, by the tool that is made for that: it comes back, and guests have their wire.
+fn program_is_taken_away() -> Result {
+    wire(1)?;
+    let mut daemon = daemon()?;
+    let mut guest = Driver::connect(&daemon.socket(0), Offloads::None)?;
+    daemon.wait_active(1)?;
+    let from = RawSender::new(WIRE)?;
+    ensure_flows(&mut guest, &from, "as opened")?;
+    // `prog/xdp id 9`, and of the links `7: xdp  prog 9`.
+    let shown = host(&format!("ip -d -o link show {UPLINK}"))?;
+    let program =
+        shown.split("prog/xdp id ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+    let links = host("bpftool link show")?;
+    let ours = links
+        .lines()
+        .find(|line| line.contains("xdp") && line.trim_end().ends_with(&format!("prog {program}")));
+    let number = ours.and_then(|line| line.split(':').next());
+    let number = number.ok_or_else(|| Failure::new(format!("no link to program {program}: {links}")))?;
+    host(&format!("bpftool link detach id {number}"))?;
+    daemon.console()?.wait_for("up0: its program was taken away by somebody else; opened anew", 5)?;
+    wait_opened(&mut daemon, 2)?;
+    wait_key(&daemon, "access", best())?;
+    ensure_flows(&mut guest, &from, "with its program again")?;
+    daemon.ensure_healthy()
+}
+
+/// One reload after the other changes how the device is to be opened while it is being opened: what was opened for a configuration that is gone is nobody's, it keeps
+/// nobody away, and in the end the device is opened as it is to be.
+fn access_changes_while_it_is_opened() -> Result {
+    wire(1)?;
+    let mut daemon = Daemon::start(config(UPLINK, "", ""))?;
+    for times in 0..30 {
+        let access = if times % 2 == 0 { "generic" } else { "packet" };
+        daemon.config = config(UPLINK, &format!("access = \"{access}\""), "");
+        daemon.reload()?;
+        daemon.console()?.wait_for("avio-vswitchd ready", 5)?;
+        // Each at another time of the opening, which takes some tens of milliseconds.
+        sleep(Duration::from_millis(times * 7 % 50));
+    }
+    wait_key(&daemon, "access", "packet")?;
+    wait_device(&daemon, "Up")?;
+    let mut guest = Driver::connect(&daemon.socket(0), Offloads::None)?;
+    daemon.wait_active(1)?;
+    ensure_flows(&mut guest, &RawSender::new(WIRE)?, "as configured last")?;
+    let output = daemon.console()?.output();
+    for never in ["another avio-vswitchd", "next try in", "stopped: "] {
+        ensure(!output.contains(never), || format!("{never}: {output}"))?;
+    }
+    daemon.ensure_healthy()
 }

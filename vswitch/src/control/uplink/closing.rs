@@ -52,6 +52,11 @@ impl Closings {
         });
     }
 
+    /// The device `name`, which was opened for `port` and which nobody wants any more.
+    pub(super) fn unwanted(&mut self, name: &str, port: PortIndex, device: Device) {
+        self.add(name, port, Vec::new(), &[], device);
+    }
+
     /// A source has come back.
     pub(super) fn source(&mut self, stopped: IntakeStopped) {
         let IntakeStopped { port, lane, source } = stopped;

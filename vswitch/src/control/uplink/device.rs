@@ -18,6 +18,7 @@ use avio_proto::virtio::net::LEGACY_HEADER_LEN;
 use super::check::refusal;
 use super::guardian::{Claimed, Guardian};
 use super::hosts::HostAddresses;
+use super::inspection::Inspection;
 use super::owner::Owned;
 use super::watchdog::Watchdog;
 use crate::port::wire::{Intake, Lane};
@@ -77,6 +78,12 @@ pub(super) struct Device {
     pub negotiated: Negotiated,
     /// One per queue, with AF_XDP.
     pub watchdogs: Vec<Watchdog>,
+    /// Queues that it was said to have, with AF_XDP.
+    queues: Option<QueueCount>,
+    /// Offloads that stay on.
+    left: LinkFeatures,
+    index: u32,
+    name: String,
     taking: Taking,
     /// Hands over what comes in for the host's addresses on its siblings; `None`: no aggregate, or the kernel has no place for it.
     siblings: Option<Siblings>,
@@ -118,6 +125,19 @@ impl Taking {
 }
 
 impl Device {
+    /// What is to be looked at, as it is now.
+    pub(super) fn inspection(&self) -> Inspection {
+        let program = if let Taking::Program(program) = &self.taking { Some(program.hook()) } else { None };
+        let siblings = self.siblings.as_ref().map(Siblings::hook);
+        Inspection {
+            index: self.index,
+            name: self.name.clone(),
+            queues: self.queues,
+            left: self.left,
+            hooks: program.into_iter().chain(siblings).cloned().collect(),
+        }
+    }
+
     /// Leaves to the kernel what is the host's, as it is now; what fails is logged in the name of `name`.
     pub(super) fn leave(&mut self, hosts: &HostAddresses, name: &str) {
         let siblings = self.siblings.as_mut().map_or(Ok(()), |siblings| siblings.set(&hosts.siblings));
@@ -179,7 +199,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
                 continue;
             }
             match open_xdp(request, siblings.is_some(), mode, copy) {
-                Ok((sources, lanes, mut negotiated, watchdogs, program)) => {
+                Ok((sources, lanes, mut negotiated, watchdogs, program, queues)) => {
                     negotiated.remarks = remarks;
                     negotiated.switched_off = switched_off;
                     return Ok(Device {
@@ -187,6 +207,10 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
                         lanes,
                         negotiated,
                         watchdogs,
+                        queues: Some(queues),
+                        left,
+                        index: request.link.index,
+                        name: name.clone(),
                         taking: Taking::Program(program),
                         siblings,
                         _promiscuous: promiscuous,
@@ -221,6 +245,10 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         lanes,
         negotiated,
         watchdogs: Vec::new(),
+        queues: None,
+        left,
+        index: request.link.index,
+        name: name.clone(),
         taking: Taking::Filter(filter),
         siblings,
         _promiscuous: promiscuous,
@@ -256,7 +284,22 @@ fn open_patiently(index: u32, queue: u32, wanted: Wanted) -> Result<crate::port:
     open_xsk(index, queue, wanted)
 }
 
-type OpenXdp = (Vec<Source>, Vec<Arc<Lane>>, Negotiated, Vec<Watchdog>, Attached);
+/// How many receive queues a device has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct QueueCount {
+    /// In use now.
+    pub used: u32,
+    /// That there is room for.
+    pub room: u32,
+}
+
+/// Asks how many queues the device `name` uses, which has room for so many.
+pub(super) fn queue_count(name: &str, room: u32) -> QueueCount {
+    let told = driver_info(name).map_or(0, |info| info.queues);
+    QueueCount { used: if told > 0 { told.min(room) } else { room }, room }
+}
+
+type OpenXdp = (Vec<Source>, Vec<Arc<Lane>>, Negotiated, Vec<Watchdog>, Attached, QueueCount);
 
 /// The program, a socket on each queue, and the packet socket for what goes to many.
 fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Result<OpenXdp, String> {
@@ -283,8 +326,8 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
         checksums: checksums_copied || !copy && abilities.zero_copy && abilities.tx_checksum,
         checksums_copied,
     };
-    let told = driver_info(name).map_or(0, |info| info.queues);
-    let queues = if told > 0 { told.min(request.link.rx_queues) } else { request.link.rx_queues };
+    let count = queue_count(name, request.link.rx_queues);
+    let queues = count.used;
     let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
     let (mut bursts, mut summing) = (0, 0);
@@ -348,5 +391,5 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
         switched_off: LinkFeatures::NONE,
         remarks: Vec::new(),
     };
-    Ok((sources, lanes, negotiated, watchdogs, program))
+    Ok((sources, lanes, negotiated, watchdogs, program, count))
 }

@@ -38,24 +38,27 @@ impl Guardian {
     /// What the system says.
     pub fn claim(&mut self, device: u32) -> io::Result<Claimed> {
         let before = features(device)?;
-        if before.active.is_none() && before.requested.is_none() {
-            return Ok(Claimed::default());
-        }
         if self.told.iter().all(|(known, _)| *known != device) {
             self.told.push((device, before.requested));
         }
+        // Also where there is nothing to switch off: somebody may switch it on.
         self.tell(&line_of((device, before.requested)))?;
+        if before.active.is_none() && before.requested.is_none() {
+            return Ok(Claimed::default());
+        }
         let left = set_features(device, LinkFeatures::NONE)?;
         Ok(Claimed { left, switched_off: before.active.without(left) })
     }
 
-    /// The device is not ours any more: it is as it was.
+    /// The device is not ours any more: it is as it was when this returns, for whoever claims it next asks how it is. Helper thread.
     pub fn release(&mut self, device: u32) {
-        if self.told.iter().any(|(known, _)| *known == device) {
-            if let Err(error) = self.tell(&format!("{device}\n")) {
-                tracing::error!("interface {device}: its offloads are not put back: {error}");
-            }
-            self.told.retain(|(known, _)| *known != device);
+        let Some(at) = self.told.iter().position(|(known, _)| *known == device) else { return };
+        let (_, before) = self.told[at];
+        // A device that is gone needs nothing.
+        let _ = set_features(device, before);
+        self.told.remove(at);
+        if let Err(error) = self.tell(&format!("{device}\n")) {
+            tracing::error!("interface {device}: its guardian does not know that it is nobody's: {error}");
         }
     }
 
@@ -118,7 +121,7 @@ impl Drop for Guardian {
 }
 
 /// The guardian's whole life. A line has a device's number and how it was (the first word about a device counts), or
-/// its number alone: it is to be restored now. Numbers, because a device can be renamed; one that was moved to another namespace is out of reach.
+/// its number alone: it has been restored. Numbers, because a device can be renamed; one that was moved to another namespace is out of reach.
 pub fn run() {
     let mut known: Vec<(u32, LinkFeatures)> = Vec::new();
     // The service manager ends a service by signals to all its processes; ours ends by the pipe.
@@ -128,10 +131,7 @@ pub fn run() {
         let mut words = line.split(' ').map(str::parse::<u32>);
         let Some(Ok(device)) = words.next() else { continue };
         let Some(Ok(bits)) = words.next() else {
-            if let Some(at) = known.iter().position(|(number, _)| *number == device) {
-                let (device, before) = known.remove(at);
-                let _ = set_features(device, before);
-            }
+            known.retain(|(number, _)| *number != device);
             continue;
         };
         if known.iter().all(|(number, _)| *number != device) {

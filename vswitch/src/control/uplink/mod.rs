@@ -13,6 +13,7 @@ mod definition;
 mod device;
 pub mod guardian;
 mod hosts;
+mod inspection;
 mod owner;
 mod report;
 mod traffic;
@@ -34,7 +35,7 @@ use self::aggregate::Bundle;
 pub(super) use self::check::check_devices;
 use self::closing::Closings;
 use self::guardian::Guardian;
-use self::upkeep::Opened;
+use self::upkeep::{Found, Opened};
 pub(super) use self::wire::Half;
 use self::wire::Uplink;
 use super::fabric::Fabric;
@@ -68,9 +69,11 @@ impl Allowed {
 /// What a helper sends back.
 pub(super) enum Answer {
     /// A device was opened, or not.
-    Opened(Opened),
+    Opened(Box<Opened>),
     /// A device is closed.
     Closed { name: String, port: PortIndex },
+    /// Devices were looked at.
+    Inspected(Vec<Found>),
     /// Memory for what an aggregate holds.
     Hold { port: PortIndex, hold: io::Result<Hold> },
 }
@@ -85,8 +88,15 @@ pub(super) struct Uplinks {
     workers: usize,
     /// By vswitch.
     uplinks: BTreeMap<String, Uplink>,
+    /// Devices that helpers are opening, whoever wants them.
+    opening: BTreeSet<String>,
+    /// How often one was begun to be opened: a number for each, so that none is taken for another, of a configuration that is gone.
+    attempts: u64,
     /// Devices that are being closed.
     closing: Closings,
+    /// A helper looks at devices, and whether it is to once more.
+    inspecting: bool,
+    inspect_again: bool,
     /// The interfaces may have changed.
     stale: bool,
     /// When the rings are looked at next; `None`: there are none.
@@ -115,7 +125,11 @@ impl Uplinks {
             allowed,
             workers,
             uplinks: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            attempts: 0,
             closing: Closings::default(),
+            inspecting: false,
+            inspect_again: false,
             stale: true,
             watch_at: None,
         })
@@ -164,6 +178,8 @@ impl Uplinks {
     pub(super) fn on_links(&mut self) -> bool {
         let changed = self.links.refresh();
         self.stale |= changed;
+        // Also of what is not known here of an interface, its offloads among it.
+        self.inspect();
         changed
     }
 
@@ -188,15 +204,24 @@ impl Uplinks {
     /// Opens what is to be opened, closes what is gone, takes up what helpers have opened. Returns whether the table has changed.
     pub(super) fn turn(&mut self, now: Instant, fabric: &mut Fabric) -> bool {
         let mut changed = false;
-        self.closing.turn(&self.helpers, &self.mailbox.reply());
         while let Some(answer) = self.mailbox.take() {
-            match answer {
-                Answer::Opened(opened) => self.on_opened(opened, now, fabric),
-                Answer::Closed { name, port } => self.closing.closed(&name, port),
-                Answer::Hold { port, hold } => self.on_hold(port, hold),
-            }
-            changed = true;
+            changed |= match answer {
+                Answer::Opened(opened) => {
+                    self.on_opened(*opened, now, fabric);
+                    true
+                }
+                Answer::Closed { name, port } => {
+                    self.closing.closed(&name, port);
+                    true
+                }
+                Answer::Inspected(found) => self.on_inspected(found, now, fabric),
+                Answer::Hold { port, hold } => {
+                    self.on_hold(port, hold);
+                    true
+                }
+            };
         }
+        self.closing.turn(&self.helpers, &self.mailbox.reply());
         changed |= self.watch(now, fabric);
         let due = self.retry_at().is_some_and(|at| at <= now);
         if std::mem::take(&mut self.stale) || due {

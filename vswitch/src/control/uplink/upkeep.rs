@@ -11,7 +11,8 @@ use avio_host::links::Link;
 
 use super::device::{self, Device, Negotiated, Request};
 use super::hosts::{HostAddresses, host_macs_on};
-use super::wire::{Half, OpenMember, State, close, tell_link};
+use super::inspection::Inspection;
+use super::wire::{Half, Member, OpenMember, State, close, tell_link};
 use super::{Answer, SOURCES_MAX, Uplinks, watchdog};
 use crate::control::fabric::Fabric;
 use crate::port::wire::{IntakeStopped, Lane, WireSource};
@@ -24,6 +25,7 @@ const REOPEN_AFTER: Duration = Duration::from_millis(50);
 
 /// See [`Answer::Opened`].
 pub(in crate::control) struct Opened {
+    name: String,
     port: PortIndex,
     member: usize,
     /// Which attempt it was.
@@ -31,7 +33,69 @@ pub(in crate::control) struct Opened {
     device: Result<Device, String>,
 }
 
+/// A device that is not as it was: where, and in words.
+pub(in crate::control) struct Found {
+    port: PortIndex,
+    attempt: u64,
+    why: String,
+}
+
 impl Uplinks {
+    /// Has a helper look at what may have become of the devices that are open, and of the guardian.
+    pub(super) fn inspect(&mut self) {
+        if self.inspecting {
+            self.inspect_again = true;
+            return;
+        }
+        let mut inspections = Vec::new();
+        for uplink in self.uplinks.values() {
+            for member in &uplink.members {
+                if let State::Open(open) = &member.state {
+                    inspections.push((uplink.index, member.attempt, open.device.inspection()));
+                }
+            }
+        }
+        if inspections.is_empty() {
+            return;
+        }
+        self.inspecting = true;
+        let (reply, guardian) = (self.mailbox.reply(), Arc::clone(&self.guardian));
+        self.helpers.run(move || {
+            let found = answered(|| {
+                guardian.lock().unwrap_or_else(PoisonError::into_inner).look_after();
+                let found = |(port, attempt, inspection): (PortIndex, u64, Inspection)| {
+                    inspection.run().map(|why| Found { port, attempt, why })
+                };
+                Ok(inspections.into_iter().filter_map(found).collect())
+            });
+            reply.send(Answer::Inspected(found.unwrap_or_default()));
+        });
+    }
+
+    /// Devices that are not as they were are opened anew, as they are now. Returns whether there are some.
+    pub(super) fn on_inspected(&mut self, found: Vec<Found>, now: Instant, fabric: &mut Fabric) -> bool {
+        self.inspecting = false;
+        let mut changed = false;
+        for Found { port, attempt, why } in found {
+            let Some(uplink) = self.uplinks.values_mut().find(|uplink| uplink.index == port) else {
+                continue;
+            };
+            let is_it =
+                |member: &&mut Member| member.attempt == attempt && matches!(member.state, State::Open(_));
+            let Some(member) = uplink.members.iter_mut().find(is_it) else { continue };
+            tracing::warn!("uplink {}: {}: {why}; opened anew", uplink.name, member.name);
+            close(member, port, fabric, &mut self.closing);
+            member.state = State::Closed { retry: Some(now + REOPEN_AFTER) };
+            uplink.tell_aggregate(&self.control_frames, now);
+            uplink.respecify();
+            changed = true;
+        }
+        if std::mem::take(&mut self.inspect_again) {
+            self.inspect();
+        }
+        changed
+    }
+
     /// When a device is to be opened.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         let members = self.uplinks.values().flat_map(|uplink| &uplink.members);
@@ -47,8 +111,7 @@ impl Uplinks {
         }
         let mut changed = false;
         self.watch_at = None;
-        let guardian = Arc::clone(&self.guardian);
-        self.helpers.run(move || guardian.lock().unwrap_or_else(PoisonError::into_inner).look_after());
+        self.inspect();
         for uplink in self.uplinks.values_mut() {
             for member in &mut uplink.members {
                 if let Some(line) = member.look_at_rings() {
@@ -117,13 +180,17 @@ impl Uplinks {
                 let Some(link) = member.link.clone().filter(|link| link.is_up) else { continue };
                 let hosts = HostAddresses::new(&macs, &uplink.config.host_macs, &devices, link.index);
                 match &mut member.state {
-                    State::Closed { .. } if self.closing.has(&member.name) => {
-                        // Its queues and its program are still taken, by us.
+                    State::Closed { .. }
+                        if self.closing.has(&member.name) || self.opening.contains(&member.name) =>
+                    {
+                        // Its queues and its program are still taken, by us: maybe for a configuration that is gone.
                         member.state = State::Closed { retry: Some(now + REOPEN_AFTER) };
                     }
                     State::Closed { retry } if retry.is_none_or(|at| at <= now) => {
-                        member.attempt += 1;
+                        self.attempts += 1;
+                        member.attempt = self.attempts;
                         member.state = State::Opening;
+                        self.opening.insert(member.name.clone());
                         let request = Request {
                             link,
                             hosts,
@@ -134,11 +201,13 @@ impl Uplinks {
                             vlan_tags: self.allowed.vlan_tags,
                             siblings: self.allowed.siblings && uplink.bundle.is_some(),
                         };
-                        let (port, attempt) = (uplink.index, member.attempt);
+                        let (name, port, attempt) = (member.name.clone(), uplink.index, member.attempt);
                         let (reply, guardian) = (self.mailbox.reply(), Arc::clone(&self.guardian));
                         self.helpers.run(move || {
                             let device = answered(|| device::open(&request, &guardian));
-                            reply.send(Answer::Opened(Opened { port, member: number, attempt, device }));
+                            let member = number;
+                            let opened = Opened { name, port, member, attempt, device };
+                            reply.send(Answer::Opened(Box::new(opened)));
                         });
                     }
                     State::Open(open) => {
@@ -155,16 +224,24 @@ impl Uplinks {
 
     /// A helper has opened a device, or could not: its sources and lanes go to the workers.
     pub(super) fn on_opened(&mut self, opened: Opened, now: Instant, fabric: &mut Fabric) {
-        let Opened { port, member: number, attempt, device } = opened;
+        let Opened { name, port, member: number, attempt, device } = opened;
+        self.opening.remove(&name);
         let uplink = self.uplinks.values_mut().find(|uplink| uplink.index == port);
-        let Some(uplink) = uplink else { return };
-        let Some(member) = uplink.members.get_mut(number).filter(|member| member.attempt == attempt) else {
+        let of_attempt = |member: &&mut Member| member.attempt == attempt;
+        let wanted = uplink.and_then(|uplink| {
+            let member = uplink.members.get_mut(number).filter(of_attempt)?;
+            Some((&uplink.name, member))
+        });
+        let Some((uplink_name, member)) = wanted else {
+            if let Ok(device) = device {
+                self.closing.unwanted(&name, port, device);
+            }
             return;
         };
         let mut device = match device {
             Ok(device) => device,
             Err(why) => {
-                tracing::error!("uplink {}: {why}; next try in {RETRY_AFTER:?}", uplink.name);
+                tracing::error!("uplink {uplink_name}: {why}; next try in {RETRY_AFTER:?}");
                 member.trouble = Some(why);
                 member.state = State::Closed { retry: Some(now + RETRY_AFTER) };
                 return;
@@ -172,22 +249,21 @@ impl Uplinks {
         };
         let Some(link) = member.link.clone() else {
             member.state = State::Closed { retry: None };
+            self.closing.unwanted(&name, port, device);
             return;
         };
         let Negotiated { access, queues, remarks, .. } = &device.negotiated;
         if *access == "packet" && !remarks.is_empty() {
             tracing::warn!(
-                "uplink {}: {}: no XDP, so a packet socket, which is slower (`access = \"packet\"` says that it is meant): {}",
-                uplink.name,
-                member.name,
+                "uplink {uplink_name}: {name}: no XDP, so a packet socket, which is slower (`access = \"packet\"` says that it is meant): {}",
                 remarks.join("; ")
             );
         } else {
             for remark in remarks {
-                tracing::warn!("uplink {}: {}: not {remark}", uplink.name, member.name);
+                tracing::warn!("uplink {uplink_name}: {name}: not {remark}");
             }
         }
-        tracing::info!("uplink {}: {}: open, {access}, {queues} queues", uplink.name, member.name);
+        tracing::info!("uplink {uplink_name}: {name}: open, {access}, {queues} queues");
         device.negotiated.remarks.extend(member.stepped_down.clone());
         let first = number as u16 * SOURCES_MAX;
         let sources = device.sources.drain(..).zip(first..).map(|(source, lane)| {

@@ -26,7 +26,7 @@ pub use control_socket::ControlSocket;
 pub use ethtool::{DriverInfo, driver_info, interface_speed_mbps};
 pub use features::{Changed, FeatureMonitor, FeatureState, LinkFeatures, features, set_features};
 pub use packet::{Capture, PacketFilter, Promiscuous, open_packet};
-pub use program::{AttachError, AttachMode, Attached, QUEUES_MAX};
+pub use program::{AttachError, AttachMode, Attached, Hook, QUEUES_MAX};
 pub use rings::Indices;
 pub use siblings::Siblings;
 pub use socket::{OpenXsk, Wanted, XskError, XskInfo, open_xsk};

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use avio_proto::config::MacAddr;
 
@@ -63,7 +64,42 @@ pub struct Attached {
     /// What is in the map of addresses.
     left: Vec<MacAddr>,
     vlan_tags: bool,
-    _link: OwnedFd,
+    hook: Hook,
+}
+
+/// Where a program of ours is attached. It goes with the last of these, and at once when its program is dropped.
+#[derive(Debug, Clone)]
+pub struct Hook {
+    link: Arc<Mutex<Option<OwnedFd>>>,
+    program: u32,
+}
+
+impl Hook {
+    /// `link` as it was made just now.
+    pub(super) fn new(link: OwnedFd) -> io::Result<Self> {
+        let (_, program) = sys::link_info(link.as_fd())?;
+        Ok(Self { link: Arc::new(Mutex::new(Some(link))), program })
+    }
+
+    /// Whether the program is still there: others may detach it, or put theirs in its place, and no event tells. True if we have taken it away. Helper
+    /// thread: waits for whoever changes an interface.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let info = link.as_ref().and_then(|link| sys::link_info(link.as_fd()).ok());
+        info.is_none_or(|(ifindex, program)| ifindex != 0 && program == self.program)
+    }
+
+    /// Takes the program away, once nobody looks at it.
+    pub(super) fn close(&self) {
+        drop(self.link.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.hook.close();
+    }
 }
 
 impl Attached {
@@ -90,11 +126,12 @@ impl Attached {
             let bound_to = function.map(|_| ifindex);
             let load_flags = frags | if bound_to.is_some() { FLAG_DEVICE_BOUND } else { 0 };
             let attached = sys::prog_load(&code, load_flags, bound_to.unwrap_or(0))
-                .and_then(|program| sys::link_create(program.as_fd(), ifindex, sys::ATTACH_XDP, flags));
+                .and_then(|program| sys::link_create(program.as_fd(), ifindex, sys::ATTACH_XDP, flags))
+                .and_then(Hook::new);
             match attached {
-                Ok(link) => {
+                Ok(hook) => {
                     let vlan_tags = function.is_some();
-                    return Ok(Self { sockets, macs, left: Vec::new(), vlan_tags, _link: link });
+                    return Ok(Self { sockets, macs, left: Vec::new(), vlan_tags, hook });
                 }
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
                     return Err(AttachError::Taken);
@@ -103,6 +140,12 @@ impl Attached {
             }
         }
         outcome
+    }
+
+    /// Where it is attached.
+    #[must_use]
+    pub fn hook(&self) -> &Hook {
+        &self.hook
     }
 
     /// Whether tags beside frames are asked for.

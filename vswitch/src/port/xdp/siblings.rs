@@ -15,7 +15,7 @@ use super::assembly::{
     LOAD_32, LOAD_64, LOAD_BYTES, LOAD_BYTES_RELATIVE, LOAD_MAP, Label, MAP_LOOKUP, MOVE, MOVE_CONSTANT, OR,
     REDIRECT, STORE_32, STORE_BYTES, SUBTRACT, op,
 };
-use super::program::{MACS_MAX, key};
+use super::program::{Hook, MACS_MAX, key};
 use super::sys;
 
 const MAP_HASH: u32 = 1;
@@ -28,7 +28,13 @@ pub struct Siblings {
     addresses: OwnedFd,
     /// What is in the map of addresses.
     known: Vec<(MacAddr, u32)>,
-    _link: OwnedFd,
+    hook: Hook,
+}
+
+impl Drop for Siblings {
+    fn drop(&mut self) {
+        self.hook.close();
+    }
 }
 
 impl Siblings {
@@ -40,7 +46,13 @@ impl Siblings {
         let addresses = sys::map_create(MAP_HASH, 8, 4, MACS_MAX)?;
         let program = sys::classifier_load(&assemble(addresses.as_fd()), *b"avio_siblings\0\0\0")?;
         let link = sys::link_create(program.as_fd(), ifindex, ATTACH_TCX_INGRESS, 0)?;
-        Ok(Self { addresses, known: Vec::new(), _link: link })
+        Ok(Self { addresses, known: Vec::new(), hook: Hook::new(link)? })
+    }
+
+    /// Where it is attached.
+    #[must_use]
+    pub fn hook(&self) -> &Hook {
+        &self.hook
     }
 
     /// Unicast to each address goes to the interface of that number from now on, and to no other.

@@ -35,6 +35,7 @@ const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_PROG_TEST_RUN: u32 = 10;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_LINK_CREATE: u32 = 28;
 /// `BPF_XDP` of `enum bpf_attach_type`.
 pub(super) const ATTACH_XDP: u32 = 37;
@@ -148,6 +149,19 @@ pub(super) fn link_create(
         put(&mut attr, at, value.to_ne_bytes());
     }
     owned(bpf(BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// The interface number and the program's number of an attachment; 0: it was taken from its interface.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    // `struct bpf_link_info`: type, number, program's number, then, eight bytes aligned, of XDP and traffic control alike the interface number.
+    let mut info = [0u8; 64];
+    let mut attr = [0; ATTR_LEN];
+    put(&mut attr, 0, (link.as_raw_fd() as u32).to_ne_bytes());
+    put(&mut attr, 4, (info.len() as u32).to_ne_bytes());
+    put(&mut attr, 8, (info.as_mut_ptr() as u64).to_ne_bytes());
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    Ok((word(16), word(8)))
 }
 
 /// A new socket, close-on-exec and non-blocking.

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Case::new("renamed_device_is_as_before", SHORT_S, renamed_device_is_as_before),
         Case::new("what_cannot_be_an_uplink", SHORT_S, what_cannot_be_an_uplink),
         Case::new("what_somebody_else_has", SHORT_S, what_somebody_else_has),
+        Case::new("names_that_are_taken", SHORT_S, names_that_are_taken),
     ])
 }
 
@@ -422,4 +423,45 @@ fn what_somebody_else_has() -> Result {
     uplink::daemon(&wire, "access = \"packet\"", "")?.stop()?;
     drop(other);
     uplink::daemon(&wire, "", "")?.stop()
+}
+
+/// A name that is another network device's already, for a host port or a `lan` port: one line, by `--check` and by a reload, which changes nothing.
+fn names_that_are_taken() -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    let near = wire.near.as_str();
+    let well = config(near, "", "");
+    let host_port =
+        Config::default().vswitch("vs", "").guest("g1", "vs", 1, "").vswitch(near, "host_port = true");
+    let of_uplink = well.clone().vswitch(near, "host_port = true");
+    let uplink = format!("uplink = \"{near}\"");
+    let lan = Config::default().vswitch("vs", &uplink).lan("g1", "vs", 1, &format!("tap = \"{near}\""));
+    let cases = [
+        (
+            host_port,
+            format!(
+                "host_port: the host port is called like the vswitch, and there is another network device `{near}`; rename"
+            ),
+        ),
+        (of_uplink, "that name is the uplink of vswitch `vs`; rename the vswitch".to_owned()),
+        (lan, format!("tap: `{near}` is the uplink of vswitch `vs`; give another name")),
+    ];
+    let mut daemon = uplink::daemon(&wire, "", "")?;
+    for (config, wanted) in cases {
+        config.write(&daemon.config_folder())?;
+        let checked = Command::new(program("avio-vswitchd")?)
+            .args(["--check", "--config"])
+            .arg(daemon.config_folder())
+            .output()?;
+        let reloaded = daemon.avio(&["net", "--reload"])?;
+        for output in [checked, reloaded] {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let is_refused = output.status.code() == Some(1) && text.lines().count() == 1;
+            ensure(is_refused && text.contains(&wanted), || format!("{wanted}: {}: {text}", output.status))?;
+        }
+        wait_device(&daemon, "Up")?;
+    }
+    well.write(&daemon.config_folder())?;
+    let reloaded = daemon.avio(&["net", "--reload"])?;
+    ensure(reloaded.status.success(), || String::from_utf8_lossy(&reloaded.stderr).into_owned())?;
+    daemon.ensure_healthy()
 }

@@ -13,9 +13,9 @@ use super::parse::parse;
 use super::source::{Positions, last_key};
 use super::vswitches::{LOCALNET, MAX_PORTS_MAX, SPIN_US_MAX, WORKERS_MAX};
 use super::{
-    BackingSpec, Config, ConfigError, ConfigErrors, Files, GUEST_SECTIONS, Guest, GuestFile, LunConfig,
-    LunDevice, MacAddr, NetworkAdaptor, NetworkConfig, NumberedVswitch, STORAGE_SECTIONS, SourceFile,
-    StorageAdaptor, StorageFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig, VswitchesFile,
+    AggregateConfig, BackingSpec, Config, ConfigError, ConfigErrors, Files, GUEST_SECTIONS, Guest, GuestFile,
+    LunConfig, LunDevice, MacAddr, NetworkAdaptor, NetworkConfig, NumberedVswitch, STORAGE_SECTIONS,
+    SourceFile, StorageAdaptor, StorageFile, Surroundings, VSWITCHES_SECTIONS, VswitchConfig, VswitchesFile,
     check_device_name, check_name, nearest,
 };
 
@@ -150,6 +150,14 @@ fn vswitches(
             let message = format!("the host port is called like the vswitch, but {error}");
             errors.push(place.at(&key("host_port"), message));
         }
+        if vswitch.host_port
+            && let Some(whose) = wire_of(&file.vswitch, &file.aggregate, &vswitch.name)
+        {
+            let message = format!(
+                "the host port is called like the vswitch, and that name is {whose}; rename the vswitch"
+            );
+            errors.push(place.at(&key("host_port"), message));
+        }
         let Some(uplink) = &vswitch.uplink else { continue };
         if let Err(error) = check_name(uplink) {
             errors.push(place.at(&key("uplink"), error.to_string()));
@@ -184,11 +192,30 @@ fn vswitches(
             let message = format!("no vswitch has `uplink = \"{}\"`; name it there, too", uplink.name);
             errors.push(place.at(&key("name"), message));
         }
+        if let Some(mac) = uplink.host_macs.iter().find(|mac| mac.is_multicast() || mac.is_zero()) {
+            let message =
+                format!("{mac} is no address of one station; broadcast and multicast reach the host anyway");
+            errors.push(place.at(&key("host_macs"), message));
+        }
     }
     config.workers = file.workers;
     config.uplinks = file.uplink;
     config.aggregates = file.aggregate;
     number_vswitches(file.vswitch, config);
+}
+
+/// Which wire the network device `name` is of, in words.
+fn wire_of<'a>(
+    vswitches: impl IntoIterator<Item = &'a VswitchConfig>,
+    aggregates: &[AggregateConfig],
+    name: &str,
+) -> Option<String> {
+    let mut vswitches = vswitches.into_iter();
+    if let Some(vswitch) = vswitches.find(|vswitch| vswitch.uplink.as_deref() == Some(name)) {
+        return Some(format!("the uplink of vswitch `{}`", vswitch.name));
+    }
+    let is_member = |aggregate: &&AggregateConfig| aggregate.members.iter().any(|member| member == name);
+    aggregates.iter().find(is_member).map(|aggregate| format!("a member of aggregate `{}`", aggregate.name))
 }
 
 fn workers(
@@ -467,6 +494,10 @@ impl GuestCheck<'_> {
         {
             let vswitch = &vswitch.settings.name;
             self.error(&here, format!("`{name}` is the host port of vswitch `{vswitch}`; give another name"));
+        }
+        let vswitches = config.vswitches.iter().map(|vswitch| &vswitch.settings);
+        if let Some(whose) = wire_of(vswitches, &config.aggregates, &name) {
+            self.error(&here, format!("`{name}` is {whose}; give another name"));
         }
         if let Some(first) = self.taken.taps.get(&name) {
             let message = format!("`{name}` is already used at {first}; give another name");

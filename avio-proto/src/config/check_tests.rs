@@ -411,6 +411,54 @@ fn uplinks_are_accepted_where_the_daemon_can() {
 }
 
 #[test]
+fn a_device_has_one_use() {
+    let wire = "[[vswitch]]\nname = 'vs'\nuplink = 'eth1'\n";
+    let aggregate = "[[vswitch]]\nname = 'vs'\nuplink = 'lan900'\n[[aggregate]]\nname = 'lan900'\nmode = 'MANUAL'\nmembers = ['eth1', 'eth2']\n";
+    let lan = "[[network]]\ndevice = 1\nadaptor = 'lan'\nvswitch = 'vs'\nport = 1\ntap = 'eth1'\n";
+    let host = "[[vswitch]]\nname = 'eth1'\nhost_port = true\n";
+    for (vswitches, guests, wanted) in [
+        (
+            wire.to_owned(),
+            Some(lan),
+            "guests/g.toml:6: tap: `eth1` is the uplink of vswitch `vs`; give another name",
+        ),
+        (
+            aggregate.to_owned(),
+            Some(lan),
+            "guests/g.toml:6: tap: `eth1` is a member of aggregate `lan900`; give another name",
+        ),
+        (
+            format!("{wire}{host}"),
+            None,
+            "vswitches.toml:6: host_port: the host port is called like the vswitch, and that name is the uplink of vswitch `vs`; rename the vswitch",
+        ),
+        (
+            format!("{aggregate}{host}"),
+            None,
+            "vswitches.toml:10: host_port: the host port is called like the vswitch, and that name is a member of aggregate `lan900`; rename the vswitch",
+        ),
+    ] {
+        let guests: Vec<(&str, &str)> = guests.map(|text| ("g", text)).into_iter().collect();
+        let refused = Config::from_files(&files(&vswitches, &guests), &Surroundings::default()).unwrap_err();
+        assert_eq!(refused.to_string(), wanted);
+    }
+}
+
+#[test]
+fn what_stays_with_the_host_is_somebody_s() {
+    for mac in ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "00:00:00:00:00:00"] {
+        let text = format!(
+            "[[vswitch]]\nname = 'a'\nuplink = 'e'\n[[uplink]]\nname = 'e'\nhost_macs = ['02:00:00:00:00:01', '{mac}']\n"
+        );
+        let refused = Config::from_files(&files(&text, &[]), &Surroundings::default()).unwrap_err();
+        let wanted = format!(
+            "vswitches.toml:6: host_macs: {mac} is no address of one station; broadcast and multicast reach the host anyway"
+        );
+        assert_eq!(refused.to_string(), wanted);
+    }
+}
+
+#[test]
 fn bytes_that_are_no_text_are_located() {
     let error = SourceFile::from_bytes("g.toml".into(), b"a = 1\nb = \xff\n".to_vec()).unwrap_err();
     assert_eq!(error.to_string(), "g.toml:2: is not UTF-8 text");

@@ -1,4 +1,4 @@
-//! Whether the network devices that a configuration names may be uplinks: at start, at a reload, and for `--check`. Changes nothing.
+//! Whether the network devices that a configuration names may be uplinks, and whether the names of host ports are free: at start, at a reload, and for `--check`. Changes nothing.
 //!
 //! Each refusal is one line that names the device and the way out; an aggregate with one bad member is refused whole.
 
@@ -26,6 +26,8 @@ const DENIED: &[(&str, &str)] = &[
     ("8139cp", "it is a 100 Mbit/s card"),
     ("e100", "it is a 100 Mbit/s card"),
 ];
+/// Kind of a device that a host port can be.
+const TAP: &str = "tun";
 /// Kinds of devices that take the frames of their members for themselves.
 const MASTERS: &[&str] = &["bond", "team", "bridge", "openvswitch"];
 
@@ -82,6 +84,15 @@ fn check(config: &Config, links: &Links, asker: Asker<'_>) -> Vec<String> {
                 };
                 errors.push(format!("vswitches.toml: vswitch `{vswitch}`: uplink: {whole}{why}"));
             }
+        }
+    }
+    for vswitch in config.vswitches.iter().filter(|vswitch| vswitch.settings.host_port) {
+        let name = &vswitch.settings.name;
+        let other = links.named(name).filter(|link| link.kind.as_deref() != Some(TAP));
+        if other.is_some() {
+            errors.push(format!(
+                "vswitches.toml: vswitch `{name}`: host_port: the host port is called like the vswitch, and there is another network device `{name}`; rename one of them"
+            ));
         }
     }
     errors

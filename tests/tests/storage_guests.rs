@@ -111,7 +111,7 @@ fn generator_on_every_medium() -> Result {
     let limited = daemon.stor_socket("g3")?;
     let report =
         iogen(&format!("--socket {} --quiet --rw randread --iodepth 32 --runtime 1", limited.display()))?;
-    let rate = report.iops(avio_tools::iogen::lane::Op::Read);
+    let rate = report.iops(avio_tools::iogen::command::Op::Read);
     ensure((1500.0..2500.0).contains(&rate), || format!("{rate:.0} requests in a second, 2,000 allowed"))?;
     daemon.ensure_healthy()
 }

@@ -3,6 +3,7 @@
 //! Owns the order of things: options and job files, connections, run, report, exit status. `make bench-stor` uses its parts. It
 //! reaches the daemon only as a guest does, through vhost-user sockets.
 
+pub mod command;
 pub mod content;
 pub mod device;
 pub mod jobfile;
@@ -11,6 +12,7 @@ pub mod load;
 pub mod options;
 pub mod report;
 pub mod run;
+pub mod sequence;
 
 use clap::Parser;
 use options::{Options, Plan};

@@ -2,7 +2,7 @@
 //!
 //! Owns the arithmetic from counts to figures and the verdict. Reads measurements, never rings.
 
-use super::lane::Op;
+use super::command::Op;
 use super::load::JobSpec;
 use super::run::{JobResult, Measured, Progress};
 use crate::latency::Latency;

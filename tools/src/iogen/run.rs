@@ -3,8 +3,9 @@
 //! Owns who runs where and when what is counted: ramp, window, drain, reading back. Connections stay; each call of [`Bench::run`]
 //! is one window on them.
 
+use super::command::KINDS;
 use super::device::{Device, DiskInfo};
-use super::lane::{KINDS, Lane, Live, Load, Tally};
+use super::lane::{Lane, Live, Load, Tally};
 use super::load::JobSpec;
 use super::options::Rings;
 use crate::latency::now_ns;

@@ -65,18 +65,18 @@ impl Forwarder {
         Ok(Self { console })
     }
 
-    /// Forwards between a network device through AF_XDP and one guest's socket.
+    /// Forwards between a network device through AF_XDP, with these further options of that driver, and the guest's socket of this number.
     ///
     /// # Errors
     /// As [`Forwarder::start`].
-    pub fn start_wire(device: &str) -> Result<Self> {
-        let mut arguments = eal("wire", SWITCH_CORE, 384);
-        let path = Self::socket(0);
+    pub fn start_wire(device: &str, port: u16, options: &str) -> Result<Self> {
+        let mut arguments = eal(&format!("wire{port}"), SWITCH_CORE, 384);
+        let path = Self::socket(port);
         drop(std::fs::remove_file(&path));
-        arguments.extend(["--vdev".into(), format!("net_af_xdp0,iface={device}")]);
+        arguments.extend(["--vdev".into(), format!("net_af_xdp0,iface={device}{options}")]);
         arguments.extend(["--vdev".into(), format!("net_vhost0,iface={},queues=1", path.display())]);
         arguments.extend(["--", "-i", "--forward-mode=io"].map(String::from));
-        let mut console = spawn("testpmd-wire", &arguments)?;
+        let mut console = spawn(&format!("testpmd-wire{port}"), &arguments)?;
         console.wait_for(PROMPT, ANSWER_S)?;
         let mut forwarder = Self { console };
         forwarder.ask("set record-core-cycles on")?;

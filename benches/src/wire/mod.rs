@@ -3,6 +3,7 @@
 //! Measures as [`crate::beside`] has it: windows in turn at the same offered rate, everything but the target stopped; frames count at the receiver, work as
 //! each switch counts it. Each target has veth pairs of its own, all made alike, because a device has one XDP program. Owns the order of things.
 
+mod generator;
 mod options;
 mod report;
 mod rows;
@@ -99,8 +100,11 @@ fn run(options: &Options) -> Result {
     let mut crossing = probe::crossing_ns();
     for of_shape in rows.chunk_by(|a, b| a.shape == b.shape) {
         let Some(first) = of_shape.first() else { continue };
+        let mut kinds: Vec<Kind> = of_shape.iter().flat_map(|row| row.targets.clone()).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
         // Those that are started would inherit the core of whoever drives them.
-        let mut targets = start(options, first, &mut report);
+        let mut targets = start(options, first.shape, &kinds, &mut report);
         let drive = || -> Result {
             core_affinity::set_for_current(core_affinity::CoreId { id: GUEST_CORE });
             for row in of_shape {
@@ -117,16 +121,16 @@ fn run(options: &Options) -> Result {
     Ok(())
 }
 
-/// The targets of a row and its neighbours; those that cannot be had are in the report.
-fn start(options: &Options, row: &Row, report: &mut Report) -> Vec<Target> {
+/// The targets of rows of one shape; those that cannot be had are in the report.
+fn start(options: &Options, shape: Shape, kinds: &[Kind], report: &mut Report) -> Vec<Target> {
     let mut targets = Vec::new();
-    for &kind in &row.targets {
+    for &kind in kinds {
         eprintln!("   starting {}", kind.name());
-        match Target::start(kind, row.shape, options.against.as_deref()) {
+        match Target::start(kind, shape, options.against.as_deref()) {
             Ok(target) => targets.push(target),
             Err(failure) => {
                 eprintln!("   {} could not be started: {failure}", kind.name());
-                report.missing(row.shape, kind, &failure);
+                report.missing(shape, kind, &failure);
             }
         }
     }
@@ -144,7 +148,7 @@ fn measure(
     let rounds = options.round_count();
     report.begin(row);
     for round in 1..=rounds {
-        for target in &mut *targets {
+        for target in targets.iter_mut().filter(|target| row.targets.contains(&target.kind)) {
             let taken = window::undisturbed(machine, options.repeat_max(), crossing, || {
                 one(target, row, options.window())
             })?;

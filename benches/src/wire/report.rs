@@ -246,6 +246,10 @@ A veth pair for each switch, native XDP in copy mode: **zero-copy cannot be meas
 driver has it. The switch's thread is on core 1; generator (an AF_XDP socket on the far device), guests, and the kernel's receiving half of what the generator
 sends are on core 0. Windows in turn, everything else stopped.
 
+*In bursts* the generator gives the kernel 32 frames in one call instead (docs/performance.md, \"Who is the limit, wire to guest\"), which leaves core 0 time for 1.7 times as many. There, as in the other rows,
+testpmd is as DPDK ships it, and a second one has `busy_budget=0`: its busy polling, on unless told otherwise, finds no device to poll on veth and is only a system call at
+each empty look.
+
 *Cycles* of the switch's core per frame received, system calls and what the kernel does inside them included. OVS: its *processing cycles*, those of iterations with
 packets, its polls of other ports in the same iteration included. Ours, in the same way: the
 worker's own count of its time with work (`busy_ns`), which is all but the turns that found nothing at any source, at what it learns such a turn to cost between two batches. testpmd: bursts with packets only, not the empty bursts around them. Where the switch is what limits (*all the switch

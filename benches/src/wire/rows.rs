@@ -19,11 +19,20 @@ pub enum Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Wire to guest.
-    In,
+    In(Source),
     /// Guest to wire.
     Out,
     /// Guest to guest, 64 KiB TCP frames.
     Across,
+}
+
+/// How the far end of the wire sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Through an AF_XDP socket.
+    Socket,
+    /// Many frames in one system call, past sockets.
+    Burst,
 }
 
 /// What is read off a window.
@@ -115,6 +124,8 @@ pub struct Row {
 
 /// 64 bytes with their check sequence, as the wire counts.
 const RATE: f64 = 300e3;
+/// What all of them take when it comes in bursts.
+const BURST_RATE: f64 = 1e6;
 const FRAMES: &[Metric] = &[Metric::Mpps, Metric::Loss, Metric::Cycles];
 
 fn goal(ours: Kind, peer: Kind, metric: Metric, bound: Bound) -> Goal {
@@ -138,6 +149,13 @@ fn frames(name: &'static str, title: &'static str, way: Way, rate: Option<f64>) 
         metrics: FRAMES,
         goals: vec![cycles, second],
     }
+}
+
+/// Wire to guest, from a generator that does not hold all of them up.
+fn burst(name: &'static str, title: &'static str, rate: Option<f64>) -> Row {
+    let mut row = frames(name, title, Way::In(Source::Burst), rate);
+    row.targets.push(Kind::TestpmdSoftirq);
+    row
 }
 
 fn packet(name: &'static str, title: &'static str, way: Way) -> Row {
@@ -179,11 +197,17 @@ pub fn rows() -> Vec<Row> {
         ..frames("tso", "TCP with TSO, guest to wire to guest", Way::Across, None)
     };
     vec![
-        frames("in", "64 B, wire to guest, 300,000 a second", Way::In, Some(RATE)),
-        frames("in-full", "64 B, wire to guest, all the generator gives", Way::In, None),
+        frames("in", "64 B, wire to guest, 300,000 a second", Way::In(Source::Socket), Some(RATE)),
+        frames("in-full", "64 B, wire to guest, all the generator gives", Way::In(Source::Socket), None),
         frames("out", "64 B, guest to wire, 300,000 a second", Way::Out, Some(RATE)),
         frames("out-full", "64 B, guest to wire, all the switch takes", Way::Out, None),
-        packet("packet-in", "64 B, wire to guest through packet sockets, all the generator gives", Way::In),
+        burst("in-burst", "64 B, wire to guest, 1,000,000 a second in bursts", Some(BURST_RATE)),
+        burst("in-burst-full", "64 B, wire to guest, all that bursts give", None),
+        packet(
+            "packet-in",
+            "64 B, wire to guest through packet sockets, all the generator gives",
+            Way::In(Source::Socket),
+        ),
         packet("packet-out", "64 B, guest to wire through packet sockets, all the switch takes", Way::Out),
         between,
         aggregate("aggregate", "64 B, aggregate with LB_FLOW, 1,000 flows, 300,000 a second", Some(RATE)),

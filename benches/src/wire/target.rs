@@ -34,6 +34,8 @@ pub enum Kind {
     Ovs,
     /// DPDK testpmd, which forwards without looking.
     Testpmd,
+    /// The same without its busy polling (`busy_budget=0`), which is on unless it is told otherwise.
+    TestpmdSoftirq,
     /// This daemon through packet sockets.
     AvioPacket,
     /// Open vSwitch with the netdev that it has for any device, which is a packet socket.
@@ -54,6 +56,7 @@ impl Kind {
             Kind::Other => "the other build",
             Kind::Ovs => "OVS afxdp",
             Kind::Testpmd => "testpmd net_af_xdp",
+            Kind::TestpmdSoftirq => "testpmd net_af_xdp, busy_budget=0",
             Kind::AvioPacket => "avio-vswitchd, packet socket",
             Kind::OvsPacket => "OVS netdev (packet socket)",
             Kind::OneMember => "one device",
@@ -64,7 +67,7 @@ impl Kind {
 
     /// Whether it is somebody else's.
     pub fn is_peer(self) -> bool {
-        matches!(self, Kind::Ovs | Kind::Testpmd | Kind::OvsPacket)
+        matches!(self, Kind::Ovs | Kind::Testpmd | Kind::TestpmdSoftirq | Kind::OvsPacket)
     }
 
     fn wire_count(self) -> u32 {
@@ -234,7 +237,13 @@ fn wired(kind: Kind, shape: Shape, against: Option<&Path>) -> Result<Started> {
             let socket = ovs.socket(0);
             (Process::Ovs(ovs), socket, true)
         }
-        Kind::Testpmd => (Process::Testpmd(Forwarder::start_wire(&near)?), Forwarder::socket(0), false),
+        Kind::Testpmd => {
+            (Process::Testpmd(Forwarder::start_wire(&near, 0, "")?), Forwarder::socket(0), false)
+        }
+        Kind::TestpmdSoftirq => {
+            let forwarder = Forwarder::start_wire(&near, 1, ",busy_budget=0")?;
+            (Process::Testpmd(forwarder), Forwarder::socket(1), false)
+        }
         _ => {
             let lines = if wires.len() == 1 {
                 uplink(&near, shape == Shape::Packet)

@@ -1,9 +1,8 @@
 //! The two ends of the traffic: a generator at the far end of the wire and a guest on the switch, or two guests.
 //!
 //! Both run on one thread, on the guests' core: a generator of its own there would keep the receiver from the processor for longer than a ring lasts.
-//! The generator is an AF_XDP socket of ours on the far device; what reaches that device is counted by the kernel.
+//! What reaches the far device is counted by the kernel.
 
-use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,11 +18,9 @@ use avio_tests::{Failure, Result};
 use avio_tools::pktgen::frame::{
     FrameSpec, LEN_MAX, SOURCE_PORT_AT, TCP_STAMP_AT, Template, Transport, source_port,
 };
-use avio_vswitch::port::wire::Outlet;
-use avio_vswitch::port::xdp::{Wanted, open_xsk};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::rows::Way;
+use super::generator::Generator;
+use super::rows::{Source, Way};
 
 /// Who is at the far end of the wire.
 pub const FAR_MAC: &str = "02:00:00:00:77:77";
@@ -59,7 +56,7 @@ pub struct Moved {
 
 /// See the module.
 pub struct Ends {
-    far: Option<Box<dyn Outlet>>,
+    far: Option<Generator>,
     wires: Vec<Wire>,
     // Kept: its end is the end of the guest.
     _guests: Vec<NetGuest>,
@@ -79,7 +76,7 @@ impl Ends {
     /// When the switch does not serve the guest, or the far device takes no socket.
     pub fn new(wires: Vec<Wire>, socket: &Path, listen: bool, generates: bool) -> Result<Self> {
         let (guest, sender) = guest(socket, listen, false)?;
-        let far = wires.first().filter(|_| generates).map(generator).transpose()?;
+        let far = wires.first().filter(|_| generates).map(Generator::new).transpose()?;
         let frame = |to: &str, from: &str| -> Result<Vec<u8>> {
             let mut bytes = [mac(to)?, mac(from)?].concat();
             // IPv4 and UDP, as OVS's parser wants to see it.
@@ -141,16 +138,17 @@ impl Ends {
     /// When a ring breaks or the kernel refuses the socket.
     pub fn window(&mut self, way: Way, rate: Option<f64>, flows: u16, window: Duration) -> Result<Moved> {
         match way {
-            Way::In => self.inwards(rate, window),
+            Way::In(source) => self.inwards(source, rate, window),
             Way::Out => self.outwards(rate, flows, window),
             Way::Across => self.across(window),
         }
     }
 
-    fn inwards(&mut self, rate: Option<f64>, window: Duration) -> Result<Moved> {
+    fn inwards(&mut self, source: Source, rate: Option<f64>, window: Duration) -> Result<Moved> {
         let Self { far: Some(far), sender, inbound, .. } = self else {
             return Err(Failure::new("no generator"));
         };
+        let mut far = far.by(source)?;
         let mut moved = Moved::default();
         let start = Instant::now();
         while lasts(start, window, &mut moved) {
@@ -272,22 +270,6 @@ fn receive(queue: &mut NetQueue, moved: &mut Moved) -> Result {
     let look = |frame: &avio_guest::net::RxFrame<'_>| *octets += frame.len() as u64;
     *received += queue.rx.poll(64, look).map_err(|e| Failure::new(e.to_string()))? as u64;
     Ok(())
-}
-
-/// The sending half of a socket on the far device, opened from inside its namespace.
-fn generator(wire: &Wire) -> Result<Box<dyn Outlet>> {
-    let text = wire.far_ip(&["-o", "link", "show", &wire.far])?;
-    let index: u32 = text.split(':').next().unwrap_or_default().trim().parse()?;
-    let namespace = File::open(format!("/run/netns/{}", wire.namespace))?;
-    let open = move || -> Result<Box<dyn Outlet>> {
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
-            .map_err(std::io::Error::from)?;
-        let wanted = Wanted { copy: true, frame_len_max: 1518, ..Wanted::default() };
-        let (_, outlet, ..) = open_xsk(index, 0, wanted).map_err(|e| Failure::new(e.to_string()))?;
-        Ok(outlet)
-    };
-    // A thread of its own: the namespace is the thread's.
-    std::thread::spawn(open).join().map_err(|_| Failure::new("the generator panicked"))?
 }
 
 /// A pair of devices for one target, quiet: no address, no neighbour discovery.

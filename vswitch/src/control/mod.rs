@@ -7,7 +7,6 @@ mod device;
 mod fabric;
 mod interface;
 mod link_status;
-mod reconcile;
 mod reload;
 mod show;
 mod sockets;

@@ -1,7 +1,11 @@
 //! The running switch as control sees it: interfaces, their sockets, and the fabric behind them.
 //!
-//! Owns what `reconcile` brings in line with the files and what session events change. One turn of the control loop calls
-//! [`Switch::turn`]; nothing here blocks.
+//! Owns what `reconcile` brings in line with the files, what happens at sessions (`sessions`) and what workers report (`events`). One turn of the control
+//! loop calls [`Switch::turn`]; nothing here blocks.
+
+mod events;
+mod reconcile;
+mod sessions;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{OwnedFd, RawFd};
@@ -9,17 +13,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use avio_host::ratelimit::RateLimit;
-use avio_host::session::{EndpointId, Event as SessionEvent, RingStart, Sessions};
+use avio_host::session::{EndpointId, Sessions};
 use avio_proto::config::{Config, MacAddr, NetworkAdaptor, WorkersConfig};
-use avio_proto::ring::RingError;
 use crossbeam_channel::Receiver;
 
-use super::fabric::{Fabric, Released};
-use super::interface::{Interface, InterfaceKey, StopRing};
+use super::fabric::Fabric;
+use super::interface::{Interface, InterfaceKey};
 use super::link_status::LinkStatus;
 use super::show::Interfaces;
 use super::taps::Taps;
-use super::uplink::{Half, Uplinks};
+use super::uplink::Uplinks;
 use crate::forward::Event as WorkerEvent;
 use crate::table::{PortIndex, TableBuilder};
 
@@ -234,222 +237,6 @@ impl Switch {
     /// Ends the workers. The sockets close with their sessions.
     pub(super) fn stop(self) {
         self.fabric.stop();
-    }
-
-    /// The kick of a control queue was readable.
-    pub(super) fn on_control_kick(&mut self, endpoint: EndpointId, now: Instant) {
-        let Some(interface) = self.interface_of(endpoint) else { return };
-        let name = interface.key.to_string();
-        match interface.serve_control() {
-            Ok(false) => {}
-            Ok(true) => self.kicked.push(endpoint),
-            Err(error) => self.log(now, &name, &format!("control queue stopped: {error}")),
-        }
-        self.end_if_held(endpoint);
-    }
-
-    /// Ends the session whose front-end made a notification of ours block.
-    fn end_if_held(&mut self, endpoint: EndpointId) {
-        if self.interface_of(endpoint).is_some_and(Interface::take_held) {
-            self.sessions.hold(endpoint);
-        }
-    }
-
-    fn on_session_event(&mut self, endpoint: EndpointId, event: SessionEvent, now: Instant) {
-        match event {
-            SessionEvent::Connected => self.on_connected(endpoint, now),
-            SessionEvent::Features(features) => {
-                if let Some(interface) = self.interface_of(endpoint) {
-                    interface.features = Some(features);
-                }
-            }
-            SessionEvent::Mtu(mtu) => {
-                if let Some(interface) = self.interface_of(endpoint) {
-                    let name = interface.key.to_string();
-                    self.note(now, &name, &format!("the guest's MTU is {mtu}"));
-                }
-            }
-            SessionEvent::Announce(mac) => self.on_announce(endpoint, MacAddr(mac), now),
-            SessionEvent::RingStart(start) => self.on_ring_start(endpoint, *start, now),
-            SessionEvent::RingStop { index } => self.on_ring_stop(endpoint, index, now),
-            SessionEvent::Disconnected => self.on_disconnected(endpoint, now),
-        }
-    }
-
-    fn on_connected(&mut self, endpoint: EndpointId, now: Instant) {
-        let Some(Owner::Interface(key)) = self.owners.get(&endpoint) else { return };
-        let key = key.clone();
-        let Some(interface) = self.interfaces.get(&key) else { return };
-        let (vswitch, port) = (&interface.network.vswitch, interface.network.port);
-        let rival = self.interfaces.values().find(|other| {
-            other.key != key
-                && other.is_connected()
-                && other.network.vswitch == *vswitch
-                && other.network.port == port
-        });
-        if let Some(rival) = rival {
-            let line = format!(
-                "port {port} of vswitch {vswitch} is in use by {}; one guest at a time can be active on it",
-                rival.key
-            );
-            self.log(now, &key.to_string(), &line);
-            self.sessions.disconnect(endpoint);
-            return;
-        }
-        if let Some(interface) = self.interfaces.get_mut(&key) {
-            interface.connect();
-            let line = format!(
-                "front-end connected, port {} of {}",
-                interface.network.port, interface.network.vswitch
-            );
-            self.fabric.touch();
-            self.note(now, &key.to_string(), &line);
-        }
-    }
-
-    fn on_disconnected(&mut self, endpoint: EndpointId, now: Instant) {
-        match self.owners.get(&endpoint) {
-            Some(Owner::Interface(key)) => {
-                if let Some(interface) = self.interfaces.get_mut(key)
-                    && interface.is_connected()
-                {
-                    interface.disconnect();
-                    self.link_status.touch();
-                    self.fabric.learner.forget_port(interface.index);
-                    self.fabric.touch();
-                    let name = key.to_string();
-                    self.note(now, &name, "front-end disconnected");
-                    self.reopen_sockets();
-                }
-            }
-            Some(Owner::Leaving(interface)) => {
-                self.fabric.give_index(interface.index);
-                self.owners.remove(&endpoint);
-            }
-            None => {}
-        }
-    }
-
-    fn on_ring_start(&mut self, endpoint: EndpointId, start: RingStart, now: Instant) {
-        let index = start.index;
-        if index == 0
-            && let Some(Owner::Interface(key)) = self.owners.get(&endpoint)
-        {
-            self.link_status.started(key);
-        }
-        let Some((interface, fabric)) = self.interface_and_fabric(endpoint) else { return };
-        match interface.start_ring(start, fabric) {
-            Ok(Some(kick)) => self.watches.push(Watch::Add(kick, endpoint)),
-            Ok(None) => {}
-            Err(error) => {
-                let name = interface.key.to_string();
-                self.log(now, &name, &format!("ring {index} cannot start: {error}"));
-            }
-        }
-    }
-
-    fn on_ring_stop(&mut self, endpoint: EndpointId, index: u16, now: Instant) {
-        // A ring that was to start in this very turn must have started before it can be asked back.
-        if self.fabric.is_changed(now) {
-            self.publish(now);
-        }
-        let Some((interface, fabric)) = self.interface_and_fabric(endpoint) else {
-            // The session ended before it was let in: no ring of it ever ran.
-            self.sessions.ring_stopped(endpoint, index, 0);
-            return;
-        };
-        match interface.stop_ring(index, fabric) {
-            StopRing::Later => {}
-            StopRing::Stopped { base, unwatch } => {
-                self.watches.extend(unwatch.map(Watch::Remove));
-                self.sessions.ring_stopped(endpoint, index, base);
-            }
-        }
-    }
-
-    /// The guest has moved here (SEND_RARP). Its address is static in every table, so this switch has nothing to learn; who
-    /// is behind a trusted port or a bridge in a guest has, so it is broadcast. VMMs say it a few times; one that says it for
-    /// ever gets as many out as a log takes lines.
-    fn on_announce(&mut self, endpoint: EndpointId, mac: MacAddr, now: Instant) {
-        if self.announced.check(endpoint, now).is_none() {
-            return;
-        }
-        let Some((interface, fabric)) = self.interface_and_fabric(endpoint) else { return };
-        fabric.announce(interface.index, mac);
-        let name = interface.key.to_string();
-        self.note(now, &name, &format!("announced itself as {mac}"));
-    }
-
-    fn take_released(&mut self) {
-        for released in self.fabric.released() {
-            if self.taps.released(&released) {
-                continue;
-            }
-            let (port, index, base) = match released {
-                Released::Rx { port, pair, base } => (port, 2 * pair, Some(base)),
-                Released::Tx(stopped) => (stopped.port, 2 * stopped.pair + 1, stopped.base),
-                Released::Intake(stopped) => {
-                    self.uplinks.on_stopped(stopped);
-                    continue;
-                }
-                Released::Lane(lane) => {
-                    self.uplinks.on_lane(lane);
-                    continue;
-                }
-            };
-            let Some(endpoint) = self.endpoint_of(port) else { continue };
-            let Some(interface) = self.interface_of(endpoint) else { continue };
-            let base = interface.ring_released(index, base);
-            self.sessions.ring_stopped(endpoint, index, base);
-        }
-    }
-
-    fn on_worker_event(&mut self, event: WorkerEvent, now: Instant) {
-        match event {
-            WorkerEvent::Learn { port, vlan, mac } => {
-                let table = self.fabric.table_arc();
-                self.fabric.learner.learn(&table, port, vlan, mac, now);
-            }
-            WorkerEvent::Refused(refusal) => {
-                let name = format!("{} port {}", refusal.spec.guest, refusal.spec.number);
-                self.log_as_is(now, &name, &refusal.to_string());
-            }
-            WorkerEvent::TxBroken { port, pair, error } => {
-                self.on_ring_broken(port, 2 * pair + 1, error, now)
-            }
-            WorkerEvent::RxBroken { port, pair, error } => self.on_ring_broken(port, 2 * pair, error, now),
-            WorkerEvent::IntakeBroken { port, lane, error } => {
-                let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
-                self.on_wire_broken(port, Half::Source(lane), &format!("source {lane}: {why}"), now);
-            }
-            WorkerEvent::LaneBroken { port, lane, error } => {
-                self.on_wire_broken(port, Half::Lane(lane), &format!("lane {lane}: {error}"), now);
-            }
-            WorkerEvent::Held { port } => {
-                if let Some(endpoint) = self.endpoint_of(port) {
-                    self.sessions.hold(endpoint);
-                }
-            }
-        }
-    }
-
-    fn on_wire_broken(&mut self, port: PortIndex, half: Half, why: &str, now: Instant) {
-        if let Some(line) = self.uplinks.on_broken(port, half, why, now, &mut self.fabric) {
-            self.log_as_is(now, &format!("port index {}", port.0), &line);
-        }
-    }
-
-    fn on_ring_broken(&mut self, port: PortIndex, index: u16, error: Option<RingError>, now: Instant) {
-        let why = error.map_or_else(|| "an internal error".to_owned(), |error| error.to_string());
-        if self.taps.ring_broken(port, &why, &mut self.fabric, now) {
-            return;
-        }
-        let Some(endpoint) = self.endpoint_of(port) else { return };
-        let Some(interface) = self.interface_of(endpoint) else { return };
-        interface.ring_broken(index);
-        let name = interface.key.to_string();
-        self.log(now, &name, &format!("ring {index} stopped: {why}"));
-        self.end_if_held(endpoint);
     }
 
     /// Publishes a table of everything as it is now.

@@ -9,16 +9,17 @@ use std::time::Instant;
 use avio_host::session::EndpointId;
 use avio_proto::config::{Config, NetworkAdaptor, NetworkConfig};
 
-use super::interface::{Interface, InterfaceKey};
-use super::sockets::{endpoint_spec, same_socket, socket_path};
-use super::switch::{Owner, Switch};
+use super::{Owner, Switch};
+use crate::control::device::device_spec;
+use crate::control::interface::{Interface, InterfaceKey};
+use crate::control::sockets::{endpoint_spec, same_socket, socket_path};
 
 impl Switch {
     /// Takes over `config`. Returns what changed, a line each.
     ///
     /// # Errors
     /// What was refused, a line each; nothing has changed then.
-    pub(super) fn reconcile(&mut self, config: Config) -> Result<Vec<String>, Vec<String>> {
+    pub(in crate::control) fn reconcile(&mut self, config: Config) -> Result<Vec<String>, Vec<String>> {
         let wanted = wanted(&config);
         let mut opened: Vec<(InterfaceKey, EndpointId)> = Vec::new();
         let mut errors = self.uplinks.check(&config);
@@ -75,8 +76,7 @@ impl Switch {
                         interface.attach(endpoint);
                         self.owners.insert(endpoint, Owner::Interface(key));
                     } else if let Some(endpoint) = interface.endpoint {
-                        self.sessions
-                            .set_device(endpoint, super::device::device_spec(&key.guest, &interface.network));
+                        self.sessions.set_device(endpoint, device_spec(&key.guest, &interface.network));
                     }
                 }
             }

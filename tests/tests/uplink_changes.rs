@@ -1,5 +1,5 @@
 //! What others do to the device of an uplink, and to what is on it, while a switch has it: an interface joins a bridge, the process is killed that puts
-//! offloads back, the device gets more queues, its offloads are switched on, our program is taken from it, and the configuration changes while it is opened. Each case has a network namespace of its own (root).
+//! offloads back, the device gets more queues, our program is taken from it, and the configuration changes while it is opened. Each case has a network namespace of its own (root).
 
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -34,7 +34,6 @@ fn main() -> ExitCode {
         Case::new("bridge_port_stays_what_it_is", SHORT_S, || inside(bridge_port_stays_what_it_is)),
         Case::new("guardian_is_killed", SHORT_S, || inside(guardian_is_killed)),
         Case::new("more_and_fewer_queues", SHORT_S, || inside(more_and_fewer_queues)),
-        Case::new("offloads_are_switched_on", SHORT_S, || inside(offloads_are_switched_on)),
         Case::new("program_is_taken_away", SHORT_S, || inside(program_is_taken_away)),
         Case::new("access_changes_while_it_is_opened", SHORT_S, || inside(access_changes_while_it_is_opened)),
     ])
@@ -183,26 +182,6 @@ fn more_and_fewer_queues() -> Result {
     ensure(fewer.is_err(), || "queues were taken away".to_owned())?;
     ensure_flows(&mut guest, &from, "four queues, still")?;
     daemon.ensure_healthy()
-}
-
-/// Offloads that change frames are switched on while the switch has the device: they are switched off again at once, and are as they were before the switch in the end.
-fn offloads_are_switched_on() -> Result {
-    wire(1)?;
-    let features = || host(&format!("ethtool -k {UPLINK}"));
-    host(&format!("ethtool -K {UPLINK} rxvlan off rx-vlan-stag-hw-parse off"))?;
-    let before = features()?;
-    let mut daemon = daemon()?;
-    for (times, name) in [(2, "rxvlan"), (3, "rx-vlan-stag-hw-parse")] {
-        host(&format!("ethtool -K {UPLINK} {name} on"))?;
-        wait_opened(&mut daemon, times)?;
-        let now = features()?;
-        ensure(now == before, || format!("{name}: {now}"))?;
-    }
-    let output = daemon.console()?.output();
-    ensure(output.matches("somebody has switched on what takes").count() == 2, || output.clone())?;
-    wait_device(&daemon, "Up")?;
-    daemon.stop()?;
-    ensure(features()? == before, || "afterwards".to_owned())
 }
 
 /// Somebody takes our program from the device, by the tool that is made for that: it comes back, and guests have their wire.

@@ -41,7 +41,7 @@ use reload::Reader;
 use switch::{Start, Switch};
 use taps::Taps;
 use uplink::{Allowed, Uplinks};
-use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS, VMMS};
+use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS, OFFLOADS, VMMS};
 
 /// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
 const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL, BURST, VLAN_TAGS, TCX];
@@ -111,6 +111,9 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
     .map_err(system)?;
     event_loop.watches().add(uplinks.links_fd(), LINKS).map_err(system)?;
     event_loop.watches().add(uplinks.control_frames_fd(), CONTROL_FRAMES).map_err(system)?;
+    if let Some(fd) = uplinks.offloads_fd() {
+        event_loop.watches().add(fd, OFFLOADS).map_err(system)?;
+    }
     let started_with = config.workers.clone();
     let taps = Taps::new(waker.clone(), helpers.clone(), Mailbox::new(event_loop.helper_waker()));
     let link_status =

@@ -25,12 +25,13 @@ use super::reload::{Found, Reader};
 use super::show;
 use super::switch::{Switch, Watch};
 
-/// The daemon's own sources in its event loop: changes of interfaces, frames for control, sockets of VMMs that appear, and from here on control
+/// The daemon's own sources in its event loop: changes of interfaces, frames for control, sockets of VMMs that appear, changes of offloads, and from here on control
 /// queues' kicks, by endpoint.
 pub(super) const LINKS: usize = 0;
 pub(super) const CONTROL_FRAMES: usize = 1;
 pub(super) const VMMS: usize = 2;
-const KICKS: usize = 3;
+pub(super) const OFFLOADS: usize = 3;
+const KICKS: usize = 4;
 
 /// What this release can do.
 pub(super) const CAPABILITIES: Capabilities = Capabilities { uplinks: true, tap_ports: true };
@@ -216,7 +217,7 @@ impl daemon::Daemon for Daemon {
         match number {
             LINKS => self.switch.on_links(),
             // The turn that follows reads them.
-            CONTROL_FRAMES | VMMS => {}
+            CONTROL_FRAMES | VMMS | OFFLOADS => {}
             kick => self.switch.on_control_kick(EndpointId((kick - KICKS) as u32), Instant::now()),
         }
     }

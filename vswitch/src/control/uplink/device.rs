@@ -80,9 +80,6 @@ pub(super) struct Device {
     pub watchdogs: Vec<Watchdog>,
     /// Queues that it was said to have, with AF_XDP.
     queues: Option<QueueCount>,
-    /// Offloads that stay on.
-    left: LinkFeatures,
-    index: u32,
     name: String,
     taking: Taking,
     /// Hands over what comes in for the host's addresses on its siblings; `None`: no aggregate, or the kernel has no place for it.
@@ -130,10 +127,8 @@ impl Device {
         let program = if let Taking::Program(program) = &self.taking { Some(program.hook()) } else { None };
         let siblings = self.siblings.as_ref().map(Siblings::hook);
         Inspection {
-            index: self.index,
             name: self.name.clone(),
             queues: self.queues,
-            left: self.left,
             hooks: program.into_iter().chain(siblings).cloned().collect(),
         }
     }
@@ -208,8 +203,6 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
                         negotiated,
                         watchdogs,
                         queues: Some(queues),
-                        left,
-                        index: request.link.index,
                         name: name.clone(),
                         taking: Taking::Program(program),
                         siblings,
@@ -246,8 +239,6 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         negotiated,
         watchdogs: Vec::new(),
         queues: None,
-        left,
-        index: request.link.index,
         name: name.clone(),
         taking: Taking::Filter(filter),
         siblings,

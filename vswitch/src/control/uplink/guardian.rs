@@ -7,6 +7,7 @@ use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use super::offloads::Found;
 use crate::port::xdp::{LinkFeatures, features, set_features};
 
 /// The hidden argument that makes the program a guardian.
@@ -48,6 +49,24 @@ impl Guardian {
         }
         let left = set_features(device, LinkFeatures::NONE)?;
         Ok(Claimed { left, switched_off: before.active.without(left) })
+    }
+
+    /// Switches off again what of `minded` somebody has switched on since the device was claimed. `None`: there is none, or the device is not ours any more.
+    /// Helper thread.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn insist(&mut self, device: u32, minded: LinkFeatures) -> io::Result<Option<Found>> {
+        if self.told.iter().all(|(known, _)| *known != device) {
+            return Ok(None);
+        }
+        let active = features(device)?.active;
+        let on = active.within(minded);
+        if on.is_none() {
+            return Ok(None);
+        }
+        let left = set_features(device, active.without(minded))?.within(minded);
+        Ok(Some(Found { on, left }))
     }
 
     /// The device is not ours any more: it is as it was when this returns, for whoever claims it next asks how it is. Helper thread.

@@ -1,4 +1,4 @@
-//! What others may have done to a device while it is open, without any event that would say so: our program taken from it, more queues, offloads switched on.
+//! What others may have done to a device while it is open, without any event that would say so: our program taken from it, more queues. (Offloads have events of their own: `offloads`.)
 //!
 //! Asked by [`Uplinks`](super::Uplinks) once a second and whenever something is told of interfaces; answered on a helper thread, for the answers wait for
 //! whoever changes an interface. Changes nothing: the device is opened anew then, which puts all of it in order.
@@ -6,17 +6,14 @@
 use avio_host::inject;
 
 use super::device::{QueueCount, queue_count};
-use crate::port::xdp::{Hook, LinkFeatures, features};
+use crate::port::xdp::Hook;
 
 /// What is to be as it was when the device was opened.
 #[derive(Debug, Clone)]
 pub(super) struct Inspection {
-    pub index: u32,
     pub name: String,
     /// `None`: a packet socket, which has the frames of all.
     pub queues: Option<QueueCount>,
-    /// Offloads that could not be switched off.
-    pub left: LinkFeatures,
     pub hooks: Vec<Hook>,
 }
 
@@ -26,10 +23,6 @@ impl Inspection {
         inject::point("uplink::inspect");
         if !self.hooks.iter().all(Hook::is_in_place) {
             return Some("its program was taken away by somebody else".to_owned());
-        }
-        let on = features(self.index).ok()?.active.without(self.left);
-        if !on.is_none() {
-            return Some(format!("somebody has switched on what {}", on.describe()));
         }
         let was = self.queues?;
         let now = queue_count(&self.name, was.room);

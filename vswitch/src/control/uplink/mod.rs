@@ -14,6 +14,7 @@ mod device;
 pub mod guardian;
 mod hosts;
 mod inspection;
+mod offloads;
 mod owner;
 mod report;
 mod traffic;
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use avio_host::blocking::{Helpers, Mailbox};
 use avio_host::links::Links;
@@ -35,15 +36,19 @@ use self::aggregate::Bundle;
 pub(super) use self::check::check_devices;
 use self::closing::Closings;
 use self::guardian::Guardian;
+use self::offloads::Looked;
 use self::upkeep::{Found, Opened};
 pub(super) use self::wire::Half;
 use self::wire::Uplink;
 use super::fabric::Fabric;
 use crate::aggregate::Aggregate;
 use crate::port::uplink::Hold;
+use crate::port::xdp::FeatureMonitor;
 use crate::table::{PortIndex, TableBuilder};
 use rustix::event::epoll;
 
+/// A device that is opened anew, after workers have let go of it: they do that between two batches.
+const REOPEN_AFTER: Duration = Duration::from_millis(50);
 /// Sources of one member are numbered from its number times this.
 const SOURCES_MAX: u16 = 256;
 
@@ -74,6 +79,8 @@ pub(super) enum Answer {
     Closed { name: String, port: PortIndex },
     /// Devices were looked at.
     Inspected(Vec<Found>),
+    /// Offloads of a device were looked at.
+    Offloads(Looked),
     /// Memory for what an aggregate holds.
     Hold { port: PortIndex, hold: io::Result<Hold> },
 }
@@ -81,6 +88,8 @@ pub(super) enum Answer {
 /// See the module.
 pub(super) struct Uplinks {
     links: Links,
+    /// Hears of offloads that somebody switches; `None`: the kernel does not tell.
+    offloads: Option<FeatureMonitor>,
     helpers: Helpers,
     mailbox: Mailbox<Answer>,
     guardian: Arc<Mutex<Guardian>>,
@@ -115,7 +124,15 @@ impl Uplinks {
         allowed: Allowed,
         workers: usize,
     ) -> io::Result<Self> {
+        let offloads = FeatureMonitor::new()
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "nobody will notice when offloads of an uplink's device are switched on: {error}"
+                );
+            })
+            .ok();
         Ok(Self {
+            offloads,
             control_frames: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             announce: Vec::new(),
             links,
@@ -215,6 +232,7 @@ impl Uplinks {
                     true
                 }
                 Answer::Inspected(found) => self.on_inspected(found, now, fabric),
+                Answer::Offloads(looked) => self.on_looked(looked, now, fabric),
                 Answer::Hold { port, hold } => {
                     self.on_hold(port, hold);
                     true
@@ -222,6 +240,7 @@ impl Uplinks {
             };
         }
         self.closing.turn(&self.helpers, &self.mailbox.reply());
+        self.look_at_offloads();
         changed |= self.watch(now, fabric);
         let due = self.retry_at().is_some_and(|at| at <= now);
         if std::mem::take(&mut self.stale) || due {

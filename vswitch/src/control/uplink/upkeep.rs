@@ -13,15 +13,13 @@ use super::device::{self, Device, Negotiated, Request};
 use super::hosts::{HostAddresses, host_macs_on};
 use super::inspection::Inspection;
 use super::wire::{Half, Member, OpenMember, State, close, tell_link};
-use super::{Answer, SOURCES_MAX, Uplinks, watchdog};
+use super::{Answer, REOPEN_AFTER, SOURCES_MAX, Uplinks, watchdog};
 use crate::control::fabric::Fabric;
 use crate::port::wire::{IntakeStopped, Lane, WireSource};
 use crate::table::PortIndex;
 
 /// A device that could not be opened is tried again: another program may have let go of it.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// A device that is opened anew, after workers have let go of it: they do that between two batches.
-const REOPEN_AFTER: Duration = Duration::from_millis(50);
 
 /// See [`Answer::Opened`].
 pub(in crate::control) struct Opened {

@@ -12,6 +12,7 @@ use avio_proto::config::{AggregateConfig, Balance, MacAddr, UplinkAccess, Uplink
 use super::aggregate::{self, Bundle};
 use super::closing::Closings;
 use super::device::Device;
+use super::offloads::Fights;
 use super::traffic::Traffic;
 use super::{Allowed, SOURCES_MAX, watchdog};
 use crate::control::fabric::Fabric;
@@ -55,6 +56,8 @@ pub(super) struct Member {
     pub(super) access: UplinkAccess,
     /// Why that is lower than configured.
     pub(super) stepped_down: Option<String>,
+    /// Who else switches its offloads.
+    pub(super) fights: Fights,
     /// What came in through it.
     pub(super) inwards: Traffic,
     /// What went out through it.
@@ -72,6 +75,7 @@ impl Member {
             trouble: None,
             access,
             stepped_down: None,
+            fights: Fights::default(),
             inwards: Traffic::default(),
             outwards: Traffic::default(),
         }

@@ -27,6 +27,8 @@ const FEATURES: [(&str, &str); 4] = [
 impl LinkFeatures {
     /// None.
     pub const NONE: Self = Self(0);
+    /// All of them.
+    pub const ALL: Self = Self((1 << FEATURES.len()) - 1);
     /// VLAN tags are taken out.
     pub const RX_VLAN: Self = Self(1);
     /// Segments are merged, and what they were is lost.
@@ -41,7 +43,7 @@ impl LinkFeatures {
     /// See [`bits`](Self::bits); what no feature has is dropped.
     #[must_use]
     pub fn from_bits(bits: u8) -> Self {
-        Self(bits & ((1 << FEATURES.len()) - 1))
+        Self(bits & Self::ALL.0)
     }
 
     /// Whether there are none.
@@ -204,6 +206,7 @@ fn request(index: u32, wanted: LinkFeatures, fixed: LinkFeatures) -> Vec<u8> {
 #[derive(Debug)]
 pub struct FeatureMonitor {
     family: Family,
+    buffer: Vec<u8>,
 }
 
 /// Devices whose features have changed.
@@ -242,16 +245,15 @@ impl FeatureMonitor {
         let family = family()?;
         let group = family.group("monitor").ok_or(io::ErrorKind::NotFound)?;
         set_option(family.as_fd(), SOL_NETLINK, ADD_MEMBERSHIP, &group.to_ne_bytes())?;
-        Ok(Self { family })
+        Ok(Self { family, buffer: vec![0; NOTIFICATION_LEN] })
     }
 
     /// What has changed since the last call. Never blocks.
     pub fn changed(&mut self) -> Changed {
         let mut devices = BTreeSet::new();
-        let mut buffer = vec![0; NOTIFICATION_LEN];
         for _ in 0..READS_MAX {
-            match recv(&self.family, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
-                Ok((_, len)) => devices.extend(told(&buffer[..len.min(NOTIFICATION_LEN)])),
+            match recv(&self.family, self.buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+                Ok((_, len)) => devices.extend(told(&self.buffer[..len.min(NOTIFICATION_LEN)])),
                 Err(rustix::io::Errno::AGAIN) => return Changed::These(devices),
                 Err(rustix::io::Errno::INTR) => {}
                 // Some were lost (ENOBUFS).

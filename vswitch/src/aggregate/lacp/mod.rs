@@ -52,11 +52,17 @@ impl Lacp {
         Lacp { settings, ports: BTreeMap::new(), chosen: None, sent: Vec::new() }
     }
 
-    /// Takes over changed settings. Ports go on; a changed system makes the partner select anew by itself.
+    /// Takes over changed settings, and tells the partner of each port at once. Ports go on; a changed system makes the partner select anew by itself.
     pub fn set(&mut self, settings: LacpSettings, now: Instant) {
         if settings != self.settings {
+            let slower = self.settings.fast && !settings.fast;
             self.settings = settings;
-            self.ports.values_mut().for_each(LacpPort::need_to_transmit);
+            for port in self.ports.values_mut() {
+                port.need_to_transmit();
+                if slower {
+                    port.wait_longer(now);
+                }
+            }
             self.run(now);
         }
     }

@@ -150,6 +150,14 @@ impl LacpPort {
         self.ntt = true;
     }
 
+    /// The partner is asked for a PDU each 30 s from now on, instead of each second. It sends the next one when it likes within that (figure 6-19: from fast to
+    /// slow without NTT), so a timer that began for the short time would end before.
+    pub(super) fn wait_longer(&mut self, now: Instant) {
+        if self.receive == Receive::Current {
+            self.current_until = Some(now + LONG_TIMEOUT);
+        }
+    }
+
     /// `port_enabled` has changed.
     pub(super) fn link(&mut self, up: bool, now: Instant) {
         if up == self.enabled {

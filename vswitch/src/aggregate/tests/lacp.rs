@@ -94,6 +94,65 @@ fn the_rate_of_pdus_is_what_the_partner_asks_for() {
     }
 }
 
+/// Actor_State of an LACPDU as it is on the wire (§6.4.2.3): octet 19 of the PDU, behind Ethernet header, subtype, version, the TLV's type and length, system,
+/// key, port priority and port.
+const ACTOR_STATE_AT: usize = 32;
+/// LACP_Timeout in it: 1 is Short Timeout.
+const LACP_TIMEOUT: u8 = 1 << 1;
+
+#[test]
+fn a_changed_timeout_is_told_at_once_and_interrupts_nothing() {
+    let with = |timeout| AggregateConfig { timeout, ..lacp(2) };
+    let mut net = up(with(LacpTimeout::Slow), with(LacpTimeout::Slow));
+    for (timeout, bit, in_a_minute) in
+        [(LacpTimeout::Fast, LACP_TIMEOUT, 58..=62), (LacpTimeout::Slow, 0, 2..=4)]
+    {
+        // Far from any interval's end.
+        net.pass(SECOND * 100 + SECOND / 2);
+        let heard = |net: &Net, end: usize| net.ends[end].members()[&Slot(1)].counters.lacpdus_in;
+        let before = heard(&net, 0);
+        let now = net.now;
+        net.ends[0].configure(with(timeout), now);
+        let sent = net.ends[0].take_actions();
+        for slot in 0..2 {
+            // NTT at once: it is not left to the periodic machine.
+            let frame = sent.iter().find_map(|action| match action {
+                Action::Send(to, frame) if *to == Slot(slot) => Some(frame),
+                _ => None,
+            });
+            let state = frame.map(|frame| frame[ACTOR_STATE_AT]);
+            assert_eq!(state.map(|state| state & LACP_TIMEOUT), Some(bit), "member {slot}: {sent:?}");
+            net.ends[1].receive(Slot(slot), frame.unwrap(), now);
+        }
+        net.act();
+        // Asked to speak sooner, the partner does at once (figure 6-19: NTT in PERIODIC_TX); asked to speak later, when it likes.
+        net.pass(SECOND / 100);
+        assert_eq!(heard(&net, 0) - before, u64::from(timeout == LacpTimeout::Fast), "{timeout:?}");
+        let before = heard(&net, 0);
+        for _ in 0..600 {
+            net.pass(SECOND / 10);
+            assert_eq!((net.distributing(0), net.distributing(1)), (vec![0, 1], vec![0, 1]), "{timeout:?}");
+        }
+        // Nor for a moment between two looks.
+        assert!(
+            !net.notes.iter().any(|note| note.contains("aggregate is down")),
+            "{timeout:?}: {:?}",
+            net.notes
+        );
+        let sent = heard(&net, 0) - before;
+        assert!(in_a_minute.contains(&sent), "{timeout:?}: {sent} in a minute");
+    }
+    assert!(net.ends.iter().all(|end| end.members().values().all(|member| member.counters.link_losses == 0)));
+    // The short time holds from the partner's next PDU on.
+    let now = net.now;
+    net.ends[0].configure(with(LacpTimeout::Fast), now);
+    net.act();
+    net.pass(SECOND * 2);
+    net.loss[1] = 256;
+    net.pass(SECOND * 4);
+    assert_eq!(net.distributing(0), [0]);
+}
+
 #[test]
 fn two_passive_ends_never_speak() {
     let passive = || AggregateConfig { passive: true, ..lacp(2) };

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use avio_host::inject;
 use avio_host::stats::WorkerStats;
-use avio_proto::config::{MacAddr, VlanId};
+use avio_proto::config::{Balance, MacAddr, VlanId};
 use avio_proto::control::DiscardReason;
 use avio_proto::ring::{Batch, ChainArena, RingError};
 
@@ -228,7 +228,24 @@ struct Run<'a> {
     tally: Tally,
 }
 
-impl Run<'_> {
+/// Where frames to one address go, for as long as a batch lasts.
+#[derive(Clone, Copy)]
+enum Towards<'a> {
+    /// To this group.
+    Group(u8),
+    /// To a lane each, by its flow.
+    Lanes(Lanes<'a>),
+}
+
+/// An uplink that spreads its frames.
+#[derive(Clone, Copy)]
+struct Lanes<'a> {
+    port: &'a Port,
+    index: PortIndex,
+    balance: Balance,
+}
+
+impl<'a> Run<'a> {
     /// Snapshot, guard and look-up: every frame ends up in a group or in the tally of discards.
     #[inline(always)]
     fn sort(&mut self, batch: &Batch<'_>) {
@@ -237,8 +254,8 @@ impl Run<'_> {
         let Source { port, header_len, .. } = self.source;
         let limit = if port.spec.ips.is_empty() { SNAPSHOT_LEN } else { SNAPSHOT_LEN_IPS };
         let records_flows = port.enabled.len() > 1;
-        // Group of the last frame's destination.
-        let mut group_of: Option<(u64, u8)> = None;
+        // Where the last frame's destination is.
+        let mut group_of: Option<(u64, Towards<'_>)> = None;
         for i in 0..count {
             inject::point("forward::frame");
             let (_, chain_len) = batch.front(i);
@@ -286,12 +303,11 @@ impl Run<'_> {
             }
             let key = key(domain, destination);
             let group = match group_of {
-                Some((of, group)) if of == key => group,
-                _ => match self.resolve(i, key, &mut group_of) {
-                    Some(group) => group,
-                    None => continue,
-                },
+                Some((of, Towards::Group(group))) if of == key => Some(group),
+                Some((of, Towards::Lanes(lanes))) if of == key => self.lane(i, lanes),
+                _ => self.resolve(i, key, &mut group_of),
             };
+            let Some(group) = group else { continue };
             self.tally.unicast += 1;
             self.tally.octets += len as u64;
             self.scratch.append(group, i);
@@ -427,7 +443,7 @@ impl Run<'_> {
 
     /// The group of a unicast destination. `None`: the frame has been dealt with.
     #[inline(never)]
-    fn resolve(&mut self, i: usize, key: u64, group_of: &mut Option<(u64, u8)>) -> Option<u8> {
+    fn resolve(&mut self, i: usize, key: u64, group_of: &mut Option<(u64, Towards<'a>)>) -> Option<u8> {
         let index = if self.last.key == key {
             self.last.port
         } else {
@@ -455,22 +471,21 @@ impl Run<'_> {
             self.tally.discard(DiscardReason::Isolated);
             return None;
         }
-        match &*port.enabled {
-            [] => self.down(i, port),
-            [only] if port.buckets.is_none() => {
+        match (&*port.enabled, &port.kind) {
+            ([], _) => self.down(i, port),
+            ([only], _) if port.buckets.is_none() => {
                 let group = self.scratch.group_of_ring(only.slot, index, only.pair);
-                *group_of = Some((key, group));
+                *group_of = Some((key, Towards::Group(group)));
                 Some(group)
             }
+            (_, PortKind::Uplink(uplink)) => {
+                let lanes = Lanes { port, index, balance: uplink.balance };
+                *group_of = Some((key, Towards::Lanes(lanes)));
+                self.lane(i, lanes)
+            }
             _ => {
-                let to = if port.is_uplink() {
-                    let bucket = self.bucket(i, port);
-                    port.lane_for(bucket)
-                } else {
-                    let hash = self.hash(i);
-                    port.pair_for(hash)
-                };
-                match to {
+                let hash = self.hash(i);
+                match port.pair_for(hash) {
                     Some(to) => Some(self.scratch.group_of_ring(to.slot, index, to.pair)),
                     None => self.down(i, port),
                 }
@@ -478,7 +493,20 @@ impl Run<'_> {
         }
     }
 
+    /// The group of a unicast frame to an uplink that spreads its frames. `None`: nobody can carry it.
+    #[inline]
+    fn lane(&mut self, i: usize, lanes: Lanes<'_>) -> Option<u8> {
+        let Lanes { port, index, balance } = lanes;
+        let frame = &self.scratch.frames[i];
+        let head = self.scratch.snaps[i].head(usize::from(frame.start), usize::from(frame.head_len));
+        match port.lane_for(bucket_of(balance, head, frame.len as usize)) {
+            Some(to) => Some(self.scratch.group_of_ring(to.slot, index, to.pair)),
+            None => self.down(i, port),
+        }
+    }
+
     /// A frame whose receiver takes nothing now.
+    #[cold]
     fn down(&mut self, i: usize, port: &Port) -> Option<u8> {
         let cell = port.state.stats.cell(self.worker);
         cell.offered.add(1);

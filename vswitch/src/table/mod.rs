@@ -122,6 +122,7 @@ impl Port {
     }
 
     /// Which of its lanes the frames of a bucket go to.
+    #[inline]
     pub(crate) fn lane_for(&self, bucket: u8) -> Option<&EnabledPair> {
         match &self.buckets {
             Some(buckets) => self.enabled.get(usize::from(buckets[usize::from(bucket)])),

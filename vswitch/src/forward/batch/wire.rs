@@ -13,7 +13,7 @@ use avio_proto::control::DiscardReason;
 use avio_proto::ring::Batch;
 use avio_proto::virtio::net::HEADER_LEN;
 
-use super::{BATCH_COST_MAX, FRAME_COST, Forwarder, LEARNED_PER_S, Run, Source, Tally};
+use super::{BATCH_COST_MAX, FRAME_COST, Forwarder, LEARNED_PER_S, Run, Source, Tally, Towards};
 use crate::forward::Event;
 use crate::forward::guard::{GROUP_BIT, is_control, is_link_local};
 use crate::forward::scratch::{BATCH_MAX, FRAME_AT, Frame, Front, SNAPSHOT_LEN};
@@ -90,7 +90,7 @@ impl Run<'_> {
     /// Snapshot, judgement and look-up of frames from the wire.
     fn sort_wire(&mut self, batch: &Batch<'_>) {
         let header_len = self.source.header_len;
-        let mut group_of: Option<(u64, u8)> = None;
+        let mut group_of: Option<(u64, Towards<'_>)> = None;
         let mut source_of: Option<u64> = None;
         for i in 0..batch.len().min(BATCH_MAX) {
             inject::point("forward::frame");
@@ -128,12 +128,10 @@ impl Run<'_> {
             }
             let key = key(domain, front.destination);
             let group = match group_of {
-                Some((of, group)) if of == key => group,
-                _ => match self.resolve(i, key, &mut group_of) {
-                    Some(group) => group,
-                    None => continue,
-                },
+                Some((of, Towards::Group(group))) if of == key => Some(group),
+                _ => self.resolve(i, key, &mut group_of),
             };
+            let Some(group) = group else { continue };
             self.tally.unicast += 1;
             self.tally.octets += u64::from(len);
             self.scratch.append(group, i);

@@ -65,6 +65,7 @@ impl Distribution {
 /// As the original (SEMANTICS 4.2): `LB_MAC` takes the last byte of the destination address, `LB_IP` the last bytes of both IP addresses,
 /// `LB_PORT` those of both ports; what has no ports falls back to `LB_IP`, what is no IP to `LB_MAC`. `LB_FLOW` is ours: addresses,
 /// protocol and ports. `LB_HOT_STANDBY` has one member at a time, so any will do.
+#[inline]
 #[must_use]
 pub fn bucket_of(balance: Balance, head: &[u8], frame_len: usize) -> u8 {
     if balance == Balance::LbFlow

@@ -1,11 +1,8 @@
 //! Open vSwitch in a namespace, with its own folder and sockets, and a bond of the far ends of cables.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
 use crate::aggregate::Cables;
 use crate::console::{Console, command};
-use crate::failure::ensure;
+use crate::failure::eventually;
 use crate::wire::run;
 use crate::{Result, scratch};
 
@@ -34,18 +31,14 @@ impl Ovs {
         server.envs(environment).args([&database, &format!("--remote=punix:{socket}")]);
         server.arg(format!("--unixctl={folder}/db.ctl"));
         let server = Console::spawn("ovsdb-server", &mut server)?;
-        let end = Instant::now() + Duration::from_secs(5);
-        while !std::path::Path::new(&socket).exists() {
-            ensure(Instant::now() < end, || "ovsdb-server has no socket".to_owned())?;
-            sleep(Duration::from_millis(10));
-        }
         let ovs = |arguments: &[&str]| {
             let database = format!("--db=unix:{socket}");
             let mut all = vec![database.as_str(), "--no-wait"];
             all.extend(arguments);
             run("ovs-vsctl", &all)
         };
-        ovs(&["init"])?;
+        // Its socket is there before it listens at it.
+        eventually("ovsdb-server answers", 5, || ovs(&["init"]).is_ok())?;
         let namespace = cables.namespace.clone().unwrap_or_default();
         let mut switch = command("ip");
         switch.envs(environment).args(["netns", "exec", &namespace, "ovs-vswitchd"]);

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Case::new("min_links_with_ovs", LIMIT_S, || min_links("LACP_AUTO")),
         Case::new("min_links_manual", LIMIT_S, || min_links("MANUAL")),
         Case::new("rates_and_timeouts", LIMIT_S, rates_and_timeouts),
+        Case::new("timeout_changed_live", LIMIT_S, timeout_changed_live),
         Case::new("reset_clears_and_starts_over", LIMIT_S, reset_clears_and_starts_over),
         Case::new("announcements_after_a_failover", LIMIT_S, announcements_after_a_failover),
     ])
@@ -154,6 +155,62 @@ fn rates_and_timeouts() -> Result {
     let after = begin.elapsed();
     ensure(quiet["members"][0]["state"] == "Not Ready", || quiet.to_string())?;
     ensure(after > Duration::from_millis(1500), || format!("gone after {after:?}"))?;
+    daemon.ensure_healthy()
+}
+
+/// Of an LACPDU with its Ethernet header: Actor_State, and LACP_Timeout in it (IEEE 802.1AX-2014 §6.4.2.3).
+const ACTOR_STATE_AT: usize = 32;
+const LACP_TIMEOUT: u8 = 1 << 1;
+
+/// A timeout that is changed live is told on each member at once, and Open vSwitch knows it. One that becomes slow lets nobody expire, although the partner may be
+/// silent for thirty seconds from then on.
+fn timeout_changed_live() -> Result {
+    let cables = Cables::new(2, true)?;
+    let ovs = Ovs::start(&cables, 2)?;
+    let with = |timeout: &str| {
+        aggregate(
+            "lan900",
+            &cables.members(false, 2),
+            &format!("mode = \"LACP_AUTO\"\ntimeout = \"{timeout}\""),
+        )
+    };
+    let config = |timeout| Config::default().vswitch("vs", &with(timeout)).guest("g1", "vs", 1, "");
+    let mut daemon = Daemon::start(config("fast"))?;
+    wait_states(&daemon, "lan900", &["Active", "Active"], 15)?;
+    let wells = |daemon: &mut Daemon| -> Result<usize> {
+        Ok(daemon.console()?.output().matches("lan900: aggregate is up").count())
+    };
+    let before = wells(&mut daemon)?;
+    for (timeout, bit) in [("slow", 0), ("fast", LACP_TIMEOUT)] {
+        let captures = (0..2)
+            .map(|n| Capture::start(cables.namespace.as_deref(), &cables.far(n), "ether proto 0x8809"))
+            .collect::<Result<Vec<_>>>()?;
+        daemon.config = config(timeout);
+        daemon.reload()?;
+        let tells = |frames: &[Vec<u8>]| {
+            frames.iter().any(|frame| frame.get(ACTOR_STATE_AT).is_some_and(|s| s & LACP_TIMEOUT == bit))
+        };
+        let begin = Instant::now();
+        for capture in &captures {
+            capture.frames_when(&format!("a PDU that says {timeout}"), tells)?;
+        }
+        println!("{timeout}: told on both members after {:?}", begin.elapsed());
+        let known = if timeout == "fast" { 2 } else { 0 };
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let text = ovs.lacp()?;
+            if text.matches("partner state: activity timeout").count() == known {
+                break;
+            }
+            ensure(Instant::now() < end, || format!("OVS does not know that we are {timeout}: {text}"))?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // Longer than the short timeout.
+        std::thread::sleep(Duration::from_secs(5));
+        wait_states(&daemon, "lan900", &["Active", "Active"], 1)?;
+    }
+    let after = wells(&mut daemon)?;
+    ensure(after == before, || format!("it was down {} times", after - before))?;
     daemon.ensure_healthy()
 }
 

@@ -9,6 +9,7 @@ use avio_tests::Result;
 use avio_tests::aggregate::{
     Cables, Partner, aggregate, move_under_load, pktgen, report, shown, wait_states,
 };
+use avio_tests::capture::{Capture, hex};
 use avio_tests::case::{self, Case};
 use avio_tests::config::Config;
 use avio_tests::console::{Console, command};
@@ -16,6 +17,7 @@ use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::ensure;
 use avio_tests::ovs::Ovs;
 use avio_tests::wire::run;
+use serde_json::Value;
 
 fn main() -> ExitCode {
     case::main(&[
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Case::new("hot_standby", 40, hot_standby),
         Case::new("failover_group_and_spoofs", 60, failover_group_and_spoofs),
         Case::new("members_come_and_go", 60, members_come_and_go),
+        Case::new("lender_leaves", 60, lender_leaves),
     ])
 }
 
@@ -236,4 +239,98 @@ fn members_come_and_go() -> Result {
         line.clone()
     })?;
     wait_states(&daemon, "lan900", &["Active", "Active"], 2).map(drop)
+}
+
+/// Of an LACPDU with its Ethernet header (IEEE 802.1AX-2014 §6.4.2.3): the actor's system and state, and in that Synchronization, Collecting, Distributing.
+const ACTOR_SYSTEM_AT: usize = 20;
+const ACTOR_STATE_AT: usize = 32;
+const CARRIES: u8 = 0x38;
+/// Frames per second through a userspace switch whose core others have at times: what it may not have looked at for a fifth of a second fits its socket.
+const GENTLE_RATE: u32 = 1_000;
+
+/// The member whose address an aggregate has leaves the configuration under load, and comes back. With no `mac` set, the partner must not hear of another
+/// system, nor of members that do not carry; and of a flow that stays where it is nothing is lost.
+fn lender_leaves() -> Result {
+    let cables = Cables::new(4, true)?;
+    let ovs = Ovs::start(&cables, 3)?;
+    ovs.add_port(&cables.far(3))?;
+    let beyond = format!("uplink = \"{}\"", cables.near(3));
+    // By the destination's address (LB_MAC): all frames of the load are one bucket, 2, which dealt in turn is the third member's.
+    let lines = "mode = \"LACP_AUTO\"\ntimeout = \"fast\"";
+    let config = |members: &str| {
+        let vswitch = aggregate("lan900", members, lines);
+        Config::default()
+            .vswitch("vs_a", &vswitch)
+            .vswitch("vs_b", &beyond)
+            .guest("g1", "vs_a", 1, "")
+            .guest("g2", "vs_b", 2, "")
+    };
+    let all = cables.members(false, 3);
+    let without = format!("\"{}\", \"{}\"", cables.near(1), cables.near(2));
+    let mut daemon = Daemon::start(config(&all))?;
+    wait_states(&daemon, "lan900", &["Active"; 3], 15)?;
+    daemon.avio(&["apa", "rebalance", "lan900"])?;
+    let before = wait_states(&daemon, "lan900", &["Active"; 3], 5)?;
+    let mac = before["mac"].clone();
+    ensure(mac == before["members"][0]["mac"], || format!("the first lends its address: {before}"))?;
+    // Who is where is known to all.
+    report(pktgen(&daemon, 0.5, 8, GENTLE_RATE)?, 20)?;
+    let captures = [1, 2].map(|n| {
+        Capture::start(cables.namespace.as_deref(), &cables.far(n), "ether proto 0x8809 and ether[14] == 1")
+    });
+    let dropped = |daemon: &Daemon| -> Result<u64> {
+        Ok(daemon.vswitch("vs_a")?.without_room()
+            + daemon.vswitch("vs_b")?.without_room()
+            + cables.dropped()?)
+    };
+    let dropped_before = dropped(&daemon)?;
+    let out = |value: &Value, n: usize| value["members"][n]["frames_out"].as_u64().unwrap_or(0);
+    let carried = out(&shown(&daemon, "lan900")?, 2);
+    let load = pktgen(&daemon, 4.0, 8, GENTLE_RATE)?;
+    sleep(Duration::from_millis(700));
+    daemon.config = config(&without);
+    daemon.reload()?;
+    let two = wait_states(&daemon, "lan900", &["Active"; 2], 2)?;
+    ensure(two["mac"] == mac, || format!("another address: {two}"))?;
+    sleep(Duration::from_millis(1_200));
+    let report = report(load, 20)?;
+    let dropped = dropped(&daemon)? - dropped_before;
+    println!("the member that lends the address leaves: {report}, {dropped} dropped and counted");
+    for never in ["duplicated", "reordered", "corrupt"] {
+        ensure(report[never] == 0, || format!("{never}: {report}"))?;
+    }
+    ensure(report["lost"].as_u64() <= Some(dropped), || format!("{dropped} dropped and counted: {report}"))?;
+    let after = shown(&daemon, "lan900")?;
+    let through = out(&after, 1) - carried;
+    ensure(Some(through) >= report["sent"].as_u64(), || {
+        format!("{through} went through the third: {after}")
+    })?;
+    // It comes back: as a member like any other.
+    daemon.config = config(&all);
+    daemon.reload()?;
+    let three = wait_states(&daemon, "lan900", &["Active"; 3], 15)?;
+    ensure(three["mac"] == mac, || format!("another address: {three}"))?;
+    for member in three["members"].as_array().into_iter().flatten() {
+        ensure(member["link_losses"] == 0, || three.to_string())?;
+    }
+    // What the partner heard of the two meanwhile.
+    let system = mac.as_str().map(avio_tests::frames::mac).unwrap_or_default();
+    for capture in captures {
+        let frames = capture?.frames()?;
+        let steady = |frame: &Vec<u8>| {
+            frame.get(ACTOR_SYSTEM_AT..ACTOR_SYSTEM_AT + 6) == Some(&system)
+                && frame.get(ACTOR_STATE_AT).is_some_and(|state| state & CARRIES == CARRIES)
+        };
+        ensure(frames.len() >= 4 && frames.iter().all(steady), || {
+            format!("not always of one system that carries: {}", hex(&frames))
+        })?;
+    }
+    let lacp = ovs.lacp()?;
+    ensure(
+        lacp.matches(&format!("partner sys_id: {}", mac.as_str().unwrap_or_default())).count() == 3,
+        || lacp.clone(),
+    )?;
+    let ups = daemon.console()?.output().matches("lan900: aggregate is up").count();
+    ensure(ups == 1, || format!("it was up {ups} times"))?;
+    daemon.ensure_healthy()
 }

@@ -494,7 +494,7 @@ impl<'a> Run<'a> {
     }
 
     /// The group of a unicast frame to an uplink that spreads its frames. `None`: nobody can carry it.
-    #[inline]
+    #[inline(always)]
     fn lane(&mut self, i: usize, lanes: Lanes<'_>) -> Option<u8> {
         let Lanes { port, index, balance } = lanes;
         let frame = &self.scratch.frames[i];

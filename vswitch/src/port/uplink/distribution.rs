@@ -99,15 +99,19 @@ fn parsed_bucket(balance: Balance, head: &[u8], frame_len: usize) -> u8 {
 /// The bucket by `LB_FLOW` of the usual frame, without parsing it: TCP or UDP over IPv4 without options, whole (RFC 791 section 3.1). `None`: not so.
 #[inline]
 fn usual_flow(head: &[u8]) -> Option<u8> {
-    let head: &[u8; 38] = head.first_chunk()?;
+    // Words at multiples of four, also of what begins between two: the bytes were just copied in pieces of 16 or 32, from either end, and a word that spans two
+    // of those waits until both are in the cache.
+    let head: &[u8; 40] = head.first_chunk()?;
     let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let (type_and_version, total_len, fragment) = (word(12) >> 8, word(16) >> 16, word(20) >> 16);
-    let (protocol, ports) = (head[23], word(34));
+    let between = |at: usize| word(at) << 16 | word(at + 4) >> 16;
+    let (type_and_version, total_len) = (word(12) >> 8, word(16) >> 16);
+    let (fragment, protocol) = (word(20) >> 16, word(20) as u8);
     let is_usual = type_and_version == 0x0008_0045
         && total_len >= 20
         && fragment & 0x3fff == 0
         && matches!(protocol, protocol::TCP | protocol::UDP);
-    is_usual.then(|| flow_bucket(word(26), word(30), (ports >> 16) as u16, ports as u16, protocol))
+    let ports = between(32);
+    is_usual.then(|| flow_bucket(between(24), between(28), (ports >> 16) as u16, ports as u16, protocol))
 }
 
 /// Sums of odd multiples near the golden ratio's (Weyl sequences): neighbouring addresses and ports, which flows mostly have, come out more

@@ -652,6 +652,7 @@ impl<'a> Run<'a> {
             stats,
             from_wire: self.source.from_wire,
             patience: &mut scratch.patience,
+            together: &mut scratch.together,
             waits: self.source.from_wire,
             copied_len: 0,
             spins_max: 0,

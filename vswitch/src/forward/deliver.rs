@@ -31,7 +31,7 @@ const SPINS_MAX: u32 = 64;
 /// then has itself lost its core, maybe to this very worker.
 const ROUNDS_MAX: u32 = 16;
 /// Lanes of one uplink that are sent to with one commit.
-const TOGETHER_MAX: usize = 32;
+pub(super) const TOGETHER_MAX: usize = 32;
 /// Octets that a frame to the kernel costs beside its bytes (0.6 us at 4 GB/s). A frame that is cut makes many of them: a batch of such must not
 /// make several times as many as a batch from the wire takes, or who receives them at the other end, maybe this very worker, falls behind.
 const LANE_FRAME_COST: u64 = 2400;
@@ -54,6 +54,8 @@ pub(super) struct Courier<'a> {
     /// The frames come from an uplink.
     pub from_wire: bool,
     pub patience: &'a mut Patience,
+    /// Jobs that are sent with one commit, and what they came to: empty but while that is done.
+    pub together: &'a mut Vec<(Job, Outcome)>,
     /// A frame for which a guest has no buffer may wait for one.
     pub waits: bool,
     /// Octets written, and what counts as such: what the batch cost.
@@ -71,7 +73,7 @@ struct Full(u8);
 
 /// What one job came to.
 #[derive(Debug, Default)]
-struct Outcome {
+pub(super) struct Outcome {
     offered: u64,
     unicast: u64,
     group_addressed: u64,
@@ -196,10 +198,11 @@ impl<'a> Courier<'a> {
             return;
         }
         inject::point("forward::deliver");
-        let mut sent: [Option<(Job, &Lane, Outcome)>; TOGETHER_MAX] = [const { None }; TOGETHER_MAX];
-        let mut count = 0;
+        let mut sent = std::mem::take(self.together);
+        sent.clear();
         jobs.retain(|job| {
-            let Some((lane, target)) = self.aimed(job).filter(|_| job.port == index && count < TOGETHER_MAX)
+            let Some((lane, target)) =
+                self.aimed(job).filter(|_| job.port == index && sent.len() < TOGETHER_MAX)
             else {
                 return true;
             };
@@ -208,28 +211,27 @@ impl<'a> Courier<'a> {
             let mut out = Outcome::default();
             // A lane never breaks while frames are written.
             let _ = self.push_all(&mut put, job, port, lane.features, false, &mut out);
-            sent[count] = Some((*job, lane, out));
-            count += 1;
+            sent.push((*job, out));
             false
         });
         state.outlet.aim(own);
         inject::point("forward::commit");
         let failed = state.outlet.commit().err();
-        for (_, lane, out) in sent[..count].iter_mut().flatten() {
+        for (job, out) in &mut sent {
             self.copied_len += (out.unicast + out.group_addressed) * LANE_FRAME_COST;
-            out.take_back(state.outlet.refused(lane.target));
+            out.take_back(state.outlet.refused(self.aimed(job).map(|(_, target)| target)));
         }
         state.broken |= failed.is_some();
         drop(state);
         if let Some(error) = &failed {
-            let lane = sent[0].as_ref().map_or(0, |(job, ..)| job.pair);
+            let lane = sent.first().map_or(0, |(job, _)| job.pair);
             self.events.send(Event::LaneBroken { port: index, lane, error: error.kind() });
         }
-        for (job, lane, out) in sent[..count].iter().flatten() {
-            if failed.is_some() {
+        for (job, out) in &sent {
+            let Some((lane, _)) = self.aimed(job).filter(|_| failed.is_none()) else {
                 self.refuse_all(job, port);
                 continue;
-            }
+            };
             // Its lock goes with its numbers. Who has it now writes or sends a batch, and waits for nothing.
             let guard = lane.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             lane.counters.frames.add(out.unicast + out.group_addressed);
@@ -238,6 +240,7 @@ impl<'a> Courier<'a> {
             drop(guard);
             self.count(out, port);
         }
+        *self.together = sent;
     }
 
     /// One job of a lane; `false`: another worker has it, nothing was done.

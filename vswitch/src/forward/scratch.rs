@@ -6,6 +6,7 @@
 use avio_proto::ring::{Batch, Chain};
 use avio_proto::virtio::net::{HEADER_LEN, LEGACY_HEADER_LEN, NetHeader};
 
+use super::deliver::{Outcome, TOGETHER_MAX};
 use super::patience::Patience;
 use crate::offload::{Coalescer, HEAD_CAPACITY, Validated};
 use crate::packet::TAG_LEN;
@@ -237,6 +238,8 @@ pub(super) struct Scratch {
     batch: u64,
     pub jobs: Vec<Job>,
     pub patience: Patience,
+    /// Of an aggregate's lanes: not on the stack, where room for all that there might be would be written in each batch.
+    pub together: Vec<(Job, Outcome)>,
     /// A head that differs from the snapshot: tagged, or with a completed checksum.
     pub edit: Box<[u8; HEAD_CAPACITY]>,
     /// Head of one segment.
@@ -257,6 +260,7 @@ impl Scratch {
             batch: 0,
             jobs: Vec::new(),
             patience: Patience::new(),
+            together: Vec::with_capacity(TOGETHER_MAX),
             edit: Box::new([0; HEAD_CAPACITY]),
             segment: Box::new([0; HEAD_CAPACITY]),
         }
@@ -276,6 +280,8 @@ impl Scratch {
         self.groups_count = 0;
         self.batch += 1;
         self.jobs.clear();
+        // A batch that panicked took it along.
+        self.together.reserve(TOGETHER_MAX);
         self.patience.begin();
     }
 

@@ -23,8 +23,8 @@ use super::owner::Owned;
 use super::watchdog::Watchdog;
 use crate::port::wire::{Intake, Lane};
 use crate::port::xdp::{
-    AttachError, AttachMode, Attached, Capture, LinkFeatures, PacketFilter, Promiscuous, Siblings, Wanted,
-    XskError, driver_info, open_burst, open_packet, open_xsk,
+    AttachError, AttachMode, Attached, Capture, LinkFeatures, PacketFilter, Promiscuous, QUEUES_MAX,
+    Siblings, Wanted, XskError, driver_info, open_burst, open_packet, open_xsk,
 };
 
 /// How often, and after how long, a busy queue is tried again.
@@ -319,10 +319,16 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
     };
     let count = queue_count(name, request.link.rx_queues);
     let queues = count.used;
+    if queues > QUEUES_MAX {
+        // What comes in on the others would be lost to guests.
+        return Err(format!(
+            "{step}: it has {queues} queues, and {QUEUES_MAX} at most can have a socket; let it have fewer (`ethtool -L {name}`)"
+        ));
+    }
     let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
     let (mut bursts, mut summing) = (0, 0);
-    for queue in 0..queues.min(crate::port::xdp::QUEUES_MAX) {
+    for queue in 0..queues {
         let (intake, outlet, info, watch) = match open_patiently(index, queue, wanted) {
             Ok(open) => open,
             // The device has room for more queues than it uses.

@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use super::offloads::Found;
 use crate::port::xdp::{LinkFeatures, features, set_features};
 
+/// What the log calls it.
+const WHO: &str = "the process that puts offloads of network devices back";
 /// The hidden argument that makes the program a guardian.
 pub const ARGUMENT: &str = "--guard-devices";
 
@@ -85,11 +87,9 @@ impl Guardian {
     pub fn look_after(&mut self) {
         let died = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
         let Some(status) = died else { return };
-        tracing::warn!(
-            "the process that puts offloads of network devices back has ended ({status}); another one is started"
-        );
-        if let Err(error) = self.start() {
-            tracing::error!("it cannot be started: {error}");
+        match self.start() {
+            Ok(()) => tracing::warn!("{WHO} has ended ({status}); another one knows what it knew"),
+            Err(error) => tracing::error!("{WHO} has ended ({status}), and none can be started: {error}"),
         }
     }
 

@@ -227,10 +227,11 @@ impl Uplinks {
         let uplink = self.uplinks.values_mut().find(|uplink| uplink.index == port);
         let of_attempt = |member: &&mut Member| member.attempt == attempt;
         let wanted = uplink.and_then(|uplink| {
+            let mtu = uplink.mtu();
             let member = uplink.members.get_mut(number).filter(of_attempt)?;
-            Some((&uplink.name, member))
+            Some((&uplink.name, mtu, member))
         });
-        let Some((uplink_name, member)) = wanted else {
+        let Some((uplink_name, mtu, member)) = wanted else {
             if let Ok(device) = device {
                 self.closing.unwanted(&name, port, device);
             }
@@ -239,7 +240,10 @@ impl Uplinks {
         let mut device = match device {
             Ok(device) => device,
             Err(why) => {
-                tracing::error!("uplink {uplink_name}: {why}; next try in {RETRY_AFTER:?}");
+                // Once for as long as it is the same; `avio net -V` shows it meanwhile.
+                if member.trouble.as_ref() != Some(&why) {
+                    tracing::error!("uplink {uplink_name}: {why}; tried again every {RETRY_AFTER:?}");
+                }
                 member.trouble = Some(why);
                 member.state = State::Closed { retry: Some(now + RETRY_AFTER) };
                 return;
@@ -262,6 +266,12 @@ impl Uplinks {
             }
         }
         tracing::info!("uplink {uplink_name}: {name}: open, {access}, {queues} queues");
+        if link.mtu > mtu {
+            tracing::warn!(
+                "uplink {uplink_name}: {name}: of its MTU of {} bytes {mtu} are used, which is that of another member",
+                link.mtu
+            );
+        }
         device.negotiated.remarks.extend(member.stepped_down.clone());
         let first = number as u16 * SOURCES_MAX;
         let sources = device.sources.drain(..).zip(first..).map(|(source, lane)| {

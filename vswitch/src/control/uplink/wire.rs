@@ -271,13 +271,19 @@ impl Uplink {
             .with_gro(self.config.gro)
     }
 
-    /// What the port is in the next table: its address and MTU are those of its first member that is there.
+    /// What every member takes, in bytes: a flow may be on any of them.
+    pub(super) fn mtu(&self) -> u32 {
+        let mtus = self.members.iter().filter_map(|member| member.link.as_ref()).map(|link| link.mtu);
+        mtus.min().unwrap_or(1500)
+    }
+
+    /// What the port is in the next table: its address is that of its first member that is there.
     pub(super) fn respecify(&mut self) {
         let link = self.members.iter().find_map(|member| member.link.as_ref());
         let of_aggregate =
             self.bundle.as_ref().map(|bundle| bundle.aggregate().mac()).filter(|mac| !mac.is_zero());
         let mac = of_aggregate.or_else(|| link.and_then(|link| link.mac)).unwrap_or(MacAddr([0; 6]));
-        let mtu = link.map_or(1500, |link| link.mtu.min(u32::from(u16::MAX)) as u16);
+        let mtu = self.mtu().min(u32::from(u16::MAX)) as u16;
         let spec = PortSpec {
             guest: format!("uplink {}", self.name),
             mac,

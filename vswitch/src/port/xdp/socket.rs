@@ -108,6 +108,11 @@ pub enum XskError {
     /// Frames of the device do not fit, and the kernel cannot split them.
     #[error("frames of {0} bytes need a kernel with multi-buffer AF_XDP (6.6); lower the MTU to 3,500")]
     TooLong(usize),
+    /// The kernel counts the memory of frames against the limit of locked memory, unless we have CAP_IPC_LOCK.
+    #[error(
+        "{0} MiB of memory for frames exceed the limit of locked memory; raise it (`LimitMEMLOCK=infinity` in the unit, `ulimit -l`), or give the daemon CAP_IPC_LOCK"
+    )]
+    Locked(usize),
     /// What the system says.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -146,7 +151,9 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem).is_ok()
     };
     if !has_metadata {
-        sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem)?;
+        let is_limit = |error: &io::Error| error.raw_os_error() == Some(libc::ENOBUFS);
+        sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem)
+            .map_err(|error| if is_limit(&error) { XskError::Locked(len >> 20) } else { error.into() })?;
     }
     for ring in [XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING] {
         sys::set_option(fd.as_fd(), SOL_XDP, ring, &ENTRIES.to_ne_bytes())?;

@@ -52,10 +52,8 @@ const METADATA_LEN: usize = 64;
 const CHUNK: usize = 4096;
 /// Longest frame that is sure to fit one chunk.
 const SINGLE_MAX: usize = CHUNK - 256;
-/// Entries of the sending rings, and chunks to send from: 1.3 ms of 64-byte frames at 1.5 Mpps.
+/// Entries of each ring, and chunks of each half: 1.3 ms of 64-byte frames at 1.5 Mpps.
 pub(super) const ENTRIES: u32 = 2048;
-/// The same of the receiving half: what comes while another process has the worker's core for 4 ms, a turn of the scheduler, at a million frames a second.
-const RECEIVE_ENTRIES: u32 = 4096;
 /// Chunks of a frame from the wire, at most; the kernel's own limit is 17 (MAX_SKB_FRAGS).
 const RX_PIECES_MAX: usize = 20;
 /// System calls to get one batch out. In copy mode one sends 32 frames (or what XDP_MAX_TX_SKB_BUDGET says).
@@ -136,7 +134,7 @@ pub type OpenXsk = (Box<dyn Intake>, Box<dyn Outlet>, XskInfo, XskWatch);
 /// [`XskError`].
 pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, XskError> {
     let fd = sys::socket(AF_XDP, 0)?;
-    let memory = FrameMemory::new("avio-umem", (ENTRIES + RECEIVE_ENTRIES) as usize * CHUNK)?;
+    let memory = FrameMemory::new("avio-umem", 2 * ENTRIES as usize * CHUNK)?;
     let (base, len) = memory.mapped();
     // `struct xdp_umem_reg`: address, length, chunk size, headroom, flags, room for metadata.
     let mut umem = [0; 32];
@@ -157,23 +155,16 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem)
             .map_err(|error| if is_limit(&error) { XskError::Locked(len >> 20) } else { error.into() })?;
     }
-    for (ring, entries) in [
-        (XDP_UMEM_FILL_RING, RECEIVE_ENTRIES),
-        (XDP_UMEM_COMPLETION_RING, ENTRIES),
-        (XDP_RX_RING, RECEIVE_ENTRIES),
-        (XDP_TX_RING, ENTRIES),
-    ] {
-        sys::set_option(fd.as_fd(), SOL_XDP, ring, &entries.to_ne_bytes())?;
+    for ring in [XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING] {
+        sys::set_option(fd.as_fd(), SOL_XDP, ring, &ENTRIES.to_ne_bytes())?;
     }
     // Only for copy mode, only where the kernel has it; nothing depends on it.
     let _ = sys::set_option(fd.as_fd(), SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &256u32.to_ne_bytes());
     let offsets = offsets(&fd)?;
-    let ring = |which: usize, entries: u32, len: usize| {
-        Ring::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which], entries, len)
-    };
-    let (receive, transmit) = (ring(0, RECEIVE_ENTRIES, 16)?, ring(1, ENTRIES, 16)?);
-    let (mut fill, completion) = (ring(2, RECEIVE_ENTRIES, 8)?, ring(3, ENTRIES, 8)?);
-    for chunk in 0..u64::from(RECEIVE_ENTRIES) {
+    let ring =
+        |which: usize, len: usize| Ring::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which], ENTRIES, len);
+    let (receive, transmit, mut fill, completion) = (ring(0, 16)?, ring(1, 16)?, ring(2, 8)?, ring(3, 8)?);
+    for chunk in 0..u64::from(ENTRIES) {
         fill.put_addr(chunk * CHUNK as u64);
     }
     fill.publish();
@@ -194,8 +185,7 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         pause: if zero_copy { Duration::ZERO } else { PAUSE },
         resume_at: None,
     };
-    let chunks = u64::from(RECEIVE_ENTRIES)..u64::from(RECEIVE_ENTRIES + ENTRIES);
-    let free = chunks.map(|chunk| chunk * CHUNK as u64).collect();
+    let free = (u64::from(ENTRIES)..2 * u64::from(ENTRIES)).map(|chunk| chunk * CHUNK as u64).collect();
     let outlet = XskOutlet {
         socket,
         transmit,
@@ -210,7 +200,7 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         zero_copy,
         multi_buffer,
         busy_poll,
-        ring_size: RECEIVE_ENTRIES,
+        ring_size: ENTRIES,
         need_wakeup: true,
         checksums: has_metadata && (zero_copy || wanted.checksums_copied),
     };

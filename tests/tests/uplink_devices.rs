@@ -283,11 +283,40 @@ fn refused(vswitch: &str, environment: &[(&str, &str)]) -> Result<String> {
     Ok(text)
 }
 
+/// A device that may be a member of an aggregate; deleted with the case.
+struct Good(String);
+
+impl Good {
+    fn new(near: &str) -> Result<Good> {
+        let (name, peer) = (format!("{near}g"), format!("{near}h"));
+        run("ip", &["link", "add", &name, "type", "veth", "peer", "name", &peer])?;
+        Ok(Good(name))
+    }
+
+    /// An aggregate of it and `bad`.
+    fn with(&self, bad: &str) -> String {
+        aggregate("lan900", &format!("\"{bad}\", \"{}\"", self.0), "mode = \"MANUAL\"")
+    }
+}
+
+impl Drop for Good {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.0]).output();
+    }
+}
+
+/// `whole` refuses an aggregate in the words of `alone`, which refuses its one bad member.
+fn ensure_refused_whole(alone: &str, whole: &str) -> Result {
+    let words = alone.split_once("uplink: ").map(|(_, words)| format!("aggregate `lan900`: {words}"));
+    ensure(words.is_some_and(|words| whole.contains(words.trim())), || format!("{alone}{whole}"))
+}
+
 /// By `--check` and by the start: one line with the name of the device and the way out. An aggregate is refused whole.
 fn what_cannot_be_an_uplink() -> Result {
     let wire = Wire::new("192.0.2.2/24")?;
     let near = wire.near.as_str();
     let (bridge, tap, slow) = (format!("{near}b"), format!("{near}t"), format!("{near}s"));
+    let good = Good::new(near)?;
     run("ip", &["link", "add", &bridge, "type", "bridge"])?;
     run("ip", &["tuntap", "add", "dev", &tap, "mode", "tap"])?;
     let made = || -> Result {
@@ -343,6 +372,10 @@ fn what_cannot_be_an_uplink() -> Result {
             for part in wanted {
                 ensure(text.contains(part), || format!("{vswitch}: no '{part}' in: {text}"))?;
             }
+            // The same device beside one that may be a member: the whole aggregate is refused, with the same words.
+            if let Some(name) = vswitch.strip_prefix("uplink = ").filter(|rest| !rest.contains('\n')) {
+                ensure_refused_whole(&text, &refused(&good.with(name.trim_matches('"')), &environment)?)?;
+            }
             // The daemon says the same and does not start; with a hook, `start` has none.
             if environment.is_empty() {
                 let Err(start) = Daemon::start(Config::default().vswitch("vs", &vswitch)) else {
@@ -367,6 +400,7 @@ fn what_cannot_be_an_uplink() -> Result {
 fn what_somebody_else_has() -> Result {
     let wire = Wire::new("192.0.2.2/24")?;
     let near = wire.near.as_str();
+    let good = Good::new(near)?;
     for access in ["auto", "packet"] {
         let uplink = format!("access = \"{access}\"");
         let mut first = uplink::daemon(&wire, &uplink, "")?;
@@ -374,6 +408,13 @@ fn what_somebody_else_has() -> Result {
         let Err(why) = second else { return Err(Failure::new("two daemons have it")) };
         let wanted = format!("`{near}` is an uplink of another avio-vswitchd; stop that one");
         ensure(why.to_string().contains(&wanted), || format!("{access}: {why}"))?;
+        let third = Daemon::start_in(
+            scratch::folder().join("third"),
+            Config::default().vswitch("vs", &good.with(near)),
+        );
+        let Err(why) = third else { return Err(Failure::new("an aggregate has it, too")) };
+        let whole = format!("aggregate `lan900`: {wanted}");
+        ensure(why.to_string().contains(&whole), || format!("{access}: {why}"))?;
         // Beside the daemon that has it, its files are right.
         let program = program("avio-vswitchd")?;
         let checked =
@@ -407,9 +448,11 @@ fn what_somebody_else_has() -> Result {
     let bridge = format!("{near}b");
     run("ip", &["link", "add", &bridge, "type", "bridge"])?;
     let enslaved = run("ip", &["link", "set", near, "master", &bridge])
-        .and_then(|_| refused(&format!("uplink = \"{near}\""), &[]));
+        .and_then(|_| refused(&format!("uplink = \"{near}\""), &[]))
+        .and_then(|alone| Ok((alone, refused(&good.with(near), &[])?)));
     run("ip", &["link", "del", &bridge])?;
-    let text = enslaved?;
+    let (text, whole) = enslaved?;
+    ensure_refused_whole(&text, &whole)?;
     ensure(text.contains(&format!("`{near}` belongs to `{bridge}`; take it out")), || text.clone())?;
     // A program that this process attaches.
     let index = std::fs::read_to_string(format!("/sys/class/net/{near}/ifindex"))?.trim().parse();
@@ -419,6 +462,7 @@ fn what_somebody_else_has() -> Result {
     for part in [near, "has an XDP program of somebody else", "xdp off", "`access = \"packet\"`"] {
         ensure(text.contains(part), || format!("no '{part}' in: {text}"))?;
     }
+    ensure_refused_whole(&text, &refused(&good.with(near), &[])?)?;
     ensure(Daemon::start(config(near, "", "")).is_err(), || "taken beside another program".to_owned())?;
     uplink::daemon(&wire, "access = \"packet\"", "")?.stop()?;
     drop(other);

@@ -102,6 +102,7 @@ const SYSTEM: &[&str] = &[
     "offload_matrix",
     "guest_kernels",
     "uplink_devices",
+    "uplink_drivers",
     "uplink_host",
     "uplink_rules",
     "uplink_changes",

@@ -11,10 +11,14 @@ use avio_proto::config::{Config, UplinkAccess, UplinkConfig};
 use super::Uplinks;
 use super::definition::{members_of, wanted};
 use super::owner::Owned;
-use crate::port::xdp::{LinkFeatures, driver_info, features, interface_speed_mbps};
+use crate::port::xdp::{
+    LinkFeatures, driver_info, features, interface_capable_of_less_mbps, interface_speed_mbps,
+};
 
 /// Slowest device that is an uplink without being asked for, in Mbit/s (SEMANTICS 3.4: no 100 Mbit/s cards).
 const SPEED_MIN: u32 = 1000;
+/// What is wrong with cards that are never fast enough.
+const SLOW_CARD: &str = "its cards have 100 Mbit/s or less, use a faster one";
 /// Drivers whose devices cannot be an uplink, and what to do instead.
 const DENIED: &[(&str, &str)] = &[
     ("bonding", "name its members in an [[aggregate]]"),
@@ -22,9 +26,13 @@ const DENIED: &[(&str, &str)] = &[
     ("bridge", "name the device behind the bridge"),
     ("openvswitch", "name the device behind the switch"),
     ("802.1Q VLAN Support", "name the device that it sits on, and give ports a `vlan`"),
-    ("8139too", "it is a 100 Mbit/s card"),
-    ("8139cp", "it is a 100 Mbit/s card"),
-    ("e100", "it is a 100 Mbit/s card"),
+    ("8139too", SLOW_CARD),
+    ("8139cp", SLOW_CARD),
+    ("e100", SLOW_CARD),
+    // Of these the kernel tells no link modes, or the wrong ones.
+    ("ne2k-pci", SLOW_CARD),
+    ("pcnet32", SLOW_CARD),
+    ("tulip", SLOW_CARD),
 ];
 /// Kind of a device that a host port can be.
 const TAP: &str = "tun";
@@ -113,7 +121,8 @@ fn able(link: &Link, config: &UplinkConfig) -> Result<(), String> {
             "`{name}` is a TAP; guests with one get a port of adaptor lan, and as a wire it needs `allow_slow = true` in its [[uplink]]"
         ));
     }
-    if let Some(speed) = interface_speed_mbps(name).filter(|&speed| speed < SPEED_MIN && !config.allow_slow) {
+    let speed = interface_speed_mbps(name).or_else(|| interface_capable_of_less_mbps(name));
+    if let Some(speed) = speed.filter(|&speed| speed < SPEED_MIN && !config.allow_slow) {
         return Err(format!(
             "`{name}` has {speed} Mbit/s, an uplink needs {SPEED_MIN}; use a faster one, or set `allow_slow = true` in its [[uplink]]"
         ));
@@ -154,10 +163,12 @@ fn free(link: &Link, links: &Links, config: &UplinkConfig, asker: Asker<'_>) -> 
     let master = link.master.and_then(|index| links.numbered(index));
     let taker = master.filter(|master| master.kind.as_deref().is_some_and(|kind| MASTERS.contains(&kind)));
     if let Some(master) = taker {
-        return Err(format!(
-            "`{name}` belongs to `{}`; take it out (`ip link set dev {name} nomaster`), or name another device",
-            master.name
-        ));
+        let how = match master.kind.as_deref() {
+            Some("openvswitch") => format!("ovs-vsctl del-port {name}"),
+            _ => format!("ip link set dev {name} nomaster"),
+        };
+        let master = &master.name;
+        return Err(format!("`{name}` belongs to `{master}`; take it out (`{how}`), or name another device"));
     }
     if let Err(why) = Owned::take(link.index, name) {
         // The daemon that runs with these files, most likely; so is its program.
@@ -174,6 +185,17 @@ fn free(link: &Link, links: &Links, config: &UplinkConfig, asker: Asker<'_>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drivers_of_slow_cards_and_of_what_has_members_are_denied() {
+        // All but 8139too are met in a guest (tests/uplink_drivers): QEMU has no card that it takes.
+        for driver in ["8139too", "8139cp", "e100", "bonding", "team", "bridge", "openvswitch"] {
+            assert!(
+                DENIED.iter().any(|(denied, instead)| *denied == driver && !instead.is_empty()),
+                "{driver}"
+            );
+        }
+    }
 
     #[test]
     fn what_is_fixed_on_is_refused_with_the_way_out() {

@@ -23,7 +23,7 @@ mod watch;
 
 pub use burst::open_burst;
 pub use control_socket::ControlSocket;
-pub use ethtool::{DriverInfo, driver_info, interface_speed_mbps};
+pub use ethtool::{DriverInfo, driver_info, interface_capable_of_less_mbps, interface_speed_mbps};
 pub use features::{Changed, FeatureMonitor, FeatureState, LinkFeatures, features, set_features};
 pub use packet::{Capture, PacketFilter, Promiscuous, open_packet};
 pub use program::{AttachError, AttachMode, Attached, Hook, QUEUES_MAX};

@@ -168,14 +168,15 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         fill.put_addr(chunk * CHUNK as u64);
     }
     fill.publish();
+    // Mapped before the socket is bound: until Linux 6.4 `mmap` refuses the rings of one that is (EBUSY).
+    let gauge = |which: usize| Gauge::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which]);
+    let watch = XskWatch::new(fd.try_clone()?, [gauge(0)?, gauge(1)?, gauge(2)?, gauge(3)?]);
     let multi_buffer = bind(&fd, ifindex, queue, wanted)?;
     let mut options = [0; 4];
     let got = sys::get_option(fd.as_fd(), SOL_XDP, XDP_OPTIONS, &mut options)?;
     let zero_copy = got == 4 && u32::from_ne_bytes(options) & OPTION_ZERO_COPY != 0;
     // Copying, the kernel's receiving half runs where the interrupt is; busy polling would only bring it into each look of ours.
     let busy_poll = wanted.busy_poll && zero_copy && prefer_busy_poll(&fd).is_ok();
-    let gauge = |which: usize| Gauge::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which]);
-    let watch = XskWatch::new(fd.try_clone()?, [gauge(0)?, gauge(1)?, gauge(2)?, gauge(3)?]);
     let socket = Arc::new(Socket { fd, memory, busy_poll });
     let intake = XskIntake {
         socket: Arc::clone(&socket),

@@ -25,6 +25,23 @@ pub struct Vswitch {
     /// Its uplink, if it has one.
     #[serde(default)]
     pub wire: Option<Wire>,
+    /// The host's own port, if it has one.
+    #[serde(default)]
+    pub host_port: Option<HostPort>,
+}
+
+/// A host port.
+#[derive(Debug, Deserialize)]
+pub struct HostPort {
+    /// Its network device.
+    pub device: String,
+    /// `Active` while that is there.
+    pub state: String,
+    /// The eleven counters; inbound is delivered to the host.
+    pub counters: Counters,
+    /// Dropped frames by reason; reasons that never came up are left out.
+    #[serde(default, deserialize_with = "not_zero")]
+    pub discards: BTreeMap<String, u64>,
 }
 
 /// An uplink.

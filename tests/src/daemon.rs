@@ -256,7 +256,7 @@ impl Daemon<Config> {
         serde_json::from_str(&text).map_err(|e| Failure::new(format!("avio net --json: {e} in {text}")))
     }
 
-    /// Frames that any port of guests or the host had no room for, by the catalogue of discards: `avio net` does not show a host port's.
+    /// Frames that any port of guests or the host had no room for, of all vswitches, by the catalogue of discards.
     ///
     /// # Errors
     /// When the daemon does not answer.

@@ -4,15 +4,16 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use avio_tests::Result;
 use avio_tests::case::{self, Case};
 use avio_tests::config::{Config, mac_of};
-use avio_tests::counters::Counters;
+use avio_tests::counters::{Counters, HostPort, Vswitch};
 use avio_tests::daemon::Daemon;
 use avio_tests::failure::{ensure, eventually};
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::netns::{host, inside};
 use avio_tests::qemu::{self, Qemu};
+use avio_tests::uplink::frames_out;
+use avio_tests::{Failure, Result, scratch};
 
 /// For cases with emulated guests, in seconds.
 const QEMU_S: u64 = 240;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Case::new("e1000_obeys_its_port", QEMU_S, || inside(e1000_obeys_its_port)),
         Case::new("host_talks_to_guests", QEMU_S, || inside(host_talks_to_guests)).data_path(),
         Case::new("lost_taps_come_back", QEMU_S, || inside(lost_taps_come_back)),
+        Case::new("host_port_numbers", 60, || inside(host_port_numbers)).data_path(),
     ])
 }
 
@@ -189,6 +191,74 @@ fn host_talks_to_guests() -> Result {
     daemon.config = with_host("");
     daemon.reload()?;
     eventually("no device vs", 10, || host("ip link show dev vs").is_err())
+}
+
+/// `avio net -A -V` with one label's number, in the part of the host port.
+fn shown_of_host(daemon: &Daemon, label: &str) -> Result<u64> {
+    let text = String::from_utf8_lossy(&daemon.avio(&["net", "-S", "vs", "-A", "-V"])?.stdout).into_owned();
+    let part = text.split("\n\n").find(|part| part.starts_with("Host Port "));
+    let line = part.and_then(|part| part.lines().find(|line| line.starts_with(&format!("{label} "))));
+    let number = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    number.ok_or_else(|| Failure::new(format!("no '{label}' of the host port in: {text}")))
+}
+
+/// What a guest sends to the host is delivered or discarded at the host port, and the kernel counts what was delivered; what the host sends in a guest's name is
+/// discarded there. `avio net` shows both, and clears them.
+fn host_port_numbers() -> Result {
+    let config = Config::default().vswitch("vs", "host_port = true").guest("g1", "vs", 1, "");
+    let mut daemon = Daemon::start(config)?;
+    wait_for_device("vs")?;
+    let of_host = |daemon: &Daemon| -> Result<HostPort> {
+        daemon.vswitch("vs")?.host_port.ok_or_else(|| Failure::new("no host port is shown"))
+    };
+    eventually("the host port", 10, || of_host(&daemon).is_ok_and(|host| host.state == "Active"))?;
+    let received =
+        || -> Result<u64> { Ok(host("cat /sys/class/net/vs/statistics/rx_packets")?.trim().parse()?) };
+    let (before, mac) = (received()?, host("cat /sys/class/net/vs/address")?);
+    let mut load = frames_out(&daemon, mac.trim(), 2, 5_000_000)?;
+    load.wait_end(20)?;
+    let settled = |v: &Vswitch| {
+        let (Ok(guest), Some(host)) = (v.port(1), &v.host_port) else { return false };
+        let c = &host.counters;
+        guest.counters.outbound_unicast_local > 1000
+            && guest.counters.outbound_unicast_local == c.inbound_unicast_local + c.inbound_discards
+    };
+    let host_port = daemon
+        .vswitch_when("vs", 10, settled)?
+        .host_port
+        .ok_or_else(|| Failure::new("no host port is shown"))?;
+    println!("{host_port:?}");
+    let delivered = host_port.counters.inbound_unicast_local;
+    eventually("the kernel has what was delivered", 5, || {
+        received().is_ok_and(|now| now - before >= delivered)
+    })?;
+    ensure(host_port.device == "vs" && delivered > 1000, || format!("{host_port:?}"))?;
+    ensure(received()? - before == delivered, || {
+        format!("{before}, {}: {host_port:?}", received().unwrap_or(0))
+    })?;
+    let dropped = host_port.counters.inbound_discards;
+    ensure(host_port.discards.values().sum::<u64>() == dropped, || format!("{host_port:?}"))?;
+    ensure(shown_of_host(&daemon, "Inbound Unicast Pkts (local)")? == delivered, || "the table".to_owned())?;
+    ensure(shown_of_host(&daemon, "Inbound Discards")? == dropped, || "the table".to_owned())?;
+
+    // A frame in the guest's name, from the host.
+    let file = scratch::folder().join("frame");
+    let octet = |n: u16| [0x1e, 0x29, 0x8c, 0x88, (n >> 8) as u8, n as u8];
+    std::fs::write(&file, [&octet(2)[..], &octet(1), &[0x88, 0xb5], &[0; 46]].concat())?;
+    host(&format!("socat -u FILE:{} INTERFACE:vs", file.display()))?;
+    let is_counted = || {
+        of_host(&daemon).is_ok_and(|host| {
+            host.counters.outbound_discards == 1 && host.discards.get("protected_mac") == Some(&1)
+        })
+    };
+    eventually("the spoofed frame is counted", 5, is_counted)?;
+    ensure(shown_of_host(&daemon, "Discards protected_mac")? == 1, || "the table".to_owned())?;
+    daemon.avio(&["net", "-S", "vs", "-Z"])?;
+    let cleared = of_host(&daemon)?;
+    ensure(cleared.counters == Counters::default() && cleared.discards.is_empty(), || {
+        format!("{cleared:?}")
+    })?;
+    daemon.ensure_healthy()
 }
 
 fn lost_taps_come_back() -> Result {

@@ -21,9 +21,9 @@ pub use stord::{
     ShowStorageParams, StorageReply, stord_method,
 };
 pub use vswitchd::{
-    ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, GuestLink, INTERFACE,
-    INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, OffloadedTo, PROTOCOL_VERSION, Port, PortState,
-    RefusedParams, ReloadReply, RestartParams, SOCKET_FILE_NAME, SentBy, ShowParams, ShowReply,
+    ClearStatisticsParams, Counters, DiscardEntry, DiscardsReply, FacilityState, GuestLink, HostPort,
+    INTERFACE, INTERFACE_DESCRIPTION, InfoReply, NoSuchVswitchParams, OffloadedTo, PROTOCOL_VERSION, Port,
+    PortState, RefusedParams, ReloadReply, RestartParams, SOCKET_FILE_NAME, SentBy, ShowParams, ShowReply,
     StatisticsBucket, UplinkMember, UplinkReport, Vswitch, VswitchState, WorkerReport, WorkersReply, error,
     method,
 };

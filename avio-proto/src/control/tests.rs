@@ -35,6 +35,7 @@ fn vswitch() -> Vswitch {
             link_status: Some(GuestLink::Up),
         }],
         wire: None,
+        host_port: None,
     }
 }
 

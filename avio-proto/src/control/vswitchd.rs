@@ -108,6 +108,24 @@ pub struct Vswitch {
     /// The wire (an addition to INTERFACE); `None`: a local switch.
     #[serde(default)]
     pub wire: Option<UplinkReport>,
+    /// The host's own port (an addition to INTERFACE); `None`: it has none.
+    #[serde(default)]
+    pub host_port: Option<HostPort>,
+}
+
+/// The port through which the host talks to guests. Its counters are those of a port: inbound = delivered to the host, outbound = taken from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Its network device.
+    pub device: String,
+    /// `Active`: the device is there; `Reserved`: it is waited for.
+    pub state: PortState,
+    /// Address of the device.
+    pub mac: MacAddr,
+    /// Frames and octets.
+    pub counters: Counters,
+    /// Discarded frames by reason.
+    pub discards: Discards,
 }
 
 /// The wire of a vswitch. Its counters are those of a port: inbound = sent to the wire, outbound = taken from it.

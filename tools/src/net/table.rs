@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use avio_proto::config::NetworkAdaptor;
-use avio_proto::control::{OffloadedTo, Port, PortState, SentBy, UplinkReport, Vswitch, VswitchState};
+use avio_proto::control::{
+    Counters, Discards, HostPort, OffloadedTo, Port, PortState, SentBy, UplinkReport, Vswitch, VswitchState,
+};
 
 /// Width of a label in the statistics: that of the longest, `Inbound Non-Unicast Pkts (local)`.
 const LABEL_WIDTH: usize = 32;
@@ -113,6 +115,9 @@ pub fn details(vswitches: &[Vswitch], statistics: bool, verbose: bool) -> String
         if verbose && let Some(wire) = &vswitch.wire {
             wire_details(&mut text, vswitch.uplink.as_deref().unwrap_or(""), wire, statistics);
         }
+        if verbose && let Some(host) = &vswitch.host_port {
+            host_details(&mut text, host, statistics);
+        }
         for port in &vswitch.ports {
             text.push('\n');
             port_details(&mut text, port, statistics, verbose);
@@ -184,12 +189,32 @@ fn wire_details(text: &mut String, name: &str, wire: &UplinkReport, statistics: 
         }
     }
     if statistics {
-        for ((_, value), label) in wire.counters.named().into_iter().zip(COUNTER_LABELS) {
-            labelled(text, label, &value);
-        }
-        for (reason, count) in wire.discards.iter() {
-            labelled(text, &format!("Discards {}", reason.name()), &count);
-        }
+        counter_details(text, &wire.counters);
+        discard_details(text, &wire.discards);
+    }
+}
+
+fn counter_details(text: &mut String, counters: &Counters) {
+    for ((_, value), label) in counters.named().into_iter().zip(COUNTER_LABELS) {
+        labelled(text, label, &value);
+    }
+}
+
+fn discard_details(text: &mut String, discards: &Discards) {
+    for (reason, count) in discards.iter() {
+        labelled(text, &format!("Discards {}", reason.name()), &count);
+    }
+}
+
+/// The host's own port (inbound: delivered to the host).
+fn host_details(text: &mut String, host: &HostPort, statistics: bool) {
+    text.push('\n');
+    labelled(text, "Host Port", &host.device);
+    labelled(text, "Port State", &host.state.name());
+    labelled(text, "Mac Address", &host.mac);
+    if statistics {
+        counter_details(text, &host.counters);
+        discard_details(text, &host.discards);
     }
 }
 
@@ -203,9 +228,7 @@ fn port_details(text: &mut String, port: &Port, statistics: bool, verbose: bool)
     // As in the figure: a port that is not an active AVIO port has no statistics.
     let counted = port.adaptor == NetworkAdaptor::AvioLan && port.state == PortState::Active;
     if statistics && counted {
-        for ((_, value), label) in port.counters.named().into_iter().zip(COUNTER_LABELS) {
-            labelled(text, label, &value);
-        }
+        counter_details(text, &port.counters);
     }
     if verbose {
         let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(",") };
@@ -217,10 +240,9 @@ fn port_details(text: &mut String, port: &Port, statistics: bool, verbose: bool)
         labelled(text, "Link Status", &port.link_status.map_or("not available", |link| link.name()));
         labelled(text, "Socket", &port.socket.as_deref().unwrap_or("none"));
     }
-    if verbose && statistics && counted {
-        for (reason, count) in port.discards.iter() {
-            labelled(text, &format!("Discards {}", reason.name()), &count);
-        }
+    // Of an emulated NIC the figure has nothing; why its frames were discarded is an addition.
+    if verbose && statistics && (counted || port.adaptor == NetworkAdaptor::Lan) {
+        discard_details(text, &port.discards);
     }
 }
 

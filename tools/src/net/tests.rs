@@ -55,6 +55,7 @@ fn vswitches() -> Vec<Vswitch> {
         uplink_mac: None,
         uplink_ip: None,
         wire: None,
+        host_port: None,
         ports: Vec::new(),
     };
     vec![

@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 use avio_host::stats::WorkerTotals;
 use avio_proto::config::{NetworkAdaptor, NetworkConfig, NumberedVswitch};
 use avio_proto::control::{
-    Direction, DiscardEntry, DiscardReason, Discards, Port, PortState, StatisticsBucket, UplinkReport,
-    Vswitch, VswitchState, WorkerReport,
+    Direction, DiscardEntry, DiscardReason, Discards, HostPort, Port, PortState, StatisticsBucket,
+    UplinkReport, Vswitch, VswitchState, WorkerReport,
 };
 
 use super::interface::{Interface, InterfaceKey};
@@ -47,7 +47,25 @@ pub(super) fn vswitch(
         uplink_ip: ip.map(|ip| ip.to_string()),
         ports,
         wire,
+        host_port: host_port(&settings.name, settings.enabled, &switch.taps),
     }
+}
+
+/// The host's own port of a vswitch.
+fn host_port(vswitch: &str, enabled: bool, taps: &Taps) -> Option<HostPort> {
+    let shown = taps.host_port(vswitch)?;
+    let numbers = shown.numbers;
+    Some(HostPort {
+        device: shown.device.to_owned(),
+        state: match (enabled, shown.is_there) {
+            (false, _) => PortState::Down,
+            (true, true) => PortState::Active,
+            (true, false) => PortState::Reserved,
+        },
+        mac: shown.mac,
+        counters: numbers.counters,
+        discards: numbers.discards,
+    })
 }
 
 /// One port. Its numbers are those of all interfaces that reserve it: they follow each other in using it.
@@ -95,17 +113,22 @@ fn port(number: u32, reserved: &[(&str, &NetworkConfig)], enabled: bool, switch:
         port.counters.add(&numbers.counters);
         port.discards.add(&numbers.discards);
     }
+    // Of an emulated NIC only what was discarded is shown, as an addition: it has no counters.
+    for discards in reserved.iter().filter_map(|(guest, network)| switch.taps.discards(&key(guest, network)))
+    {
+        port.discards.add(&discards);
+    }
     port
 }
 
-/// The catalogue of discard reasons with the sums over all interfaces and TAP ports: the latter are shown nowhere else.
+/// The catalogue of discard reasons with the sums over all interfaces and TAP ports.
 pub(super) fn discards(interfaces: &Interfaces, taps: &Taps) -> Vec<DiscardEntry> {
     let mut sum = Discards::default();
     for interface in interfaces.values() {
         sum.add(&interface.numbers().discards);
     }
     for (_, _, tap) in taps.ports() {
-        sum.add(&tap.state.stats.snapshot().discards);
+        sum.add(&tap.numbers().discards);
     }
     let entry = |(reason, count): (DiscardReason, u64)| DiscardEntry {
         name: reason.name().to_owned(),

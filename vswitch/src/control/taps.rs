@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use avio_host::blocking::{Helpers, Mailbox, answered};
 use avio_host::worker::ControlWaker;
 use avio_proto::config::{Config, MacAddr, NetworkAdaptor, NetworkConfig, VlanId};
+use avio_proto::control::Discards;
 
 use super::fabric::{Fabric, Released};
 use super::interface::InterfaceKey;
 use crate::port::PortKind;
-use crate::port::guest::{GuestPort, RxQueue};
+use crate::port::guest::{GuestPort, RxQueue, Snapshot};
 use crate::port::tap::{self, Opened, Pump, PumpEvent, Side, TapSpec};
 use crate::table::{PortIndex, PortSpec, PortState};
 
@@ -68,10 +69,28 @@ pub(super) struct Tap {
     pub(super) spec: Arc<PortSpec>,
     pub(super) state: Arc<PortState>,
     phase: Phase,
+    /// The numbers when they were last cleared.
+    baseline: Snapshot,
     /// What was logged last: a device that stays away is told once.
     said: String,
     /// Its definition is gone: the index, and what was made of the device, go when nobody has it any more.
     leaving: bool,
+}
+
+impl Tap {
+    /// The numbers since they were last cleared.
+    pub(super) fn numbers(&self) -> Snapshot {
+        self.state.stats.snapshot().since(&self.baseline)
+    }
+}
+
+/// A host port as it is shown.
+pub(super) struct HostShown<'a> {
+    pub(super) device: &'a str,
+    pub(super) mac: MacAddr,
+    /// Its device is there and on the switch.
+    pub(super) is_there: bool,
+    pub(super) numbers: Snapshot,
 }
 
 /// See the module.
@@ -144,6 +163,7 @@ impl Taps {
                 definition,
                 state: Arc::new(PortState::new(fabric.workers().len(), 1)),
                 phase: Phase::Waiting(now),
+                baseline: Snapshot::default(),
                 said: String::new(),
                 leaving: false,
             };
@@ -235,6 +255,30 @@ impl Taps {
             let vswitch = tap.definition.vswitch.as_str();
             (key, vswitch, tap)
         })
+    }
+
+    /// The host port of this vswitch.
+    pub(super) fn host_port(&self, vswitch: &str) -> Option<HostShown<'_>> {
+        let tap = self.taps.get(&TapKey::Host(vswitch.to_owned())).filter(|tap| !tap.leaving)?;
+        Some(HostShown {
+            device: &tap.definition.device.name,
+            mac: tap.spec.mac,
+            is_there: matches!(tap.phase, Phase::Running { .. }),
+            numbers: tap.numbers(),
+        })
+    }
+
+    /// What an emulated NIC's port discarded.
+    pub(super) fn discards(&self, key: &InterfaceKey) -> Option<Discards> {
+        self.taps.get(&TapKey::Lan(key.clone())).map(|tap| tap.numbers().discards)
+    }
+
+    /// Counts from here, at this vswitch or everywhere.
+    pub(super) fn clear_numbers(&mut self, vswitch: Option<&str>) {
+        let is_meant = |tap: &&mut Tap| vswitch.is_none_or(|name| name == tap.definition.vswitch);
+        for tap in self.taps.values_mut().filter(is_meant) {
+            tap.baseline = tap.state.stats.snapshot();
+        }
     }
 
     /// Whether an emulated NIC is plugged in: its VMM has the TAP open. Reads a small file of sysfs.

@@ -95,6 +95,7 @@ impl Daemon {
             return Err(self.no_such_vswitch(name.clone()));
         }
         self.switch.uplinks.clear_numbers(wanted.vswitch.as_deref());
+        self.switch.taps.clear_numbers(wanted.vswitch.as_deref());
         for interface in self.switch.interfaces.values_mut() {
             if wanted.vswitch.as_ref().is_none_or(|name| *name == interface.network.vswitch) {
                 interface.clear_numbers();

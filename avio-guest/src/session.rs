@@ -123,13 +123,18 @@ impl Session {
         Ok(session)
     }
 
-    /// Opens the same socket anew after the back-end went away. Memory and rings must be set again.
+    /// Opens the same socket anew after the back-end went away, for rings that are made for `features`. Memory and rings must be set
+    /// again.
     ///
     /// # Errors
-    /// As [`Session::open`].
-    pub fn reopen(&mut self) -> Result<(), SessionError> {
+    /// As [`Session::open`]; [`SessionError::Missing`] when the back-end now offers other features.
+    pub fn reopen(&mut self, features: u64) -> Result<(), SessionError> {
         (self.socket, self.frontend) = Self::begin(&self.endpoint, &self.options)?;
-        self.handshake()
+        self.handshake()?;
+        if self.negotiated.features == features {
+            return Ok(());
+        }
+        Err(SessionError::Missing { path: self.path().to_owned(), what: "the features it offered before" })
     }
 
     fn begin(endpoint: &Endpoint, options: &SessionOptions) -> Result<(Socket, Frontend), SessionError> {

@@ -3,6 +3,7 @@
 //! Owned by whoever logs (an engine, a session); no lock, no thread. It decides, it does not log.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,19 @@ const LINES_PER_SECOND: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(1);
 /// Keys remembered. A guest that can invent keys shares what is beyond, so memory stays bounded (about 100 KiB).
 const KEYS_MAX: usize = 1_024;
+
+/// Lines like one that may be logged that were suppressed since the last one; shown, what is said of them behind the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suppressed(pub u64);
+
+impl fmt::Display for Suppressed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            count => write!(f, " ({count} lines suppressed)"),
+        }
+    }
+}
 
 /// Bounded memory of what was logged lately, per key (a port, a session, a kind of error).
 #[derive(Debug)]
@@ -33,7 +47,7 @@ impl Window {
         self.start.is_none_or(|start| now.saturating_duration_since(start) >= WINDOW)
     }
 
-    fn check(&mut self, now: Instant) -> Option<u64> {
+    fn check(&mut self, now: Instant) -> Option<Suppressed> {
         if self.over(now) {
             (self.start, self.lines) = (Some(now), 0);
         }
@@ -42,7 +56,7 @@ impl Window {
             return None;
         }
         self.lines += 1;
-        Some(std::mem::take(&mut self.suppressed))
+        Some(Suppressed(std::mem::take(&mut self.suppressed)))
     }
 }
 
@@ -53,9 +67,9 @@ impl<K> Default for RateLimit<K> {
 }
 
 impl<K: Eq + Hash> RateLimit<K> {
-    /// Whether a line for `key` may be logged now. `Some(n)`: yes, and `n` lines like it were suppressed since the last one
-    /// (say so in the line). `None`: no.
-    pub fn check(&mut self, key: K, now: Instant) -> Option<u64> {
+    /// Whether a line for `key` may be logged now. `Some`: yes, and at its end is to be said how many like it were suppressed since the
+    /// last one. `None`: no.
+    pub fn check(&mut self, key: K, now: Instant) -> Option<Suppressed> {
         if let Some(window) = self.windows.get_mut(&key) {
             return window.check(now);
         }
@@ -88,9 +102,9 @@ mod tests {
         let now = Instant::now();
         let allowed = (0..100).filter(|_| limit.check("port 1", now).is_some()).count();
         assert_eq!(allowed, LINES_PER_SECOND as usize);
-        assert_eq!(limit.check("port 2", now), Some(0), "another key has its own count");
-        assert_eq!(limit.check("port 1", now + WINDOW), Some(95));
-        assert_eq!(limit.check("port 1", now + WINDOW), Some(0));
+        assert_eq!(limit.check("port 2", now), Some(Suppressed(0)), "another key has its own count");
+        assert_eq!(limit.check("port 1", now + WINDOW), Some(Suppressed(95)));
+        assert_eq!(limit.check("port 1", now + WINDOW), Some(Suppressed(0)));
     }
 
     #[test]

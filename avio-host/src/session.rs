@@ -295,9 +295,7 @@ impl Sessions {
         let limit = &mut self.limit;
         let mut log = |spec: &EndpointSpec, line: &str| {
             let Some(suppressed) = limit.check(spec.name.clone(), Instant::now()) else { return };
-            let more =
-                if suppressed > 0 { format!(" ({suppressed} lines suppressed)") } else { String::new() };
-            tracing::warn!("{} ({}): {line}{more}", spec.name, spec.path.display());
+            tracing::warn!("{} ({}): {line}{suppressed}", spec.name, spec.path.display());
         };
         let mut around = Surroundings {
             registry: self.poll.registry(),

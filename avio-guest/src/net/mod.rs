@@ -132,11 +132,7 @@ impl NetGuest {
     /// # Errors
     /// As [`NetGuest::connect`]; also when the back-end now offers other features.
     pub fn reconnect(&mut self, queues: &mut [NetQueue]) -> Result<(), GuestError> {
-        self.session.reopen()?;
-        if self.session.negotiated().features != self.features {
-            let path = self.session.path().to_owned();
-            return Err(SessionError::Missing { path, what: "the features it offered before" }.into());
-        }
+        self.session.reopen(self.features)?;
         for queue in queues.iter_mut() {
             queue.rx.reset()?;
             queue.tx.reset()?;

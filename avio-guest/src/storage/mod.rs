@@ -122,11 +122,7 @@ impl StorageGuest {
     /// # Errors
     /// As [`StorageGuest::connect`]; also when the back-end now offers other features.
     pub fn reconnect(&mut self, queues: &mut [RequestQueue]) -> Result<(), StorageError> {
-        self.session.reopen()?;
-        if self.session.negotiated().features != self.features {
-            let path = self.session.path().to_owned();
-            return Err(SessionError::Missing { path, what: "the features it offered before" }.into());
-        }
+        self.session.reopen(self.features)?;
         self.start(queues)
     }
 

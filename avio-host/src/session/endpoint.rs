@@ -5,11 +5,13 @@
 
 use super::listener::{self, Access, Listener, SocketError};
 use super::mapping::SharedMapping;
+use super::owner::{UnknownAccount, gid_of, uid_of};
 use super::stream::{Received, Stream, StreamError, send};
 use super::{Answer, EndpointId, Outcome};
 use crate::blocking::{Helpers, Reply, answered};
 use crate::notify::{kick_fd, signal_fd};
 use crate::wait::tell;
+use avio_proto::config::{SocketPerm, SocketRole};
 use avio_proto::mem::Mapping;
 use avio_proto::vhost_user::backend::{Action, Backend, DeviceSpec, Event, RingStart};
 use avio_proto::vhost_user::{Message, Request};
@@ -41,6 +43,28 @@ pub enum Role {
     Server(Access),
     /// The daemon connects, and connects again when the connection has ended.
     Client,
+}
+
+impl Role {
+    /// As a guest's definition has it.
+    ///
+    /// # Errors
+    /// [`UnknownAccount`]: `owner` or `group` names nobody.
+    pub fn configured(
+        role: SocketRole,
+        owner: Option<&str>,
+        group: Option<&str>,
+        perm: Option<SocketPerm>,
+    ) -> Result<Self, UnknownAccount> {
+        Ok(match role {
+            SocketRole::Client => Self::Client,
+            SocketRole::Server => Self::Server(Access {
+                uid: owner.map(uid_of).transpose()?,
+                gid: group.map(gid_of).transpose()?,
+                perm: perm.map(|perm| perm.mode()),
+            }),
+        })
+    }
 }
 
 /// One vhost-user socket and the device behind it.

@@ -275,7 +275,12 @@ impl<E: Engine> Turns<E> {
         self.shared.stats.panics.add(1);
         if let Some(suppressed) = self.panic_lines.check((), Instant::now()) {
             let source = token.index();
-            tracing::error!(source, suppressed, "a batch panicked, its ring stops: {}", panic_text(cause));
+            tracing::error!(
+                source,
+                suppressed = suppressed.0,
+                "a batch panicked, its ring stops: {}",
+                panic_text(cause)
+            );
         }
         self.engine.source_panicked(token);
         self.control.wake();

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -97,6 +98,14 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
+    /// Where its socket is: `RUN/guests/NAME/stor-BUS-DEVICE.sock`, unless the definition names another.
+    pub fn socket_path(&self, run_dir: &Path) -> PathBuf {
+        match &self.storage.socket {
+            Some(path) => path.into(),
+            None => run_dir.join("guests").join(&self.nexus.guest).join(self.storage.socket_file_name()),
+        }
+    }
+
     pub fn new(id: AdapterId, nexus: NexusName, storage: StorageConfig) -> Self {
         let queues = (0..device::ring_count(&storage)).map(|_| Arc::default()).collect();
         Self {

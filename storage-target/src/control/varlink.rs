@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use avio_host::config::{Capabilities, load, surroundings};
@@ -18,6 +19,7 @@ use avio_proto::control::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::adapter::AdapterLun;
 use super::lun::{LunKey, Wanted};
 use super::show;
 use super::storage::Storage;
@@ -60,15 +62,7 @@ impl Daemon {
             .values()
             .filter(|adapter| wanted.guest.as_ref().is_none_or(|guest| *guest == adapter.nexus.guest))
             .map(|adapter| {
-                let path = match &adapter.storage.socket {
-                    Some(path) => path.clone(),
-                    None => {
-                        let name = adapter.storage.socket_file_name();
-                        let guest = self.storage.run_dir.join("guests").join(&adapter.nexus.guest);
-                        guest.join(name).display().to_string()
-                    }
-                };
-                show::adapter(adapter, path)
+                show::adapter(adapter, adapter.socket_path(&self.storage.run_dir).display().to_string())
             })
             .collect();
         adapters.sort_by(|a, b| (&a.guest, a.bus, a.device).cmp(&(&b.guest, b.bus, b.device)));
@@ -84,10 +78,12 @@ impl Daemon {
         }
     }
 
-    fn place(&self, place: &Place) -> Result<(AdapterId, LunKey), VarlinkError> {
+    /// The LUN that an operator names.
+    fn lun(&self, place: &Place) -> Result<(AdapterId, LunKey, &AdapterLun), VarlinkError> {
         let key = key_of(place);
-        match self.storage.find(&key) {
-            Some(id) => Ok((id, key)),
+        let found = self.storage.find(&key).and_then(|id| Some((id, self.storage.entry(id, key.target)?)));
+        match found {
+            Some((id, entry)) => Ok((id, key, entry)),
             None => Err(VarlinkError::own(NO_SUCH_LUN, &PlaceParams { place: place.clone() })),
         }
     }
@@ -122,11 +118,7 @@ impl Daemon {
         if let Some(answer) = self.waits(&wanted.place, again) {
             return answer;
         }
-        let (id, key) = self.place(&wanted.place)?;
-        let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
-        else {
-            return Ok(json!({}));
-        };
+        let (id, key, entry) = self.lun(&wanted.place)?;
         if entry.config.device != LunDevice::Dvd {
             return Err(refuse(format!("{}: it is a disk; only a dvd has a medium", key.name())));
         }
@@ -148,11 +140,7 @@ impl Daemon {
         if let Some(answer) = self.waits(&wanted.place, again) {
             return answer;
         }
-        let (id, key) = self.place(&wanted.place)?;
-        let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
-        else {
-            return Ok(json!({}));
-        };
+        let (_, key, entry) = self.lun(&wanted.place)?;
         if entry.config.device != LunDevice::Dvd || entry.lun.unit.media() != Media::Empty {
             return Err(refuse(format!(
                 "{}: it is no empty dvd drive; eject what is in it first",
@@ -167,11 +155,8 @@ impl Daemon {
     }
 
     fn set_limits(&mut self, wanted: &LimitsParams) -> Result<Value, VarlinkError> {
-        let (id, key) = self.place(&wanted.place)?;
-        if let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
-        {
-            entry.set_limits(wanted.iops, wanted.bytes_per_s);
-        }
+        let (_, _, entry) = self.lun(&wanted.place)?;
+        entry.set_limits(wanted.iops, wanted.bytes_per_s);
         Ok(json!({}))
     }
 
@@ -179,12 +164,8 @@ impl Daemon {
         if let Some(answer) = self.waits(&wanted.place, again) {
             return answer;
         }
-        let (id, key) = self.place(&wanted.place)?;
-        let Some(entry) = self.storage.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target))
-        else {
-            return Ok(json!({}));
-        };
-        let lun = std::sync::Arc::clone(&entry.lun);
+        let (_, key, entry) = self.lun(&wanted.place)?;
+        let lun = Arc::clone(&entry.lun);
         let Some(replacement) = lun.unit.replacement() else {
             return Err(refuse(format!(
                 "{}: its backing was not replaced; there is nothing to approve",

@@ -87,8 +87,20 @@ const fn action(opcode: u8, service_action: u8, gate: Gate, does: Does, on: On, 
     Row { service_action: Some(service_action), ..row(opcode, gate, does, on, usage) }
 }
 
+/// PERSISTENT RESERVE IN.
+const fn reserve_in(service_action: u8) -> Row {
+    let usage = &[0, 0, 0, 0, 0, 0, F, F];
+    action(PERSISTENT_RESERVE_IN, service_action, Gate::Attention, Does::PersistentIn, On::Disk, usage)
+}
+
+/// PERSISTENT RESERVE OUT; some of its service actions have a scope and a type.
+const fn reserve_out(service_action: u8, usage: &'static [u8]) -> Row {
+    action(PERSISTENT_RESERVE_OUT, service_action, Gate::Attention, Does::PersistentOut, On::Disk, usage)
+}
+
 /// CONTROL: NACA is looked at, and refused (SAM-5 5.2).
 pub(super) const NACA: u8 = 0x04;
+/// A byte of a usage map that counts whole.
 const F: u8 = 0xff;
 
 pub(super) const TABLE: &[Row] = &[
@@ -140,94 +152,17 @@ pub(super) const TABLE: &[Row] = &[
         On::Both,
         &[0, 0x80, 0, 0, 0, F, F, F, F, 0],
     ),
-    action(
-        PERSISTENT_RESERVE_IN,
-        0,
-        Gate::Attention,
-        Does::PersistentIn,
-        On::Disk,
-        &[0, 0, 0, 0, 0, 0, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_IN,
-        1,
-        Gate::Attention,
-        Does::PersistentIn,
-        On::Disk,
-        &[0, 0, 0, 0, 0, 0, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_IN,
-        2,
-        Gate::Attention,
-        Does::PersistentIn,
-        On::Disk,
-        &[0, 0, 0, 0, 0, 0, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_IN,
-        3,
-        Gate::Attention,
-        Does::PersistentIn,
-        On::Disk,
-        &[0, 0, 0, 0, 0, 0, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_OUT,
-        0,
-        Gate::Attention,
-        Does::PersistentOut,
-        On::Disk,
-        &[0, 0, 0, 0, F, F, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_OUT,
-        1,
-        Gate::Attention,
-        Does::PersistentOut,
-        On::Disk,
-        &[0, F, 0, 0, F, F, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_OUT,
-        2,
-        Gate::Attention,
-        Does::PersistentOut,
-        On::Disk,
-        &[0, F, 0, 0, F, F, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_OUT,
-        3,
-        Gate::Attention,
-        Does::PersistentOut,
-        On::Disk,
-        &[0, 0, 0, 0, F, F, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_OUT,
-        4,
-        Gate::Attention,
-        Does::PersistentOut,
-        On::Disk,
-        &[0, F, 0, 0, F, F, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_OUT,
-        5,
-        Gate::Attention,
-        Does::PersistentOut,
-        On::Disk,
-        &[0, F, 0, 0, F, F, F, F],
-    ),
-    action(
-        PERSISTENT_RESERVE_OUT,
-        6,
-        Gate::Attention,
-        Does::PersistentOut,
-        On::Disk,
-        &[0, 0, 0, 0, F, F, F, F],
-    ),
+    reserve_in(0),
+    reserve_in(1),
+    reserve_in(2),
+    reserve_in(3),
+    reserve_out(0, &[0, 0, 0, 0, F, F, F, F]),
+    reserve_out(1, &[0, F, 0, 0, F, F, F, F]),
+    reserve_out(2, &[0, F, 0, 0, F, F, F, F]),
+    reserve_out(3, &[0, 0, 0, 0, F, F, F, F]),
+    reserve_out(4, &[0, F, 0, 0, F, F, F, F]),
+    reserve_out(5, &[0, F, 0, 0, F, F, F, F]),
+    reserve_out(6, &[0, 0, 0, 0, F, F, F, F]),
     row(READ_6, Gate::Read, Does::Medium, On::Disk, &[0x1f, F, F, F]),
     row(READ_10, Gate::Read, Does::Medium, On::Both, &[0xf8, F, F, F, F, 0, F, F]),
     row(READ_12, Gate::Read, Does::Medium, On::Both, &[0xf8, F, F, F, F, F, F, F, F, 0]),

@@ -4,8 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use avio_host::session::{Access, EndpointSpec, Role, UnknownAccount, gid_of, uid_of};
-use avio_proto::config::{NetworkConfig, SocketRole};
+use avio_host::session::{EndpointSpec, Role, UnknownAccount};
+use avio_proto::config::NetworkConfig;
 
 use super::device::device_spec;
 
@@ -26,18 +26,11 @@ pub(super) fn endpoint_spec(
     guest: &str,
     network: &NetworkConfig,
 ) -> Result<EndpointSpec, UnknownAccount> {
-    let role = match network.socket_role {
-        SocketRole::Client => Role::Client,
-        SocketRole::Server => Role::Server(Access {
-            uid: network.socket_owner.as_deref().map(uid_of).transpose()?,
-            gid: network.socket_group.as_deref().map(gid_of).transpose()?,
-            perm: network.socket_perm.map(|perm| perm.mode()),
-        }),
-    };
+    let (owner, group) = (network.socket_owner.as_deref(), network.socket_group.as_deref());
     Ok(EndpointSpec {
         name: format!("{guest} net-{}-{}", network.bus, network.device),
         path: socket_path(run_dir, guest, network),
-        role,
+        role: Role::configured(network.socket_role, owner, group, network.socket_perm)?,
         device: device_spec(guest, network),
     })
 }

@@ -280,7 +280,7 @@ impl Storage {
         self.looking_for_absent = false;
         for (key, result) in found {
             let Some(id) = self.find(&key) else { continue };
-            let Some(entry) = self.adapters.get(&id).and_then(|adapter| adapter.luns.get(&key.target)) else {
+            let Some(entry) = self.entry(id, key.target) else {
                 continue;
             };
             let Some(absent) = &entry.absent else { continue };
@@ -303,7 +303,7 @@ impl Storage {
 
     /// Changes all entries that have the logical unit of one of them, and opens sockets that waited for that.
     fn each_sharer(&mut self, id: AdapterId, target: u8, mut change: impl FnMut(&mut AdapterLun)) {
-        let Some(lun) = self.adapters.get(&id).and_then(|adapter| adapter.luns.get(&target)) else { return };
+        let Some(lun) = self.entry(id, target) else { return };
         let lun = lun.lun.id;
         let mut changed = Vec::new();
         for adapter in self.adapters.values_mut() {
@@ -325,7 +325,7 @@ impl Storage {
     /// A backing that was not there is.
     fn returned(&mut self, id: AdapterId, opened: Opened) {
         let (key, target) = (opened.key.clone(), opened.key.target);
-        let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target)) else {
+        let Some(entry) = self.entry_mut(id, target) else {
             return;
         };
         tracing::info!("{}: {} is there", key.name(), opened.config.backing);

@@ -15,7 +15,7 @@ use crate::serve::Notice;
 impl Storage {
     /// Takes a drive's medium out; `by_guest`: it lies in the open tray, and the guest may load it again.
     pub fn eject(&mut self, id: AdapterId, target: u8, by_guest: bool) {
-        let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target)) else {
+        let Some(entry) = self.entry_mut(id, target) else {
             return;
         };
         entry.lun.unit.set_media(Media::Empty);
@@ -71,7 +71,7 @@ impl Storage {
         let gone = || format!("{}: the LUN has been removed", opened.key.name());
         let id = self.find(&opened.key).ok_or_else(gone)?;
         let target = opened.key.target;
-        let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target)) else {
+        let Some(entry) = self.entry_mut(id, target) else {
             return Err(gone());
         };
         let tray = (opened.config.backing != entry.defined).then(|| opened.config.backing.clone());

@@ -91,9 +91,7 @@ impl Storage {
         let found = self.adapters.get(&adapter).or_else(|| self.leaving.get(&adapter));
         let Some(name) = found.map(Adapter::name) else { return };
         if let Some(suppressed) = self.limit.check(format!("{name} fixed buffers"), Instant::now()) {
-            let more =
-                if suppressed > 0 { format!(" ({suppressed} lines suppressed)") } else { String::new() };
-            tracing::info!("{name}: {line}{more}");
+            tracing::info!("{name}: {line}{suppressed}");
         }
     }
 

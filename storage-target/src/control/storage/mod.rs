@@ -31,7 +31,7 @@ use self::reconcile::Pending;
 pub(super) use self::reconcile::wanted;
 use self::replace::Drained;
 use self::saving::Journal;
-use super::adapter::Adapter;
+use super::adapter::{Adapter, AdapterLun};
 use super::journal;
 use super::lun::{LunKey, Opened};
 use super::served::Served;
@@ -277,6 +277,16 @@ impl Storage {
         ended
     }
 
+    /// A LUN of an adapter.
+    pub fn entry(&self, id: AdapterId, target: u8) -> Option<&AdapterLun> {
+        self.adapters.get(&id)?.luns.get(&target)
+    }
+
+    /// As [`Storage::entry`], to be changed.
+    fn entry_mut(&mut self, id: AdapterId, target: u8) -> Option<&mut AdapterLun> {
+        self.adapters.get_mut(&id)?.luns.get_mut(&target)
+    }
+
     /// Which LUN that is, by what operators call it.
     pub fn find(&self, key: &LunKey) -> Option<AdapterId> {
         let adapter = self.adapters.values().find(|adapter| adapter.nexus == key.nexus)?;
@@ -286,9 +296,7 @@ impl Storage {
     /// One line about something that a guest can cause, not more than a few a second.
     pub fn log(&mut self, name: &str, line: &str) {
         if let Some(suppressed) = self.limit.check(name.to_owned(), Instant::now()) {
-            let more =
-                if suppressed > 0 { format!(" ({suppressed} lines suppressed)") } else { String::new() };
-            tracing::warn!("{name}: {line}{more}");
+            tracing::warn!("{name}: {line}{suppressed}");
         }
     }
 

@@ -236,8 +236,7 @@ impl Storage {
         let Some(wanted) = all.get(key) else { return };
         let Some(id) = self.adapter_of(&key.nexus).map(|adapter| adapter.id) else { return };
         let found = opened.remove(key);
-        if let Some(entry) = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&key.target))
-        {
+        if let Some(entry) = self.entry_mut(id, key.target) {
             let config = &wanted.config;
             // The files are the truth, whatever the operator has set meanwhile.
             let limits = (config.iops, config.bytes_per_s());

@@ -127,7 +127,7 @@ impl Storage {
 
     /// Who parted from a shared store has no request left there.
     fn parted(&mut self, id: AdapterId, target: u8, lun: LunId, backing: Option<Arc<Backing>>) {
-        let entry = self.adapters.get_mut(&id).and_then(|adapter| adapter.luns.get_mut(&target));
+        let entry = self.entry_mut(id, target);
         // It may have been replaced again, or removed.
         let Some(entry) = entry.filter(|entry| entry.lun.id == lun) else { return };
         entry.backing = backing;

@@ -70,7 +70,7 @@ impl Storage {
     }
 
     pub fn was_saved(&self, key: &LunKey) -> Result<(), String> {
-        let entry = self.find(key).and_then(|id| self.adapters.get(&id)?.luns.get(&key.target));
+        let entry = self.find(key).and_then(|id| self.entry(id, key.target));
         match entry.and_then(|entry| self.not_saved.get(&entry.lun.id)) {
             Some(error) => Err(format!(
                 "{}: done, but not saved: {error}; the daemon's next start undoes it, unless the state folder can be \

@@ -4,14 +4,9 @@
 //! stopped; only then is the front-end answered.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use avio_host::session::{
-    Access, EndpointId, EndpointSpec, Event as SessionEvent, RingStart, Role as SocketSide, UnknownAccount,
-    gid_of, uid_of,
-};
-use avio_proto::config::SocketRole;
+use avio_host::session::{EndpointId, EndpointSpec, Event as SessionEvent, RingStart, Role as SocketSide};
 use avio_proto::ring::{DeviceRing, Inflight};
 use avio_proto::virtio::blk::F_FLUSH;
 
@@ -120,24 +115,16 @@ impl Storage {
         let closed = |adapter: &&Adapter| adapter.endpoint.is_none() && !adapter.is_waiting();
         let Some(adapter) = self.adapters.get(&id).filter(closed) else { return Ok(()) };
         let storage = &adapter.storage;
-        let path: PathBuf = match &storage.socket {
-            Some(path) => path.into(),
-            None => {
-                let folder = self.run_dir.join("guests").join(&adapter.nexus.guest);
-                fs::create_dir_all(&folder)
-                    .map_err(|e| format!("--run-dir: {}: cannot be made: {e}", folder.display()))?;
-                folder.join(storage.socket_file_name())
-            }
-        };
-        let account = |e: UnknownAccount| format!("{}: {e}", adapter.name());
-        let role = match storage.socket_role {
-            SocketRole::Client => SocketSide::Client,
-            SocketRole::Server => SocketSide::Server(Access {
-                uid: storage.socket_owner.as_deref().map(uid_of).transpose().map_err(account)?,
-                gid: storage.socket_group.as_deref().map(gid_of).transpose().map_err(account)?,
-                perm: storage.socket_perm.map(|perm| perm.mode()),
-            }),
-        };
+        let path = adapter.socket_path(&self.run_dir);
+        if storage.socket.is_none()
+            && let Some(folder) = path.parent()
+        {
+            fs::create_dir_all(folder)
+                .map_err(|e| format!("--run-dir: {}: cannot be made: {e}", folder.display()))?;
+        }
+        let (owner, group) = (storage.socket_owner.as_deref(), storage.socket_group.as_deref());
+        let role = SocketSide::configured(storage.socket_role, owner, group, storage.socket_perm)
+            .map_err(|e| format!("{}: {e}", adapter.name()))?;
         let device = match adapter.luns.values().next().filter(|_| adapter.is_blk()) {
             Some(entry) => {
                 let limits = entry.limits();

@@ -327,9 +327,7 @@ impl Switch {
 
     fn log_as_is(&mut self, now: Instant, name: &str, line: &str) {
         if let Some(suppressed) = self.limit.check(name.to_owned(), now) {
-            let more =
-                if suppressed > 0 { format!(" ({suppressed} lines suppressed)") } else { String::new() };
-            tracing::warn!("{line}{more}");
+            tracing::warn!("{line}{suppressed}");
         }
     }
 }

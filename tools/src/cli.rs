@@ -11,17 +11,20 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{apa, demo, net, stor};
 
+/// Options that all subcommands share stand below their own in `--help`.
+const LAST: usize = 900;
+
 /// Options that every subcommand takes.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Directory of the daemons' sockets.
-    #[arg(long, global = true, value_name = "DIR", env = "AVIO_RUN_DIR", default_value = "/run/avio")]
+    #[arg(long, global = true, display_order = LAST, value_name = "DIR", env = "AVIO_RUN_DIR", default_value = "/run/avio")]
     pub run_dir: PathBuf,
     /// Directory of the configuration files.
-    #[arg(long, global = true, value_name = "DIR", env = "AVIO_CONFIG", default_value = "/etc/avio")]
+    #[arg(long, global = true, display_order = LAST, value_name = "DIR", env = "AVIO_CONFIG", default_value = "/etc/avio")]
     pub config: PathBuf,
     /// Print JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     pub json: bool,
 }
 

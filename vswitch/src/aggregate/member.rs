@@ -95,6 +95,7 @@ impl Member {
         Member { name: name.to_owned(), mac, link, up_since: now, counters }
     }
 
+    /// Its link as it is now; losses are counted.
     pub(super) fn set_link(&mut self, link: Link, now: Instant) {
         match (self.link.up, link.up) {
             (false, true) => self.up_since = now,

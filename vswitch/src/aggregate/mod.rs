@@ -1,7 +1,7 @@
 //! Aggregates: several network devices as one uplink (SEMANTICS 4; the original's APA).
 //!
 //! Everything here is pure: link events, frames of the control protocols and the time go in, [`Action`]s and a table of buckets come
-//! out. Control (`control::aggregates`) owns the sockets and the clock and publishes the table to the workers, who see nothing of
+//! out. Control (`control::uplink`) owns the sockets and the clock and publishes the table to the workers, who see nothing of
 //! all this. `lacp` is IEEE 802.1AX, `standby` chooses one member at a time, `spread` deals buckets to members and moves them
 //! without reordering a flow, `announce` tells the switches where guests are after a failover.
 

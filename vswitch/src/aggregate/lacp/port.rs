@@ -29,9 +29,9 @@ const SENT_MAX: usize = 3;
 pub struct PortSettings {
     /// Port number, not 0.
     pub number: u16,
-    /// Port priority.
+    /// Port priority: the lower, the sooner it is selected.
     pub priority: u16,
-    /// Key.
+    /// Administrative key: ports of one key may be one aggregate.
     pub key: u16,
 }
 
@@ -146,6 +146,7 @@ impl LacpPort {
         }
     }
 
+    /// NTT: what is to be sent has changed (802.1AX-2014 §6.4.7).
     pub(super) fn need_to_transmit(&mut self) {
         self.ntt = true;
     }

@@ -65,10 +65,12 @@ impl Bundle {
         }
     }
 
+    /// Its machines, for who shows them.
     pub(super) fn aggregate(&self) -> &Aggregate {
         &self.aggregate
     }
 
+    /// As [`Self::aggregate`], to be changed by an operator's command.
     pub(super) fn aggregate_mut(&mut self) -> &mut Aggregate {
         &mut self.aggregate
     }

@@ -117,6 +117,10 @@ pub(super) struct Uplinks {
 }
 
 impl Uplinks {
+    /// No uplinks yet. `workers`: how many there are.
+    ///
+    /// # Errors
+    /// No epoll set for the control sockets of aggregates.
     pub(super) fn new(
         links: Links,
         helpers: Helpers,

@@ -29,6 +29,7 @@ pub(super) enum Stuck {
 }
 
 impl Stuck {
+    /// As log lines call the ring.
     pub(super) fn name(self) -> &'static str {
         match self {
             Stuck::Transmit => "transmit",

@@ -32,6 +32,7 @@ pub(super) enum State {
     Open(Box<OpenMember>),
 }
 
+/// What there is of a device that is open.
 pub(super) struct OpenMember {
     pub(super) lanes: Vec<Arc<Lane>>,
     /// Worker and number of each source.
@@ -258,6 +259,7 @@ impl Uplink {
         }
     }
 
+    /// What workers send through, in the next table.
     pub(super) fn port(&self) -> UplinkPort {
         let lanes: Vec<Vec<Arc<Lane>>> = self
             .members

@@ -47,14 +47,11 @@ const METADATA_CHECKSUM: u64 = 1 << 1;
 /// Room for metadata: of its own cache line, so that frames begin on one. The structure's first fields are all that is read unless its flags say otherwise.
 const METADATA_LEN: usize = 64;
 
-/// Bytes of a chunk of the UMEM: a page, the largest there is; a frame with the kernel's headroom and an MTU of up to 3,500 fits one.
+/// Bytes of a chunk of the UMEM: a page, the largest there is; a frame with the kernel's headroom of 256 bytes and an MTU of up to 3,500 fits
+/// one.
 const CHUNK: usize = 4096;
-/// The same where frames are short: twice as many of them on as many pages. The smallest there is.
-const SHORT_CHUNK: usize = 2048;
-/// What the kernel leaves free in front of a frame (`XDP_PACKET_HEADROOM`).
-const HEADROOM: usize = 256;
 /// Longest frame that is sure to fit one chunk.
-const SINGLE_MAX: usize = CHUNK - HEADROOM;
+const SINGLE_MAX: usize = CHUNK - 256;
 /// Entries of each ring, and chunks of each half: 1.3 ms of 64-byte frames at 1.5 Mpps.
 pub(super) const ENTRIES: u32 = 2048;
 /// Chunks of a frame from the wire, at most; the kernel's own limit is 17 (MAX_SKB_FRAGS).
@@ -125,8 +122,6 @@ struct Socket {
     fd: OwnedFd,
     memory: FrameMemory,
     busy_poll: bool,
-    /// Bytes of a chunk, a power of two.
-    chunk: usize,
 }
 
 /// The two halves, what was negotiated, and what the watchdog looks at.
@@ -139,18 +134,13 @@ pub type OpenXsk = (Box<dyn Intake>, Box<dyn Outlet>, XskInfo, XskWatch);
 /// [`XskError`].
 pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, XskError> {
     let fd = sys::socket(AF_XDP, 0)?;
-    // What comes while another process has the worker's core for a turn of the scheduler, 4 ms, is as much as this at a million frames a second.
-    let (chunk, incoming) = match wanted.frame_len_max <= SHORT_CHUNK - HEADROOM {
-        true => (SHORT_CHUNK, 2 * ENTRIES),
-        false => (CHUNK, ENTRIES),
-    };
-    let memory = FrameMemory::new("avio-umem", (incoming + ENTRIES) as usize * chunk)?;
+    let memory = FrameMemory::new("avio-umem", 2 * ENTRIES as usize * CHUNK)?;
     let (base, len) = memory.mapped();
     // `struct xdp_umem_reg`: address, length, chunk size, headroom, flags, room for metadata.
     let mut umem = [0; 32];
     umem[..8].copy_from_slice(&(base as u64).to_ne_bytes());
     umem[8..16].copy_from_slice(&(len as u64).to_ne_bytes());
-    umem[16..20].copy_from_slice(&(chunk as u32).to_ne_bytes());
+    umem[16..20].copy_from_slice(&(CHUNK as u32).to_ne_bytes());
     let has_metadata = wanted.checksums && {
         let mut umem = umem;
         umem[24..28].copy_from_slice(&UMEM_TX_METADATA_LEN.to_ne_bytes());
@@ -165,24 +155,17 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         sys::set_option(fd.as_fd(), SOL_XDP, XDP_UMEM_REG, &umem)
             .map_err(|error| if is_limit(&error) { XskError::Locked(len >> 20) } else { error.into() })?;
     }
-    for (ring, entries) in [
-        (XDP_UMEM_FILL_RING, incoming),
-        (XDP_UMEM_COMPLETION_RING, ENTRIES),
-        (XDP_RX_RING, incoming),
-        (XDP_TX_RING, ENTRIES),
-    ] {
-        sys::set_option(fd.as_fd(), SOL_XDP, ring, &entries.to_ne_bytes())?;
+    for ring in [XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING] {
+        sys::set_option(fd.as_fd(), SOL_XDP, ring, &ENTRIES.to_ne_bytes())?;
     }
     // Only for copy mode, only where the kernel has it; nothing depends on it.
     let _ = sys::set_option(fd.as_fd(), SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &256u32.to_ne_bytes());
     let offsets = offsets(&fd)?;
-    let ring = |which: usize, entries: u32, len: usize| {
-        Ring::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which], entries, len)
-    };
-    let (receive, transmit) = (ring(0, incoming, 16)?, ring(1, ENTRIES, 16)?);
-    let (mut fill, completion) = (ring(2, incoming, 8)?, ring(3, ENTRIES, 8)?);
-    for i in 0..u64::from(incoming) {
-        fill.put_addr(i * chunk as u64);
+    let ring =
+        |which: usize, len: usize| Ring::new(fd.as_fd(), PAGE_OFFSETS[which], offsets[which], ENTRIES, len);
+    let (receive, transmit, mut fill, completion) = (ring(0, 16)?, ring(1, 16)?, ring(2, 8)?, ring(3, 8)?);
+    for chunk in 0..u64::from(ENTRIES) {
+        fill.put_addr(chunk * CHUNK as u64);
     }
     fill.publish();
     // Mapped before the socket is bound: until Linux 6.4 `mmap` refuses the rings of one that is (EBUSY).
@@ -194,7 +177,7 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
     let zero_copy = got == 4 && u32::from_ne_bytes(options) & OPTION_ZERO_COPY != 0;
     // Copying, the kernel's receiving half runs where the interrupt is; busy polling would only bring it into each look of ours.
     let busy_poll = wanted.busy_poll && zero_copy && prefer_busy_poll(&fd).is_ok();
-    let socket = Arc::new(Socket { fd, memory, busy_poll, chunk });
+    let socket = Arc::new(Socket { fd, memory, busy_poll });
     let intake = XskIntake {
         socket: Arc::clone(&socket),
         receive,
@@ -203,8 +186,7 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         pause: if zero_copy { Duration::ZERO } else { PAUSE },
         resume_at: None,
     };
-    let outgoing = u64::from(incoming)..u64::from(incoming + ENTRIES);
-    let free = outgoing.map(|i| i * chunk as u64).collect();
+    let free = (u64::from(ENTRIES)..2 * u64::from(ENTRIES)).map(|chunk| chunk * CHUNK as u64).collect();
     let outlet = XskOutlet {
         socket,
         transmit,
@@ -219,7 +201,7 @@ pub fn open_xsk(ifindex: u32, queue: u32, wanted: Wanted) -> Result<OpenXsk, Xsk
         zero_copy,
         multi_buffer,
         busy_poll,
-        ring_size: incoming,
+        ring_size: ENTRIES,
         need_wakeup: true,
         checksums: has_metadata && (zero_copy || wanted.checksums_copied),
     };
@@ -329,7 +311,7 @@ impl Intake for XskIntake {
                 break;
             }
             for &(addr, _) in &pieces[..len] {
-                self.taken.push(addr & !(self.socket.chunk as u64 - 1));
+                self.taken.push(addr & !(CHUNK as u64 - 1));
             }
             used += len as u32;
             if !whole || !frames.push(pieces[..len].iter().copied(), None) {
@@ -402,8 +384,7 @@ struct XskOutlet {
 
 impl Outlet for XskOutlet {
     fn reserve(&mut self, len: usize) -> Result<OutFrame<'_>, Undelivered> {
-        let chunk = self.socket.chunk;
-        let room = chunk - self.front;
+        let room = CHUNK - self.front;
         let count = len.div_ceil(room).max(1);
         if count > 1 && !self.multi_buffer || count > OUT_PIECES_MAX {
             return Err(Undelivered::TooLong);
@@ -416,7 +397,7 @@ impl Outlet for XskOutlet {
         }
         let table = self.socket.memory.table();
         let mut hint = RegionHint::default();
-        let whole = table.slice(&mut hint, 0, chunk).ok_or(Undelivered::NoBuffer)?;
+        let whole = table.slice(&mut hint, 0, CHUNK).ok_or(Undelivered::NoBuffer)?;
         let mut frame: OutFrame<'_> = [GuestSlice::sub(&whole, 0, 0); OUT_PIECES_MAX];
         let mut left = len;
         for piece in &mut frame[..count] {
@@ -465,7 +446,7 @@ impl XskOutlet {
     fn reap(&mut self) {
         let ready = self.completion.ready();
         for ahead in 0..ready {
-            self.free.push(self.completion.addr(ahead) & !(self.socket.chunk as u64 - 1));
+            self.free.push(self.completion.addr(ahead) & !(CHUNK as u64 - 1));
         }
         if ready > 0 {
             self.completion.consume(ready);

@@ -19,7 +19,7 @@ use avio_tests::config::{Config, mac_of};
 use avio_tests::daemon::Daemon;
 use avio_tests::driver::Driver;
 use avio_tests::failure::ensure;
-use avio_tests::frames::{BROADCAST, EXPERIMENT, ethernet, mac as bytes};
+use avio_tests::frames::{BROADCAST, EXPERIMENT, arp_request, ethernet, mac as bytes};
 use avio_tests::uplink::{self, config, wait_key};
 use avio_tests::wire::{Wire, ping, run, send_raw};
 use avio_tests::{Failure, Result};
@@ -65,6 +65,8 @@ fn main() -> ExitCode {
         Case::new("packet_host_address_of_another_member", SHORT_S, || {
             host_address_of_another_member("packet")
         }),
+        Case::new("host_is_not_reached_through_the_device", SHORT_S, || host_is_not_reached("copy")),
+        Case::new("packet_host_is_not_reached_through_the_device", SHORT_S, || host_is_not_reached("packet")),
         Case::new("frame_memory_is_a_memfd", SHORT_S, frame_memory_is_a_memfd),
     ])
 }
@@ -144,6 +146,43 @@ fn frame_memory_is_a_memfd() -> Result {
         .any(|target| target.to_string_lossy().contains("/memfd:avio-umem"));
     ensure(open, || "its descriptor is closed".to_owned())?;
     daemon.stop()
+}
+
+/// What a guest asks of the host's own address on the device (ARP, to all and to that address) goes out to the wire, and the host does not hear it; the same
+/// question from the far end is answered.
+fn host_is_not_reached(access: &str) -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    run("ip", &["addr", "add", &format!("{NEAR_IP}/24"), "dev", &wire.near])?;
+    let mut daemon = uplink::daemon(&wire, &format!("access = \"{access}\""), "")?;
+    wait_key(&daemon, "access", access)?;
+    let mut guest = Driver::connect(&daemon.socket(0), Offloads::None)?;
+    daemon.wait_active(1)?;
+    let near = wire.near_mac()?;
+    let far = Capture::start(Some(&wire.namespace), &wire.far, "arp")?;
+    let question = |mac: &str, to: &str, last: u8| {
+        let mut frame = arp_request(mac, mac, [198, 51, 100, last], [198, 51, 100, 1]);
+        frame[..6].copy_from_slice(&bytes(to));
+        frame
+    };
+    for to in [BROADCAST, near.as_str()] {
+        let asked = question(&mac_of(1), to, 7);
+        guest.send(&asked)?;
+        far.frames_when(&format!("the guest's question to {to}"), |frames| frames.contains(&asked))?;
+    }
+    // An answer of the host's to the same question from the far end comes later than one to the guest would have.
+    send_raw(Some(&wire.namespace), &wire.far, &question(FAR, BROADCAST, 8))?;
+    let answers = |to: &str, frames: &[Vec<u8>]| {
+        let is_it = |frame: &&Vec<u8>| {
+            frame[..6] == bytes(to) && frame[6..12] == bytes(&near) && frame[20..22] == [0, 2]
+        };
+        frames.iter().filter(is_it).count()
+    };
+    let seen = far.frames_when("the host's answer to the far end", |frames| answers(FAR, frames) == 1)?;
+    let got = guest.received()?;
+    ensure(answers(&mac_of(1), &seen) + answers(&mac_of(1), &got) == 0, || {
+        format!("the host has answered the guest: {} and {}", hex(&seen), hex(&got))
+    })?;
+    daemon.ensure_healthy()
 }
 
 /// A guest and a neighbour on the wire that send each other as many frames as there is room for, both from one thread.

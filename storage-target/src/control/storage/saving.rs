@@ -1,7 +1,7 @@
 //! What must outlive the process is on disk before whoever asked for it is told.
 //!
 //! Called on the control thread; writing is the journal thread's, one thread that works in order. Knows which file is whose (`Journal`); what a file
-//! holds is for [`journal`](crate::control::journal).
+//! holds is for [`journal`].
 
 use std::path::PathBuf;
 

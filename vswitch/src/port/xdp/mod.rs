@@ -3,7 +3,7 @@
 //! `program` is the program as bytecode and how it is attached, `btf` where it finds the kernel's functions, `socket` an AF_XDP socket as intake and
 //! outlet, `burst` the outlet that takes the socket's place where the device copies, `packet` the same over a packet
 //! socket, `group_ring` the switch's copy of broadcast and multicast, `rings` the memory shared with the kernel, `watch` how a watchdog sees it,
-//! `ethtool` what else there is to know of a device, `features` which offloads it has on, `sys` the system calls. This folder is the only place of the crate with `unsafe`. It decides
+//! `ethtool` what else there is to know of a device, `features` which offloads it has on, `sys` the system calls. This folder and `port/tap` are the only places of the crate with `unsafe`. It decides
 //! nothing: what is opened, and what after a failure, is up to `control/uplink`.
 
 mod assembly;

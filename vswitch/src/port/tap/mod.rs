@@ -4,7 +4,7 @@
 //! [`pump`](Pump), runs. It moves frames between those rings and the kernel in batches, one `io_uring_enter` each, so no
 //! worker ever makes a system call that runs the host's network stack (`docs/decisions/0008`).
 //!
-//! - [`open`] finds or makes the network device, on a helper thread. The *host port* is the descriptor of a TAP whose network
+//! - [`open()`] finds or makes the network device, on a helper thread. The *host port* is the descriptor of a TAP whose network
 //!   device is the host's. A *lan* port is the other way round: the VMM has the TAP's descriptor, the switch the network
 //!   device, through a macvtap in passthru mode, which takes every frame before the host's own stack sees it.
 //! - [`Pump`] moves frames; [`make_rings`] makes what it and the workers need.

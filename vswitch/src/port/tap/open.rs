@@ -2,7 +2,7 @@
 //!
 //! Called on a helper thread, again whenever the device was lost. A device that is there already is used as it is, with its
 //! addresses; what is made here stays when the daemon ends, so that guests and the host's configuration survive a restart. It goes
-//! with its definition ([`super::remove`]).
+//! with its definition (`remove` of `link`).
 
 #![expect(unsafe_code, reason = "ioctl on TAP devices (DESIGN section 6, docs/decisions/0008)")]
 

@@ -1,25 +1,43 @@
 //! What holds of the devices of uplinks, whatever others do and whatever the files say: offloads that stay off, devices that nobody has twice, what of a fault is said, and
 //! how often. Each case has a network namespace of its own (root).
 
+use std::fs::Permissions;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::ExitCode;
 
-use avio_tests::Result;
+use avio_tests::aggregate::{aggregate, report, wait_states};
 use avio_tests::case::{self, Case};
-use avio_tests::daemon::Daemon;
+use avio_tests::config::{Config, mac_of};
+use avio_tests::console::{Console, command};
+use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::{ensure, eventually};
 use avio_tests::netns::{host, inside};
 use avio_tests::uplink::{best, config, device, wait_device, wait_key};
+use avio_tests::{Result, scratch};
+use serde_json::Value;
 
 /// In seconds; they take two or three.
 const SHORT_S: u64 = 40;
+/// For the one that waits for two tries of five seconds.
+const LONG_S: u64 = 60;
 /// The uplink, and the other end of its wire.
 const UPLINK: &str = "up0";
 const WIRE: &str = "wire0";
+/// An interface number that nobody has.
+const NUMBER: u32 = 700;
+/// Somebody on the wire.
+const FAR: &str = "02:00:00:00:00:63";
 
 fn main() -> ExitCode {
     case::main(&[
         Case::new("offloads_stay_off", SHORT_S, || inside(offloads_stay_off)),
         Case::new("offloads_that_were_off_stay_off", SHORT_S, || inside(offloads_that_were_off_stay_off)),
+        Case::new("a_fault_is_said_once", LONG_S, || inside(a_fault_is_said_once)),
+        Case::new("memory_that_cannot_be_locked", SHORT_S, || inside(memory_that_cannot_be_locked)),
+        Case::new("more_queues_than_sockets", SHORT_S, || inside(more_queues_than_sockets)),
+        Case::new("members_with_different_mtus", SHORT_S, || inside(members_with_different_mtus)),
         Case::new("offloads_are_as_before_after_each_opening", SHORT_S, || {
             inside(offloads_are_as_before_after_each_opening)
         }),
@@ -127,4 +145,134 @@ fn offloads_are_as_before_after_each_opening() -> Result {
     ensure(!output.contains("somebody has switched on"), || format!("nobody has: {output}"))?;
     daemon.stop()?;
     ensure(features()? == before, || "it is not as before".to_owned())
+}
+
+/// A device that cannot be opened is tried again every five seconds; the log has one line, and the operator sees why as long as it is so.
+fn a_fault_is_said_once() -> Result {
+    wire(UPLINK, WIRE)?;
+    let mut daemon = Daemon::start(config(UPLINK, "", ""))?;
+    wait_device(&daemon, "Up")?;
+    host(&format!("ip link del {UPLINK}"))?;
+    wait_device(&daemon, "Missing")?;
+    // The next one is another daemon's: it has the mark.
+    let mark = UnixListener::bind_addr(&SocketAddr::from_abstract_name(format!("avio-uplink-{NUMBER}"))?)?;
+    host(&format!("ip link add {UPLINK} index {NUMBER} type veth peer name {WIRE}"))?;
+    host(&format!("ip link set {UPLINK} up && ip link set {WIRE} up"))?;
+    let why = "`up0` is an uplink of another avio-vswitchd";
+    daemon.console()?.wait_for(why, 10)?;
+    // Each try connects to it.
+    mark.set_nonblocking(true)?;
+    let mut tries = 0;
+    eventually("two more tries", 20, || {
+        while mark.accept().is_ok() {
+            tries += 1;
+        }
+        tries >= 3
+    })?;
+    ensure(device(&daemon, "remarks")?.to_string().contains(why), || "the operator is not told".to_owned())?;
+    let output = daemon.console()?.output();
+    ensure(output.matches(why).count() == 1, || format!("not one line: {output}"))?;
+    drop(mark);
+    wait_device(&daemon, "Up")?;
+    daemon.ensure_healthy()
+}
+
+/// Without CAP_IPC_LOCK and with a small limit no AF_XDP socket gets its memory: one line says so, and the ways out.
+fn memory_that_cannot_be_locked() -> Result {
+    wire(UPLINK, WIRE)?;
+    let limited = scratch::folder().join("limited");
+    let program = program("avio-vswitchd")?;
+    let ids = "--bounding-set -ipc_lock --inh-caps -ipc_lock";
+    let script =
+        format!("#!/bin/sh\nexec prlimit --memlock=1048576 setpriv {ids} {} \"$@\"\n", program.display());
+    std::fs::write(&limited, script)?;
+    std::fs::set_permissions(&limited, Permissions::from_mode(0o755))?;
+    let mut daemon = Daemon::start_as(Some(limited), scratch::folder(), config(UPLINK, "", ""))?;
+    wait_key(&daemon, "access", "packet")?;
+    let output = daemon.console()?.output();
+    for part in ["LimitMEMLOCK=infinity", "CAP_IPC_LOCK"] {
+        ensure(output.matches(part).count() == 1, || format!("'{part}' is not said once: {output}"))?;
+        let remarks = device(&daemon, "remarks")?.to_string();
+        ensure(remarks.matches(part).count() == 1, || format!("'{part}' is not shown once: {remarks}"))?;
+    }
+    daemon.ensure_healthy()
+}
+
+/// A device with more queues than XDP programs of ours can serve: a packet socket has the frames of all, with the way out; with fewer it is opened anew.
+fn more_queues_than_sockets() -> Result {
+    let pair = "numrxqueues 130 numtxqueues 130";
+    host(&format!("ip link add {UPLINK} {pair} type veth peer name {WIRE} {pair}"))?;
+    for device in [UPLINK, WIRE] {
+        host(&format!("ethtool -L {device} rx 130 tx 130 && ip link set {device} up"))?;
+    }
+    let mut daemon = Daemon::start(config(UPLINK, "", ""))?;
+    wait_key(&daemon, "access", "packet")?;
+    let line = "it has 130 queues, and 128 at most can have a socket; let it have fewer (`ethtool -L up0`)";
+    let output = daemon.console()?.output();
+    ensure(output.matches(line).count() == 1, || output)?;
+    for device in [WIRE, UPLINK] {
+        host(&format!("ethtool -L {device} rx 2 tx 2"))?;
+    }
+    wait_key(&daemon, "access", best())?;
+    daemon.ensure_healthy()
+}
+
+/// Members with different MTUs: the aggregate has the least, is shown with it and says so once. A frame that is longer is refused whole, whatever member its flow
+/// leaves through; when they are all the same, it passes through each.
+fn members_with_different_mtus() -> Result {
+    let (pairs, flows) = ([("m0", "w0"), ("m1", "w1")], 64);
+    for (near, far) in pairs {
+        crate::wire(near, far)?;
+    }
+    host("ip link set m0 mtu 9000 && ip link set w0 mtu 9000 && ip link set w1 mtu 9000")?;
+    let lines = aggregate("lan900", "\"m0\", \"m1\"", "mode = \"MANUAL\"\nbalance = \"LB_FLOW\"");
+    let mut daemon =
+        Daemon::start(Config::default().vswitch("vs", &lines).guest("g1", "vs", 1, "mtu = 9000"))?;
+    wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
+    let wire = |daemon: &Daemon| -> Result<Value> {
+        let output = daemon.avio(&["--json", "net", "-S", "vs", "-A"])?;
+        Ok(serde_json::from_slice::<Value>(&output.stdout)?["wire"].clone())
+    };
+    let mtu = |daemon: &Daemon| -> Result<Value> { Ok(wire(daemon)?["mtu"].clone()) };
+    ensure(mtu(&daemon)? == 1500, || format!("its MTU is {:?}", mtu(&daemon)))?;
+    let verbose = daemon.avio(&["net", "-S", "vs", "-A", "-V"])?;
+    let verbose = String::from_utf8_lossy(&verbose.stdout).into_owned();
+    ensure(verbose.lines().any(|line| line.starts_with("Uplink MTU") && line.ends_with(": 1500")), || {
+        verbose
+    })?;
+    // Long frames of both members' flows.
+    let send = |daemon: &Daemon| -> Result<u64> {
+        let mut command = command(program("avio-pktgen")?);
+        command.arg("--socket").arg(daemon.socket(0)).args(["--role", "transmit", "--guest-mac", &mac_of(1)]);
+        command.args(["--peer-mac", FAR, "--size", "8000", "--flows", &flows.to_string()]);
+        command.args(["--rate", "2000", "--duration", "0.5", "--json"]);
+        report(Console::spawn("pktgen", &mut command)?, 20).map(drop)?;
+        Ok(daemon.vswitch("vs")?.port(1)?.counters.outbound_unicast_wire)
+    };
+    let longs = |far: &str| -> Result<u64> {
+        let octets = host(&format!("cat /sys/class/net/{far}/statistics/rx_bytes"))?.trim().parse::<u64>()?;
+        Ok(octets / 8000)
+    };
+    let sent = send(&daemon)?;
+    let (now, passed) = (wire(&daemon)?, longs("w0")? + longs("w1")?);
+    let refused = now["discards"]["receiver_mtu"].as_u64();
+    ensure(sent > 100 && refused == Some(sent) && passed == 0, || {
+        format!("{sent} sent, {passed} passed: {now}")
+    })?;
+    host("ip link set m1 mtu 9000")?;
+    eventually("it has the MTU of both", 5, || mtu(&daemon).is_ok_and(|mtu| mtu == 9000))?;
+    wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
+    let passed = send(&daemon)?;
+    eventually("long frames through both", 5, || {
+        longs("w0").is_ok_and(|a| a > 100) && longs("w1").is_ok_and(|b| b > 100)
+    })
+    .map_err(|e| e.while_doing(&format!("{passed} passed")))?;
+    let output = daemon.console()?.output();
+    for line in [
+        "its devices have different MTUs (m0 9000, m1 1500); it has the least, 1500",
+        "its devices have the same MTU, 9000",
+    ] {
+        ensure(output.matches(line).count() == 1, || format!("'{line}' is not said once: {output}"))?;
+    }
+    daemon.ensure_healthy()
 }

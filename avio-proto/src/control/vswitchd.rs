@@ -133,6 +133,9 @@ pub struct HostPort {
 pub struct UplinkReport {
     /// Its address.
     pub mac: Option<MacAddr>,
+    /// Largest payload of a frame through it, in bytes: the least of its devices' (an addition to INTERFACE).
+    #[serde(default)]
+    pub mtu: u32,
     /// VLAN of untagged frames.
     pub native_vlan: Option<VlanId>,
     /// Its network devices.

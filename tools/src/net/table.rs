@@ -137,6 +137,7 @@ fn wire_details(text: &mut String, name: &str, wire: &UplinkReport, statistics: 
     text.push('\n');
     labelled(text, "Uplink", &name);
     labelled(text, "Mac Address", &wire.mac.map_or("none".to_owned(), |mac| mac.to_string()));
+    labelled(text, "Uplink MTU", &wire.mtu);
     labelled(text, "Native VlanId", &wire.native_vlan.map_or("none".to_owned(), |vlan| vlan.to_string()));
     for member in &wire.members {
         labelled(text, "Device", &member.name);

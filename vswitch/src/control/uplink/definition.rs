@@ -79,6 +79,7 @@ impl Uplinks {
                 bundle: aggregate.cloned().map(Bundle::new),
                 hold: None,
                 held: Traffic::default(),
+                uneven_mtus: String::new(),
             };
             if uplink.bundle.is_some() {
                 let (reply, port) = (self.mailbox.reply(), index);

@@ -78,7 +78,7 @@ pub(super) struct Device {
     pub negotiated: Negotiated,
     /// One per queue, with AF_XDP.
     pub watchdogs: Vec<Watchdog>,
-    /// Queues that it was said to have, with AF_XDP.
+    /// Queues that it was said to have, where that matters: with AF_XDP, or if there were too many for it.
     queues: Option<QueueCount>,
     name: String,
     taking: Taking,
@@ -177,7 +177,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
     let promiscuous =
         Promiscuous::new(request.link.index).map_err(|error| fail("cannot make it promiscuous", &error))?;
     let siblings = request.siblings.then(|| open_siblings(request)).flatten();
-    let mut remarks = Vec::new();
+    let (mut remarks, mut queues) = (Vec::new(), None);
     // As the check did: it may have changed since.
     if let Some(why) = refusal(left, request.access) {
         return Err(format!("{name}: {why}"));
@@ -211,7 +211,16 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
                         _owned: owned,
                     });
                 }
-                Err(error) => remarks.push(error),
+                Err(Refused::Step(error)) => remarks.push(error),
+                Err(Refused::All(error)) => {
+                    remarks = vec![error];
+                    break;
+                }
+                Err(Refused::Queues(error, count)) => {
+                    remarks = vec![error];
+                    queues = Some(count);
+                    break;
+                }
             }
         }
     }
@@ -238,7 +247,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         lanes,
         negotiated,
         watchdogs: Vec::new(),
-        queues: None,
+        queues,
         name: name.clone(),
         taking: Taking::Filter(filter),
         siblings,
@@ -290,16 +299,41 @@ pub(super) fn queue_count(name: &str, room: u32) -> QueueCount {
     QueueCount { used: if told > 0 { told.min(room) } else { room }, room }
 }
 
+/// Why a device is not opened by XDP.
+enum Refused {
+    /// Not that way; a lower step may do.
+    Step(String),
+    /// In no way.
+    All(String),
+    /// It has too many queues.
+    Queues(String, QueueCount),
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Self {
+        Refused::Step(why)
+    }
+}
+
 type OpenXdp = (Vec<Source>, Vec<Arc<Lane>>, Negotiated, Vec<Watchdog>, Attached, QueueCount);
 
 /// The program, a socket on each queue, and the packet socket for what goes to many.
-fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Result<OpenXdp, String> {
+fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Result<OpenXdp, Refused> {
     let (name, index) = (&request.link.name, request.link.index);
     let step = match (mode, copy) {
         (AttachMode::Native, false) => "zero-copy or copy",
         (AttachMode::Native, true) => "copy",
         (AttachMode::Generic, _) => "generic",
     };
+    let count = queue_count(name, request.link.rx_queues);
+    let queues = count.used;
+    if queues > QUEUES_MAX {
+        // Frames of those beyond would be nobody's.
+        let why = format!(
+            "it has {queues} queues, and {QUEUES_MAX} at most can have a socket; let it have fewer (`ethtool -L {name}`)"
+        );
+        return Err(Refused::Queues(why, count));
+    }
     let abilities = xdp_abilities(index).unwrap_or_default();
     let vlan_tags = request.vlan_tags && abilities.rx_vlan_tag;
     let mut program = Attached::new(index, mode, vlan_tags).map_err(|error| match error {
@@ -317,14 +351,6 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
         checksums: checksums_copied || !copy && abilities.zero_copy && abilities.tx_checksum,
         checksums_copied,
     };
-    let count = queue_count(name, request.link.rx_queues);
-    let queues = count.used;
-    if queues > QUEUES_MAX {
-        // What comes in on the others would be lost to guests.
-        return Err(format!(
-            "{step}: it has {queues} queues, and {QUEUES_MAX} at most can have a socket; let it have fewer (`ethtool -L {name}`)"
-        ));
-    }
     let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
     let (mut bursts, mut summing) = (0, 0);
@@ -333,7 +359,8 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
             Ok(open) => open,
             // The device has room for more queues than it uses.
             Err(XskError::NoQueue) if queue > 0 => break,
-            Err(error) => return Err(format!("{step}: queue {queue}: {error}")),
+            Err(error @ XskError::Locked(_)) => return Err(Refused::All(format!("queue {queue}: {error}"))),
+            Err(error) => return Err(format!("{step}: queue {queue}: {error}").into()),
         };
         program.add(queue, watch.as_fd()).map_err(io)?;
         watchdogs.push(Watchdog::new(watch));

@@ -18,6 +18,7 @@ mod offloads;
 mod owner;
 mod report;
 mod traffic;
+mod trouble;
 mod upkeep;
 mod watchdog;
 mod wire;

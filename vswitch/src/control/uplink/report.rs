@@ -34,8 +34,10 @@ impl Uplinks {
                 queues: negotiated.map_or(0, |n| n.queues as u32),
                 multi_buffer: negotiated.is_some_and(|n| n.multi_buffer),
                 busy_poll: negotiated.is_some_and(|n| n.busy_poll),
-                remarks: negotiated
-                    .map_or_else(|| member.trouble.iter().cloned().collect(), |n| n.remarks.clone()),
+                remarks: negotiated.map_or_else(
+                    || member.trouble.why().into_iter().cloned().collect(),
+                    |n| n.remarks.clone(),
+                ),
                 need_wakeup: negotiated.is_some_and(|n| n.need_wakeup),
                 ring_size: negotiated.map_or(0, |n| n.ring_size),
                 vlan_metadata: negotiated.is_some_and(|n| n.vlan_metadata),
@@ -47,6 +49,7 @@ impl Uplinks {
         };
         Some(UplinkReport {
             mac: Some(uplink.spec.mac).filter(|mac| !mac.is_zero()),
+            mtu: u32::from(uplink.spec.mtu),
             native_vlan: uplink.config.native_vlan,
             members: uplink.members.iter().map(member).collect(),
             counters: numbers.counters,

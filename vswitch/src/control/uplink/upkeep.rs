@@ -227,11 +227,10 @@ impl Uplinks {
         let uplink = self.uplinks.values_mut().find(|uplink| uplink.index == port);
         let of_attempt = |member: &&mut Member| member.attempt == attempt;
         let wanted = uplink.and_then(|uplink| {
-            let mtu = uplink.mtu();
             let member = uplink.members.get_mut(number).filter(of_attempt)?;
-            Some((&uplink.name, mtu, member))
+            Some((&uplink.name, member))
         });
-        let Some((uplink_name, mtu, member)) = wanted else {
+        let Some((uplink_name, member)) = wanted else {
             if let Ok(device) = device {
                 self.closing.unwanted(&name, port, device);
             }
@@ -240,11 +239,9 @@ impl Uplinks {
         let mut device = match device {
             Ok(device) => device,
             Err(why) => {
-                // Once for as long as it is the same; `avio net -V` shows it meanwhile.
-                if member.trouble.as_ref() != Some(&why) {
-                    tracing::error!("uplink {uplink_name}: {why}; tried again every {RETRY_AFTER:?}");
+                if let Some(more) = member.trouble.another(&why, now) {
+                    tracing::error!("uplink {uplink_name}: {why}; tried again every {RETRY_AFTER:?}{more}");
                 }
-                member.trouble = Some(why);
                 member.state = State::Closed { retry: Some(now + RETRY_AFTER) };
                 return;
             }
@@ -266,12 +263,6 @@ impl Uplinks {
             }
         }
         tracing::info!("uplink {uplink_name}: {name}: open, {access}, {queues} queues");
-        if link.mtu > mtu {
-            tracing::warn!(
-                "uplink {uplink_name}: {name}: of its MTU of {} bytes {mtu} are used, which is that of another member",
-                link.mtu
-            );
-        }
         device.negotiated.remarks.extend(member.stepped_down.clone());
         let first = number as u16 * SOURCES_MAX;
         let sources = device.sources.drain(..).zip(first..).map(|(source, lane)| {
@@ -282,7 +273,7 @@ impl Uplinks {
         });
         let sources = sources.collect();
         device.lanes.iter().for_each(|lane| member.outwards.add(Arc::clone(lane.counters())));
-        member.trouble = None;
+        member.trouble.over();
         self.watch_at.get_or_insert(now + watchdog::LOOK_EVERY);
         member.state = State::Open(Box::new(OpenMember {
             lanes: std::mem::take(&mut device.lanes),

@@ -14,6 +14,7 @@ use super::closing::Closings;
 use super::device::Device;
 use super::offloads::Fights;
 use super::traffic::Traffic;
+use super::trouble::Trouble;
 use super::{Allowed, SOURCES_MAX, watchdog};
 use crate::control::fabric::Fabric;
 use crate::port::guest::Snapshot;
@@ -52,7 +53,7 @@ pub(super) struct Member {
     /// Asked for when the link came up; 0: the device does not say.
     pub(super) speed_mbps: Option<u32>,
     /// Why it is closed.
-    pub(super) trouble: Option<String>,
+    pub(super) trouble: Trouble,
     /// Where the ladder begins: lower after the watchdog stepped down.
     pub(super) access: UplinkAccess,
     /// Why that is lower than configured.
@@ -73,7 +74,7 @@ impl Member {
             attempt: 0,
             link: None,
             speed_mbps: None,
-            trouble: None,
+            trouble: Trouble::default(),
             access,
             stepped_down: None,
             fights: Fights::default(),
@@ -145,6 +146,8 @@ pub(super) struct Uplink {
     pub(super) hold: Option<Arc<Lane>>,
     /// What waited there.
     pub(super) held: Traffic,
+    /// What was said of its devices' MTUs.
+    pub(super) uneven_mtus: String,
 }
 
 /// What of a port broke, by its number there.
@@ -273,19 +276,36 @@ impl Uplink {
             .with_gro(self.config.gro)
     }
 
-    /// What every member takes, in bytes: a flow may be on any of them.
-    pub(super) fn mtu(&self) -> u32 {
-        let mtus = self.members.iter().filter_map(|member| member.link.as_ref()).map(|link| link.mtu);
-        mtus.min().unwrap_or(1500)
+    /// The MTUs of its devices that are there, if they are not all the same; a line about it each time that changes. The least is the uplink's: which device a
+    /// frame leaves through is its flow's affair, and no flow may be cut off where others are not.
+    fn look_at_mtus(&mut self) -> Option<u32> {
+        let of = |member: &Member| Some((member.name.clone(), member.link.as_ref()?.mtu));
+        let mtus: Vec<(String, u32)> = self.members.iter().filter_map(of).collect();
+        let least = mtus.iter().map(|(_, mtu)| *mtu).min();
+        let is_even = mtus.iter().all(|(_, mtu)| Some(*mtu) == least);
+        let all: Vec<String> = mtus.iter().map(|(name, mtu)| format!("{name} {mtu}")).collect();
+        let uneven = if is_even { String::new() } else { all.join(", ") };
+        if self.uneven_mtus != uneven {
+            let (name, least) = (&self.name, least.unwrap_or_default());
+            if is_even {
+                tracing::info!("uplink {name}: its devices have the same MTU, {least}");
+            } else {
+                tracing::warn!(
+                    "uplink {name}: its devices have different MTUs ({uneven}); it has the least, {least}: give them the same (`ip link set DEVICE mtu N`)"
+                );
+            }
+            self.uneven_mtus = uneven;
+        }
+        least
     }
 
     /// What the port is in the next table: its address is that of its first member that is there.
     pub(super) fn respecify(&mut self) {
+        let mtu = self.look_at_mtus().map_or(1500, |mtu| mtu.min(u32::from(u16::MAX)) as u16);
         let link = self.members.iter().find_map(|member| member.link.as_ref());
         let of_aggregate =
             self.bundle.as_ref().map(|bundle| bundle.aggregate().mac()).filter(|mac| !mac.is_zero());
         let mac = of_aggregate.or_else(|| link.and_then(|link| link.mac)).unwrap_or(MacAddr([0; 6]));
-        let mtu = self.mtu().min(u32::from(u16::MAX)) as u16;
         let spec = PortSpec {
             guest: format!("uplink {}", self.name),
             mac,

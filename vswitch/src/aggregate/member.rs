@@ -1,8 +1,14 @@
 //! One member of an aggregate: its device, its link, its numbers.
 
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use avio_proto::config::MacAddr;
+
+/// Markers answered in [`ANSWERS_IN`] (IEEE 802.3 Annex 57A: no more than ten frames of a slow protocol in any one second). The rest find no answer, which
+/// whoever asks waits for no longer than a lost one.
+const ANSWERS_MAX: usize = 10;
+const ANSWERS_IN: Duration = Duration::from_secs(1);
 
 /// What is known about a link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,12 +93,27 @@ pub struct Member {
     pub up_since: Instant,
     /// Its numbers.
     pub counters: MemberCounters,
+    /// When the last Markers were answered, [`ANSWERS_MAX`] at most.
+    answered: VecDeque<Instant>,
 }
 
 impl Member {
     pub(super) fn new(name: &str, mac: MacAddr, now: Instant) -> Self {
         let (link, counters) = (Link::default(), MemberCounters::default());
-        Member { name: name.to_owned(), mac, link, up_since: now, counters }
+        Member { name: name.to_owned(), mac, link, up_since: now, counters, answered: VecDeque::new() }
+    }
+
+    /// Whether one more Marker may be answered now: a partner that asks without end gets no flood back.
+    pub(super) fn may_answer(&mut self, now: Instant) -> bool {
+        if self.answered.len() == ANSWERS_MAX {
+            let first = self.answered.front().copied();
+            if first.is_some_and(|at| now.saturating_duration_since(at) < ANSWERS_IN) {
+                return false;
+            }
+            self.answered.pop_front();
+        }
+        self.answered.push_back(now);
+        true
     }
 
     /// Its link as it is now; losses are counted.

@@ -196,6 +196,9 @@ impl Aggregate {
             // The responder (§6.5.4.2) answers in every mode: whoever asks has frames to move.
             Some(SlowFrame::Marker(marker)) if marker.kind == MarkerKind::Marker => {
                 member.counters.markers_in += 1;
+                if !member.may_answer(now) {
+                    return;
+                }
                 member.counters.marker_responses_out += 1;
                 let frame = SlowFrame::Marker(marker.response()).to_frame(member.mac).to_vec();
                 self.actions.push(Action::Send(slot, frame));

@@ -294,6 +294,35 @@ fn markers_are_answered_and_foreign_responses_ignored() {
     assert_eq!(net.ends[0].take_actions(), []);
 }
 
+/// IEEE 802.3 Annex 57A: no more than ten frames of a slow protocol in any one second.
+#[test]
+fn ten_markers_a_second_are_answered() {
+    let mut net = up(lacp(2), lacp(2));
+    let marker = MarkerPdu {
+        kind: MarkerKind::Marker,
+        requester_port: 7,
+        requester_system: mac(1, 0),
+        transaction: 99,
+    };
+    let (frame, start) = (SlowFrame::Marker(marker).to_frame(mac(1, 1)), net.now);
+    let mut answers = |millis: u64| {
+        net.ends[0].receive(Slot(1), &frame, start + Duration::from_millis(millis));
+        // LACPDUs that are due meanwhile are not counted.
+        let response = SlowFrame::Marker(marker.response()).to_frame(mac(0, 1)).to_vec();
+        net.ends[0]
+            .take_actions()
+            .into_iter()
+            .filter(|action| *action == Action::Send(Slot(1), response.clone()))
+            .count()
+    };
+    // Three seconds of one each millisecond: in no second more than ten.
+    let times: Vec<u64> = (0..3000).filter(|&millis| answers(millis) == 1).collect();
+    assert_eq!(times.len(), 30);
+    assert!(times.windows(11).all(|eleven| eleven[10] - eleven[0] >= 1000), "{times:?}");
+    // After a pause as before.
+    assert_eq!(answers(10_000), 1);
+}
+
 #[test]
 fn members_come_and_go_while_the_others_stay() {
     let mut net = up(lacp(3), lacp(3));

@@ -3,7 +3,7 @@
 //! Owned by the control thread, which watches the descriptor in its event loop and calls [`Links::refresh`] when it is readable. Reads only; it
 //! changes no interface. All of it is about the network namespace that the process was in when it began.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -16,13 +16,20 @@ use rustix::net::{
 
 use crate::netlink::{Attributes, BUFFER_LEN, HEADER_LEN, Messages, dump_request, text};
 
-/// rtnetlink(7): the group that hears of interfaces (`RTMGRP_LINK`).
+/// rtnetlink(7): the groups that hear of interfaces (`RTMGRP_LINK`), and of their queueing disciplines (`RTMGRP_TC`).
 const GROUP_LINK: u32 = 1;
+const GROUP_TC: u32 = 8;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
+const TCA_KIND: u16 = 1;
+/// `TC_H_ROOT`: the parent of what all frames go through that leave.
+const ROOT: u32 = u32::MAX;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -43,6 +50,7 @@ const IFF_LOWER_UP: u32 = 1 << 16;
 const ARPHRD_ETHER: u16 = 1;
 const IFINFO_LEN: usize = 16;
 const IFADDR_LEN: usize = 8;
+const TCMSG_LEN: usize = 20;
 /// `AF_UNSPEC` and `AF_INET` where a family is one byte.
 const UNSPECIFIED: u8 = 0;
 const INET: u8 = 2;
@@ -91,6 +99,9 @@ pub struct Links {
     links: BTreeMap<u32, Link>,
     /// Changes were lost, and since then not all interfaces could be read: what is known is what was.
     is_stale: bool,
+    /// Those with a queueing discipline or filters on their egress, and whether that is to be asked for again.
+    guarded: BTreeSet<u32>,
+    ask_guarded: bool,
 }
 
 impl Links {
@@ -101,8 +112,9 @@ impl Links {
     pub fn new() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-        bind(&fd, &SocketAddrNetlink::new(0, GROUP_LINK))?;
-        let mut links = Self { fd, links: BTreeMap::new(), is_stale: true };
+        bind(&fd, &SocketAddrNetlink::new(0, GROUP_LINK | GROUP_TC))?;
+        let guarded = guarded()?;
+        let mut links = Self { fd, links: BTreeMap::new(), is_stale: true, guarded, ask_guarded: false };
         let mut outcome = links.read_all();
         for _ in 1..FIRST_TRIES {
             if outcome.is_ok() {
@@ -148,13 +160,28 @@ impl Links {
 
     /// Takes up what has changed; returns whether something has. Never blocks.
     pub fn refresh(&mut self) -> bool {
-        let before = self.links.clone();
+        let before = (self.links.clone(), self.guarded.clone());
         self.is_stale |= self.read().is_err();
         if self.is_stale {
+            self.ask_guarded = true;
             // Changes were lost (ENOBUFS): all of them again. Until that works, at some later call, what was known stays.
             let _ = self.read_all();
         }
-        self.links != before
+        if self.ask_guarded {
+            // What is in the place of one that went, nobody says: all of them again. What was known stays until that works.
+            if let Ok(guarded) = guarded() {
+                (self.guarded, self.ask_guarded) = (guarded, false);
+            }
+        }
+        self.guarded.retain(|index| self.links.contains_key(index));
+        (&self.links, &self.guarded) != (&before.0, &before.1)
+    }
+
+    /// Whether frames that leave interface number `index` pass neither a queueing discipline nor filters (clsact). Filters that were attached without a discipline
+    /// (tcx, Linux 6.6) are not seen.
+    #[must_use]
+    pub fn egress_is_free(&self, index: u32) -> bool {
+        !self.guarded.contains(&index)
     }
 
     /// Replaces what is known by all interfaces as they are.
@@ -171,6 +198,7 @@ impl Links {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
+            self.ask_guarded |= tells_of_disciplines(&buffer[..len]);
             if take(&mut links, &buffer[..len])? {
                 self.links = links;
                 self.is_stale = false;
@@ -185,7 +213,11 @@ impl Links {
         let mut buffer = vec![0; BUFFER_LEN];
         for _ in 0..READS_MAX {
             match recv(&self.fd, buffer.as_mut_slice(), RecvFlags::empty()) {
-                Ok((_, len)) => drop(take(&mut self.links, &buffer[..len.min(BUFFER_LEN)])),
+                Ok((_, len)) => {
+                    let bytes = &buffer[..len.min(BUFFER_LEN)];
+                    self.ask_guarded |= tells_of_disciplines(bytes);
+                    drop(take(&mut self.links, bytes));
+                }
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -193,6 +225,43 @@ impl Links {
         }
         Ok(())
     }
+}
+
+/// Whether a datagram says that a queueing discipline came or went.
+fn tells_of_disciplines(bytes: &[u8]) -> bool {
+    Messages(bytes).any(|(kind, _)| matches!(kind, RTM_NEWQDISC | RTM_DELQDISC))
+}
+
+/// The interfaces with a queueing discipline or filters on their egress. Asked of the kernel at each call; never blocks.
+fn guarded() -> io::Result<BTreeSet<u32>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    send(&fd, &dump_request::<{ HEADER_LEN + TCMSG_LEN }>(RTM_GETQDISC), SendFlags::empty())?;
+    let mut guarded = BTreeSet::new();
+    let mut buffer = vec![0; BUFFER_LEN];
+    // The kernel makes a dump while it is read, so it is there at once.
+    for _ in 0..DUMP_READS_MAX {
+        let len = match recv(&fd, buffer.as_mut_slice(), RecvFlags::empty()) {
+            Ok((_, len)) => len.min(BUFFER_LEN),
+            Err(rustix::io::Errno::AGAIN) => break,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let disciplines = Messages(&buffer[..len]).filter(|(kind, _)| *kind == RTM_NEWQDISC);
+        guarded.extend(disciplines.filter_map(|(_, body)| parse_guard(body)));
+    }
+    Ok(guarded)
+}
+
+/// The interface whose egress a discipline guards, out of `struct tcmsg` and its attributes: what is at the root and is not the absence of one, or has filters for
+/// frames that leave.
+fn parse_guard(body: &[u8]) -> Option<u32> {
+    let info = body.first_chunk::<TCMSG_LEN>()?;
+    let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    let kind =
+        Attributes(&body[TCMSG_LEN..]).find(|(kind, _)| *kind == TCA_KIND).map(|(_, kind)| text(kind))?;
+    let guards = word(12) == ROOT && !matches!(kind.as_str(), "noqueue" | "noop") || kind == "clsact";
+    guards.then(|| word(4))
 }
 
 /// Takes up the messages of one datagram; whether it ends an answer.
@@ -324,6 +393,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_guards_an_egress_is_told_from_what_does_not() {
+        // `struct tcmsg`: family, interface, handle, parent, info; then TCA_KIND.
+        let message = |parent: u32, kind: &[u8]| {
+            let mut bytes = [[0; 4], 7u32.to_ne_bytes(), [0; 4], parent.to_ne_bytes(), [0; 4]].concat();
+            bytes.extend((4 + kind.len() as u16).to_ne_bytes());
+            bytes.extend(1u16.to_ne_bytes());
+            bytes.extend(kind);
+            bytes
+        };
+        let (root, ingress) = (u32::MAX, 0xffff_fff1);
+        assert_eq!(parse_guard(&message(root, b"tbf\0")), Some(7));
+        assert_eq!(parse_guard(&message(ingress, b"clsact\0")), Some(7));
+        for (parent, kind) in [(root, &b"noqueue\0"[..]), (ingress, b"ingress\0"), (1 << 16, b"fq_codel\0")] {
+            assert_eq!(parse_guard(&message(parent, kind)), None);
+        }
+        assert_eq!(parse_guard(&[0; 19]), None);
+    }
+
+    #[test]
     fn loopback_is_there_and_is_no_ethernet() {
         let mut links = Links::new().unwrap();
         let lo = links.named("lo").unwrap();
@@ -398,7 +486,8 @@ mod tests {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (fd, kernel) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        (Links { fd, links: BTreeMap::new(), is_stale: false }, kernel)
+        let (guarded, ask_guarded) = (BTreeSet::new(), false);
+        (Links { fd, links: BTreeMap::new(), is_stale: false, guarded, ask_guarded }, kernel)
     }
 
     #[test]

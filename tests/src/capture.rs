@@ -29,6 +29,19 @@ impl Capture {
     /// # Errors
     /// When tcpdump is missing or there is no such device.
     pub fn start(namespace: Option<&str>, device: &str, filter: &str) -> Result<Capture> {
+        Self::start_with(namespace, device, filter, &[])
+    }
+
+    /// The same with further options of tcpdump; with `-s`, frames are cut, and there is room for more of them at once.
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub fn start_with(
+        namespace: Option<&str>,
+        device: &str,
+        filter: &str,
+        options: &[&str],
+    ) -> Result<Capture> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{device}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let file = scratch::folder().join(format!("{name}.pcap"));
@@ -41,7 +54,8 @@ impl Capture {
             None => command("tcpdump"),
         };
         // As root from end to end: the folder is nobody else's. Each frame is in the file as soon as it is here.
-        dump.args(["-Z", "root", "-U", "--immediate-mode", "-n", "-Q", "in", "-i", device, "-w"]);
+        dump.args(["-Z", "root", "-U", "--immediate-mode", "-n", "-Q", "in", "-i", device]);
+        dump.args(options).arg("-w");
         dump.arg(&file).arg(filter);
         let mut tcpdump = Console::spawn(&format!("tcpdump-{name}"), &mut dump)?;
         tcpdump.wait_for("listening on", 10)?;

@@ -31,7 +31,15 @@ impl Driver {
     /// # Errors
     /// When the daemon does not take it.
     pub fn connect(socket: &Path, offloads: Offloads) -> Result<Driver> {
-        let options = NetOptions { offloads, frame_len_max: FRAME_LEN_MAX, ..NetOptions::default() };
+        Self::connect_with(socket, offloads, FRAME_LEN_MAX)
+    }
+
+    /// The same with frames of so many bytes at most: shorter ones leave room for more of them at once.
+    ///
+    /// # Errors
+    /// As [`Driver::connect`].
+    pub fn connect_with(socket: &Path, offloads: Offloads, frame_len_max: usize) -> Result<Driver> {
+        let options = NetOptions { offloads, frame_len_max, ..NetOptions::default() };
         let endpoint = Endpoint::Connect(socket.to_owned());
         let (guest, mut queues) = NetGuest::connect(endpoint, &options).map_err(told)?;
         Ok(Driver { _guest: guest, queue: queues.remove(0) })

@@ -77,9 +77,24 @@ pub fn wait_key(daemon: &Daemon, key: &str, wanted: &str) -> Result {
 /// # Errors
 /// When it cannot be started.
 pub fn frames_out(daemon: &Daemon, to: &str, seconds: u64, rate: u32) -> Result<Console> {
+    frames_out_with(daemon, to, seconds, rate, &[])
+}
+
+/// The same with further options of `avio-pktgen`.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn frames_out_with(
+    daemon: &Daemon,
+    to: &str,
+    seconds: u64,
+    rate: u32,
+    options: &[&str],
+) -> Result<Console> {
     let mut command = command(program("avio-pktgen")?);
     command.arg("--socket").arg(daemon.socket(0)).args(["--role", "transmit", "--guest-mac", &mac_of(1)]);
     command.args(["--peer-mac", to, "--rate", &rate.to_string(), "--duration", &seconds.to_string()]);
+    command.args(options);
     Console::spawn("pktgen", command.arg("--json"))
 }
 

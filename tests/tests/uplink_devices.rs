@@ -9,7 +9,9 @@ use avio_tests::config::Config;
 use avio_tests::console::{Console, command};
 use avio_tests::daemon::{Daemon, program};
 use avio_tests::failure::{ensure, eventually};
-use avio_tests::uplink::{self, arrived, config, device, frames_out, wait_arrived, wait_device, wait_key};
+use avio_tests::uplink::{
+    self, arrived, config, device, frames_out, frames_out_with, wait_arrived, wait_device, wait_key,
+};
 use avio_tests::wire::{Wire, run};
 use avio_tests::{Failure, Result, scratch};
 use avio_vswitch::port::xdp::{AttachMode, Attached};
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         Case::new("stuck_fill_ring_steps_down", WATCHED_S, stuck_fill_ring_steps_down),
         Case::new("stuck_transmit_ring_steps_down", WATCHED_S, stuck_transmit_ring_steps_down),
         Case::new("refused_frames_are_counted", SHORT_S, refused_frames_are_counted),
+        Case::new("driver_refusals_are_counted", SHORT_S, driver_refusals_are_counted),
         Case::new("lost_device_comes_back", WATCHED_S, lost_device_comes_back).data_path(),
         Case::new("lost_member_comes_back", WATCHED_S, lost_member_comes_back),
         Case::new("renamed_device_is_as_before", SHORT_S, renamed_device_is_as_before),
@@ -110,17 +113,32 @@ fn refused_frames_are_counted() -> Result {
     run("sysctl", &["-q", "-w", &format!("net.ipv6.conf.{near}.disable_ipv6=1")])?;
     let parts = ["root", "tbf", "rate", "1mbit", "burst", "2000", "limit", "20000"];
     run("tc", &[&["qdisc", "add", "dev", near][..], &parts].concat())?;
-    let mut daemon = uplink::daemon(&wire, "", "")?;
-    let before = arrived(&wire)?;
-    let mut load = frames_out(&daemon, NEIGHBOUR, 2, 5000)?;
+    let daemon = uplink::daemon(&wire, "", "")?;
+    adds_up(&wire, daemon, &[], (5000, 1000))
+}
+
+/// The same where frames leave without packets and the driver takes none of a length: the far end's MTU is shorter than they are.
+fn driver_refusals_are_counted() -> Result {
+    let wire = Wire::new("192.0.2.2/24")?;
+    run("sysctl", &["-q", "-w", &format!("net.ipv6.conf.{}.disable_ipv6=1", wire.near)])?;
+    wire.far(&["ethtool", "-K", &wire.far, "gro", "on"])?;
+    let daemon = uplink::daemon(&wire, "", "")?;
+    wire.far_ip(&["link", "set", &wire.far, "mtu", "600"])?;
+    adds_up(&wire, daemon, &["--pattern", "imix"], (1000, 200))
+}
+
+/// Each of the frames of a guest has either arrived or is counted as refused; `more_than`: so many are sent and refused.
+fn adds_up(wire: &Wire, mut daemon: Daemon, options: &[&str], more_than: (u64, u64)) -> Result {
+    let before = arrived(wire)?;
+    let mut load = frames_out_with(&daemon, NEIGHBOUR, 2, 5000, options)?;
     load.wait_end(20)?;
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let vswitch = daemon.vswitch("vs")?;
         let sent = vswitch.port(1)?.counters.outbound_unicast_wire;
-        let came = arrived(&wire)? - before;
+        let came = arrived(wire)? - before;
         let refused = vswitch.without_room();
-        if sent > 5000 && came > 100 && refused > 1000 && sent == came + refused {
+        if sent > more_than.0 && came > 100 && refused > more_than.1 && sent == came + refused {
             return daemon.ensure_healthy();
         }
         ensure(Instant::now() < end, || {

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Case::new("offloads_in_vlans", ALONE_S, || inside(offloads_in_vlans)).data_path(),
         Case::new("checksums_by_metadata", ALONE_S, || inside(checksums_by_metadata)),
         Case::new("checksums_of_long_frames", ALONE_S, || inside(checksums_of_long_frames)),
+        Case::new("frames_without_packets", ALONE_S, || inside(frames_without_packets)).data_path(),
         Case::new("tags_beside_frames", ALONE_S, || inside(tags_beside_frames)).data_path(),
         Case::new("tags_without_metadata", ALONE_S, || inside(tags_without_metadata)),
         Case::new("service_tags", ALONE_S, || inside(service_tags)).data_path(),
@@ -391,6 +392,100 @@ fn checksums_of_long_frames() -> Result {
     let left = capture.frames_when("eight frames", |frames| frames.len() >= all.len())?;
     ensure(left == all, || hex(&left))?;
     capture.ensure_checksums().map(drop)
+}
+
+/// Frames that went out past the making of packets, by the count of the device.
+fn redirected() -> Result<u64> {
+    let text = run("ethtool", &["-S", UPLINK])?;
+    let counts = text.lines().filter_map(|line| line.trim().split_once("_xdp_xmit: "));
+    counts
+        .map(|(_, count)| count.trim().parse::<u64>().map_err(|e| Failure::new(format!("{e}: {text}"))))
+        .sum()
+}
+
+/// Where the far end takes XDP frames, frames leave as such: each whole, in order, of any length and type, however many at once. Where it takes none,
+/// where a queueing discipline or filters are to see them, and where that is switched off, they leave as packets.
+fn frames_without_packets() -> Result {
+    let lengths = |i: usize| [60, 61, 1514, 300, 64, 64, 1000][i % 7];
+    // As many as several sizes of map are for, and runs of one type and of two.
+    let batches = [1, 2, 15, 16, 17, 33, 64, 70, 128, 129, 200];
+    let send = |site: &mut Site, direct: bool, what: &str| -> Result {
+        let before = redirected()?;
+        let mut all: Vec<Vec<u8>> = Vec::new();
+        for (n, count) in batches.into_iter().enumerate() {
+            let frames: Vec<Vec<u8>> = (0..count)
+                .map(|i| {
+                    let mut frame = site.frame(FAR, &mac_of(1));
+                    frame.resize(lengths(i), i as u8);
+                    if n % 2 == 0 && i % 5 == 0 {
+                        frame[12..14].copy_from_slice(&[0x88, 0xb6]);
+                    }
+                    frame
+                })
+                .collect();
+            site.guests[0].send_all(&NetHeader::default(), &frames)?;
+            all.extend(frames.iter().map(|frame| with_tag(frame, 120)));
+        }
+        let left = site.left(all.last().map(Vec::as_slice).unwrap_or_default())?;
+        ensure(left.ends_with(&all), || format!("{what}: {} frames of {}", left.len(), all.len()))?;
+        let redirected = redirected()? - before;
+        ensure(redirected == if direct { all.len() as u64 } else { 0 }, || {
+            format!("{what}: {redirected} of {} without packets", all.len())
+        })
+    };
+    let gro = |on: &str| run("ethtool", &["-K", WIRE, "gro", on]).map(drop);
+    let connect = |site: &mut Site| -> Result {
+        site.guests.clear();
+        site.guests.push(Driver::connect_with(&site.daemon.socket(0), Offloads::None, 1518)?);
+        site.daemon.wait_active(1)
+    };
+    let mut site = site("", &["vlan = 120"], Offloads::None)?;
+    connect(&mut site)?;
+    site.capture = Capture::start_with(None, WIRE, "", &["-s", "2048", "-B", "8192"])?;
+    send(&mut site, false, "the far end takes none")?;
+    gro("on")?;
+    // It is tried again some runs after it was in vain.
+    let end = Instant::now() + Duration::from_secs(10);
+    while redirected()? == 0 {
+        ensure(Instant::now() < end, || "never tried again".to_owned())?;
+        let frame = site.frame(FAR, &mac_of(1));
+        site.guests[0].send(&frame)?;
+    }
+    send(&mut site, true, "the far end takes them")?;
+    for (set, gone) in [("root handle 1: pfifo limit 1000", "root"), ("clsact", "clsact")] {
+        let tc = |how: &str, what: &str| {
+            let words = ["qdisc", how, "dev", UPLINK].into_iter().chain(what.split(' '));
+            run("tc", &words.collect::<Vec<_>>())
+        };
+        // Control hears of it a moment later.
+        let is_seen = |site: &mut Site, direct: bool| -> Result {
+            let end = Instant::now() + Duration::from_secs(10);
+            loop {
+                let before = redirected()?;
+                let frame = site.frame(FAR, &mac_of(1));
+                site.guests[0].send(&frame)?;
+                site.left(&with_tag(&frame, 120))?;
+                if (redirected()? > before) == direct {
+                    return Ok(());
+                }
+                ensure(Instant::now() < end, || format!("{set}: not seen, {direct}"))?;
+            }
+        };
+        tc("add", set)?;
+        is_seen(&mut site, false)?;
+        send(&mut site, false, set)?;
+        tc("del", gone)?;
+        is_seen(&mut site, true)?;
+        send(&mut site, true, gone)?;
+    }
+    for off in ["xdp_redirect", "xdp_burst"] {
+        site.daemon.stop()?;
+        site.daemon.restart_with(&[("AVIO_DISABLE", off)], 5)?;
+        site.wait_up()?;
+        connect(&mut site)?;
+        send(&mut site, false, off)?;
+    }
+    site.daemon.ensure_healthy()
 }
 
 /// A bridge at the far end: what it sends has its tags beside the frames, not in their bytes, and the two ends of a veth pair pass that on.

@@ -44,11 +44,12 @@ use uplink::{Allowed, Uplinks};
 use varlink::{CAPABILITIES, CONTROL_FRAMES, Daemon, LINKS, OFFLOADS, VMMS};
 
 /// Kernel facilities newer than the floor that this daemon can use; `AVIO_DISABLE` switches them off.
-const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL, BURST, VLAN_TAGS, TCX];
+const FACILITIES: &[&str] = &[XDP, ZERO_COPY, BUSY_POLL, BURST, REDIRECT, VLAN_TAGS, TCX];
 const XDP: &str = "xdp";
 const ZERO_COPY: &str = "xdp_zero_copy";
 const BUSY_POLL: &str = "xdp_busy_poll";
 const BURST: &str = "xdp_burst";
+const REDIRECT: &str = "xdp_redirect";
 const VLAN_TAGS: &str = "xdp_vlan_tags";
 const TCX: &str = "tcx";
 
@@ -96,6 +97,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), String> {
             _ => Err("only for workers that never sleep (poll = \"always\")".to_owned()),
         }),
         burst: facilities.probe(BURST, || if_xdp("where the device copies")),
+        redirect: facilities
+            .probe(REDIRECT, || if_xdp("where the device copies and has no queueing discipline")),
         vlan_tags: facilities
             .probe(VLAN_TAGS, || if_xdp("where kernel (6.8) and driver tell of tags beside frames")),
         siblings: facilities.probe(TCX, || Ok("for aggregates, where the kernel has it (6.6)".to_owned())),

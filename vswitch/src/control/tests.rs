@@ -59,6 +59,7 @@ fn switch() -> (Switch, UnixStream) {
         zero_copy: false,
         busy_poll: false,
         burst: false,
+        redirect: false,
         vlan_tags: false,
         siblings: false,
     };

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use avio_host::inject;
@@ -82,6 +83,7 @@ pub(super) struct Device {
     queues: Option<QueueCount>,
     name: String,
     taking: Taking,
+    egress_is_free: Arc<AtomicBool>,
     /// Hands over what comes in for the host's addresses on its siblings; `None`: no aggregate, or the kernel has no place for it.
     siblings: Option<Siblings>,
     _promiscuous: Promiscuous,
@@ -143,6 +145,11 @@ impl Device {
             tracing::warn!("{name}: {why}");
         }
     }
+
+    /// Whether frames may leave past the device's egress: nothing is on that now.
+    pub(super) fn set_egress(&self, is_free: bool) {
+        self.egress_is_free.store(is_free, Ordering::Relaxed);
+    }
 }
 
 /// What a helper needs to know.
@@ -157,6 +164,9 @@ pub(super) struct Request {
     pub busy_poll: bool,
     /// Where the device copies, frames may go out by the burst.
     pub burst: bool,
+    /// And by the burst as XDP frames, past the device's egress, as long as nothing is on that.
+    pub redirect: bool,
+    pub egress_is_free: Arc<AtomicBool>,
     /// The XDP program may ask for tags beside frames.
     pub vlan_tags: bool,
     /// It has siblings, and what comes in for the host's addresses there may be handed over.
@@ -205,6 +215,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
                         queues: Some(queues),
                         name: name.clone(),
                         taking: Taking::Program(program),
+                        egress_is_free: Arc::clone(&request.egress_is_free),
                         siblings,
                         _promiscuous: promiscuous,
                         _claim: claim,
@@ -250,6 +261,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         queues,
         name: name.clone(),
         taking: Taking::Filter(filter),
+        egress_is_free: Arc::clone(&request.egress_is_free),
         siblings,
         _promiscuous: promiscuous,
         _claim: claim,
@@ -354,6 +366,7 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
     let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
     let (mut bursts, mut summing) = (0, 0);
+    let direct = request.redirect.then(|| Arc::clone(&request.egress_is_free));
     for queue in 0..queues {
         let (intake, outlet, info, watch) = match open_patiently(index, queue, wanted) {
             Ok(open) => open,
@@ -365,24 +378,26 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
         program.add(queue, watch.as_fd()).map_err(io)?;
         watchdogs.push(Watchdog::new(watch));
         sources.push(Source { intake, header_len: 0, features: 0 });
-        let outlet = if info.zero_copy || !request.burst {
-            outlet
-        } else {
-            match open_burst(index, queue, queues, wanted.frame_len_max) {
-                Ok(burst) => {
-                    bursts += 1;
-                    burst
+        let burst = (!info.zero_copy && request.burst)
+            .then(|| open_burst(index, queue, queues, wanted.frame_len_max, direct.clone()));
+        let (outlet, is_burst) = match burst {
+            None => (outlet, false),
+            Some(Ok((burst, trouble))) => {
+                if let (Some(error), 0) = (trouble, queue) {
+                    tracing::warn!("{name}: its frames leave as packets, not as XDP frames: {error}");
                 }
-                Err(error) => {
-                    tracing::warn!(
-                        "{name}: sends frame by frame through its AF_XDP socket: no burst program: {error}"
-                    );
-                    outlet
-                }
+                (burst, true)
+            }
+            Some(Err(error)) => {
+                tracing::warn!(
+                    "{name}: sends frame by frame through its AF_XDP socket: no burst program: {error}"
+                );
+                (outlet, false)
             }
         };
+        bursts += usize::from(is_burst);
         // A burst's frames are complete.
-        let takes_partial = info.checksums && outlet.target().is_none();
+        let takes_partial = info.checksums && !is_burst;
         summing += usize::from(takes_partial);
         lanes.push(Lane::new(outlet, 0, if takes_partial { f::NET_GUEST_CSUM } else { 0 }));
         all.get_or_insert(info).zero_copy &= info.zero_copy;

@@ -60,6 +60,7 @@ pub(super) struct Allowed {
     pub zero_copy: bool,
     pub busy_poll: bool,
     pub burst: bool,
+    pub redirect: bool,
     pub vlan_tags: bool,
     /// What comes in on the wrong member of an aggregate for the host.
     pub siblings: bool,

@@ -3,6 +3,7 @@
 //! Called by [`Uplinks::turn`] on the control thread, and when a worker says that a device is broken. Whatever may wait (opening, closing) is a
 //! helper's. Decides nothing about where frames go: that is for `wire` and the aggregate.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -189,6 +190,7 @@ impl Uplinks {
                         member.attempt = self.attempts;
                         member.state = State::Opening;
                         self.opening.insert(member.name.clone());
+                        let index = link.index;
                         let request = Request {
                             link,
                             hosts,
@@ -196,6 +198,8 @@ impl Uplinks {
                             zero_copy: self.allowed.zero_copy,
                             busy_poll: self.allowed.busy_poll,
                             burst: self.allowed.burst,
+                            redirect: self.allowed.redirect,
+                            egress_is_free: Arc::new(AtomicBool::new(self.links.egress_is_free(index))),
                             vlan_tags: self.allowed.vlan_tags,
                             siblings: self.allowed.siblings && uplink.bundle.is_some(),
                         };
@@ -210,6 +214,7 @@ impl Uplinks {
                     }
                     State::Open(open) => {
                         open.device.leave(&hosts, &member.name);
+                        open.device.set_egress(self.links.egress_is_free(open.link.index));
                     }
                     _ => {}
                 }
@@ -264,6 +269,7 @@ impl Uplinks {
         }
         tracing::info!("uplink {uplink_name}: {name}: open, {access}, {queues} queues");
         device.negotiated.remarks.extend(member.stepped_down.clone());
+        device.set_egress(self.links.egress_is_free(link.index));
         let first = number as u16 * SOURCES_MAX;
         let sources = device.sources.drain(..).zip(first..).map(|(source, lane)| {
             let (header_len, features) = (source.header_len, source.features);

@@ -19,6 +19,7 @@ mod queue;
 mod uring;
 
 pub use link::{carrier, exists};
+pub(crate) use open::open_bare;
 pub use open::{Opened, Side, TapSpec, forget, open};
 pub use pump::{Pump, PumpEvent};
 pub use queue::{Duct, Rings, make_rings};

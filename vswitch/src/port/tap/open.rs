@@ -151,7 +151,7 @@ fn open_guest(spec: &TapSpec, owner: Option<u32>, group: Option<u32>) -> Result<
         .map_err(|e| cannot(name, "brought up", &e))?;
     let node = format!("/dev/tap{upper}");
     let file = open_node(Path::new(&node)).map_err(|e| cannot(&node, "opened", &e))?;
-    let features = set_interface(&file, &tap)
+    let features = set_interface(&file, &tap, libc::IFF_VNET_HDR)
         .and_then(|()| negotiate(&file, spec.offloads))
         .map_err(|e| cannot(name, "set up", &e))?;
     Ok(Opened { file, device, features, mtu: spec.mtu })
@@ -171,7 +171,17 @@ fn make(name: &str, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
 
 fn attach(name: &str) -> io::Result<OwnedFd> {
     let file = open_node(Path::new(TUN))?;
-    set_interface(&file, name)?;
+    set_interface(&file, name, libc::IFF_VNET_HDR)?;
+    Ok(file)
+}
+
+/// A new TAP called `name` in this thread's network namespace: frames bare as they are. It goes with the descriptor.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn open_bare(name: &str) -> io::Result<OwnedFd> {
+    let file = open_node(Path::new(TUN))?;
+    set_interface(&file, name, 0)?;
     Ok(file)
 }
 
@@ -206,7 +216,8 @@ fn negotiate(file: &OwnedFd, offloads: bool) -> io::Result<u64> {
     Ok(features)
 }
 
-fn set_interface(file: &OwnedFd, name: &str) -> io::Result<()> {
+/// Attaches to the TAP `name`, with what else it is to be (`IFF_*`).
+fn set_interface(file: &OwnedFd, name: &str, more: libc::c_int) -> io::Result<()> {
     // SAFETY: all zeros are a valid `struct ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -215,7 +226,7 @@ fn set_interface(file: &OwnedFd, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | more;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the call reads and writes a `struct ifreq`, which is alive.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })

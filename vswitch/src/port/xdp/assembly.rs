@@ -1,4 +1,4 @@
-//! Instructions of the kernel's virtual machine, and the jumps among them: what our programs (`program`, `burst`, `siblings`) are put together from.
+//! Instructions of the kernel's virtual machine, and the jumps among them: what our programs (`program`, `burst`, `redirect`, `siblings`) are put together from.
 //!
 //! Used where a program is made, never while frames pass. Whether it may run is for the kernel's verifier to say.
 
@@ -38,12 +38,14 @@ pub(super) const JUMP_GREATER_CONSTANT: u8 = 0x25;
 pub(super) const JUMP_LESS_CONSTANT: u8 = 0xa5;
 pub(super) const JUMP_NOT_CONSTANT: u8 = 0x55;
 pub(super) const JUMP_NOT_CONSTANT_32: u8 = 0x56;
+pub(super) const JUMP_NOT_EQUAL: u8 = 0x5d;
 pub(super) const JUMP_NOT_LESS: u8 = 0x3d;
 pub(super) const CALL: u8 = 0x85;
 pub(super) const EXIT: u8 = 0x95;
 
 // Helper functions, by number (`___BPF_FUNC_MAPPER` of include/uapi/linux/bpf.h).
 pub(super) const MAP_LOOKUP: i32 = 1;
+pub(super) const PROCESSOR: i32 = 8;
 pub(super) const STORE_BYTES: i32 = 9;
 pub(super) const CLONE_REDIRECT: i32 = 13;
 pub(super) const REDIRECT: i32 = 23;
@@ -53,7 +55,9 @@ pub(super) const CHANGE_HEAD: i32 = 43;
 pub(super) const ADJUST_HEAD: i32 = 44;
 pub(super) const SET_HASH: i32 = 48;
 pub(super) const REDIRECT_MAP: i32 = 51;
+pub(super) const ADJUST_TAIL: i32 = 65;
 pub(super) const LOAD_BYTES_RELATIVE: i32 = 68;
+pub(super) const XDP_STORE_BYTES: i32 = 190;
 
 /// Where a jump goes; its offset is filled in when all instructions are there.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -4,12 +4,14 @@
 //! time. Here a traffic classifier (`BPF_PROG_TYPE_SCHED_CLS`, attached to nothing) is run by `BPF_PROG_TEST_RUN` over an array map whose memory is
 //! mapped here: it takes frame after frame out of it and gives each to the device's ordinary transmission, with the softirq held off until all are out.
 //! It costs about half (decision 0013). The lane's queue is kept by the hash that the kernel chooses queues by. What the kernel refuses, such as for a
-//! full queueing discipline, is known frame by frame.
+//! full queueing discipline, is known frame by frame. Where nothing is in the way of the device's egress, frames go by `redirect` first, which makes no
+//! packets of them.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use avio_proto::mem::{MemoryTable, Region, RegionHint};
 use avio_proto::ring::Undelivered;
@@ -20,48 +22,53 @@ use super::assembly::{
     LOAD_32, LOAD_64, LOAD_MAP, MOVE, MOVE_CONSTANT, SET_HASH, SHIFT_LEFT, STORE_32, STORE_64, STORE_BYTES,
     op,
 };
+use super::redirect::{self, Handed, Redirect};
 use super::rings::{fill, word};
 use super::sys::{self, RingMapping};
 use crate::port::wire::{OUT_PIECES_MAX, OutFrame, Outlet, Refused, Target};
 
 /// Frames of one run, at most: the kernel's free lists of packets are as long.
-const FRAMES_MAX: usize = 128;
+pub(super) const FRAMES_MAX: usize = 128;
 /// Where the frames begin in the map; in front of them are `FIRST`, `COUNT` and the descriptors.
-const FRAMES_AT: usize = 8192;
+pub(super) const FRAMES_AT: usize = 8192;
 /// First frame of a run, and how many they are.
 const FIRST: usize = 0;
 const COUNT: usize = 4;
 /// Descriptors of 32 bytes: offset behind `FRAMES_AT`, length, what became of the frame, interface number and packet hash.
-const DESCRIPTORS_AT: usize = 64;
-const DESCRIPTOR_SHIFT: i32 = 5;
-const OFFSET: usize = 0;
-const LEN: usize = 4;
-const RESULT: usize = 8;
+pub(super) const DESCRIPTORS_AT: usize = 64;
+pub(super) const DESCRIPTOR_SHIFT: i32 = 5;
+pub(super) const OFFSET: usize = 0;
+pub(super) const LEN: usize = 4;
+pub(super) const RESULT: usize = 8;
 const IFINDEX: usize = 12;
 const HASH: usize = 16;
+/// Behind them, what `redirect` is told of them.
+pub(super) const NOTES_AT: usize = DESCRIPTORS_AT + (FRAMES_MAX << DESCRIPTOR_SHIFT);
 /// Frames begin below this: a first-level cache holds what small ones take of it.
-const AREA: usize = 256 * 1024;
+pub(super) const AREA: usize = 256 * 1024;
 /// Longest frame, in bytes.
 const LEN_MAX: usize = 16 * 1024;
 const MAP_LEN: usize = FRAMES_AT + AREA + LEN_MAX;
 /// The packet that the program fills is made this long at most; for longer frames it grows.
 const SEED_MAX: usize = 2048;
 /// An Ethernet header; the kernel takes nothing shorter.
-const LEN_MIN: usize = 14;
+pub(super) const LEN_MIN: usize = 14;
 
 /// Lanes that are sent to at once, about.
 const TARGETS_MAX: usize = 32;
 
 /// What stands for the result of a frame that the program did not get to.
-const NOT_SENT: u32 = 1;
+pub(super) const NOT_SENT: u32 = 1;
+/// Of one for which the driver had no room.
+pub(super) const REFUSED: u32 = 3;
 /// `NET_XMIT_SUCCESS`, and `NET_XMIT_CN`: this one is queued, another was not.
 const TAKEN: [u32; 2] = [0, 2];
 
-const _: () =
-    assert!(DESCRIPTORS_AT + (FRAMES_MAX << DESCRIPTOR_SHIFT) <= FRAMES_AT, "descriptors lie in front");
+const _: () = assert!(NOTES_AT + 16 * FRAMES_MAX <= FRAMES_AT, "descriptors lie in front");
 
 /// Opens the way to transmit queue `queue` of `queues` of interface number `ifindex`, which frames of `frame_len_max` bytes go to. Helper thread: the
-/// kernel checks the program.
+/// kernel checks the program. With `is_free`, frames may leave as XDP frames as long as that says that the device has neither a queueing discipline nor filters
+/// on its egress; where the kernel has no way for it, why is the second of what is returned.
 ///
 /// # Errors
 /// What the system says: the kernel is older than 5.5, or we may not.
@@ -70,13 +77,15 @@ pub fn open_burst(
     queue: u32,
     queues: u32,
     frame_len_max: usize,
-) -> io::Result<Box<dyn Outlet>> {
+    is_free: Option<Arc<AtomicBool>>,
+) -> io::Result<(Box<dyn Outlet>, Option<io::Error>)> {
     if frame_len_max > LEN_MAX || frame_len_max > packet_len_max() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "frames too long for a run of a program"));
     }
     let map = sys::frame_map(MAP_LEN as u32)?;
     let mapping = Arc::new(RingMapping::new(map.as_fd(), MAP_LEN, 0)?);
-    let program = sys::classifier_load(&assemble(map.as_fd()), *b"avio_burst\0\0\0\0\0\0")?;
+    let program =
+        sys::program_load(sys::PROG_CLASSIFIER, 0, &assemble(map.as_fd()), *b"avio_burst\0\0\0\0\0\0")?;
     let region = Region {
         guest_base: 0,
         user_base: 0,
@@ -87,8 +96,13 @@ pub fn open_burst(
     let table = MemoryTable::new(vec![region], None).map_err(io::Error::other)?;
     let own = Target { ifindex, hash: if queues > 1 { hash_of(queue, queues) } else { 0 } };
     let (frames, refused) = (Vec::with_capacity(FRAMES_MAX), Vec::with_capacity(TARGETS_MAX));
-    Ok(Box::new(BurstOutlet {
+    let mut trouble = None;
+    let redirect = is_free.filter(|_| frame_len_max <= redirect::LEN_MAX).and_then(|is_free| {
+        Redirect::open(map.as_fd(), ifindex, is_free).map_err(|why| trouble = Some(why)).ok()
+    });
+    let outlet = BurstOutlet {
         program,
+        redirect,
         mapping,
         table,
         frames,
@@ -97,7 +111,8 @@ pub fn open_burst(
         failed: None,
         own,
         target: own,
-    }))
+    };
+    Ok((Box::new(outlet), trouble))
 }
 
 /// A test run's packet belongs to the loopback device, and cannot be longer than that takes.
@@ -122,6 +137,7 @@ struct Frame {
 
 struct BurstOutlet {
     program: OwnedFd,
+    redirect: Option<Redirect>,
     mapping: Arc<RingMapping>,
     table: MemoryTable,
     /// Written, not yet sent.
@@ -177,12 +193,14 @@ impl Outlet for BurstOutlet {
     }
 
     fn refused(&mut self, target: Option<Target>) -> Refused {
-        let place = self.refused.iter().position(|(of, _)| Some(*of) == target);
+        let target = target.unwrap_or(self.own);
+        let place = self.refused.iter().position(|(of, _)| *of == target);
         place.map_or_else(Refused::default, |place| self.refused.swap_remove(place).1)
     }
 
     fn target(&self) -> Option<Target> {
-        Some(self.own)
+        // What is redirected goes to one device.
+        Some(self.own).filter(|_| self.redirect.is_none())
     }
 
     fn aim(&mut self, target: Target) {
@@ -211,15 +229,69 @@ impl BurstOutlet {
 
     /// Sends what was written, in order.
     fn send(&mut self) {
+        match self.redirect() {
+            Some(Handed::All) => return self.empty(),
+            Some(Handed::Some) => {}
+            // None is sent yet.
+            None => {
+                self.send_as_packets(0..self.frames.len());
+                return self.empty();
+            }
+        }
         let mut first = 0;
         while first < self.frames.len() {
+            let is_sent = self.result(first) != NOT_SENT;
+            let alike = |&i: &usize| (self.result(i) != NOT_SENT) == is_sent;
+            let end = first + (first..self.frames.len()).take_while(alike).count();
+            if is_sent {
+                self.judge(first..end);
+            } else {
+                self.send_as_packets(first..end);
+            }
+            first = end;
+        }
+        self.empty();
+    }
+
+    fn send_as_packets(&mut self, frames: Range<usize>) {
+        let (mut first, end) = (frames.start, frames.end);
+        while first < end {
             // A packet has its protocol from the seed, and filters, disciplines and captures go by it.
             let kind = self.kind(first);
-            let same = (first..self.frames.len()).take_while(|&i| self.kind(i) == kind).count();
+            let same = (first..end).take_while(|&i| self.kind(i) == kind).count();
             self.run(first, same);
             first += same;
         }
-        self.empty();
+    }
+
+    /// Hands over what can be as it is. What cannot is as it was; `None`: that is all.
+    #[inline]
+    fn redirect(&mut self) -> Option<Handed> {
+        let redirect = self.redirect.as_mut()?;
+        // Of the copies, the last is what was written, with no room to grow.
+        let seed = self.frames.last().filter(|_| redirect.is_open())?;
+        Some(redirect.run(&self.mapping, self.frames.len(), (FRAMES_AT + seed.at, seed.len)))
+    }
+
+    fn result(&self, i: usize) -> u32 {
+        word(&self.mapping, descriptor(i) + RESULT).load(Ordering::Relaxed)
+    }
+
+    /// Counts those of these frames that were refused.
+    fn judge(&mut self, range: Range<usize>) {
+        for i in range {
+            if TAKEN.contains(&self.result(i)) {
+                continue;
+            }
+            let frame = self.frames[i];
+            let [lead, ..] = word(&self.mapping, FRAMES_AT + frame.at).load(Ordering::Relaxed).to_ne_bytes();
+            let place = self.refused.iter().position(|(of, _)| *of == frame.target);
+            let place = place.unwrap_or_else(|| {
+                self.refused.push((frame.target, Refused::default()));
+                self.refused.len() - 1
+            });
+            self.refused[place].1.add(frame.len, lead & 1 != 0);
+        }
     }
 
     fn empty(&mut self) {
@@ -244,19 +316,7 @@ impl BurstOutlet {
         word(&self.mapping, COUNT).store(count as u32, Ordering::Relaxed);
         let seed_at = FRAMES_AT + frames[0].at;
         let outcome = sys::test_run(self.program.as_fd(), &self.mapping, seed_at, longest.min(SEED_MAX));
-        for (i, frame) in (first..).zip(frames) {
-            let result = word(&self.mapping, descriptor(i) + RESULT).load(Ordering::Relaxed);
-            if !TAKEN.contains(&result) {
-                let [lead, ..] =
-                    word(&self.mapping, FRAMES_AT + frame.at).load(Ordering::Relaxed).to_ne_bytes();
-                let place = self.refused.iter().position(|(of, _)| *of == frame.target);
-                let place = place.unwrap_or_else(|| {
-                    self.refused.push((frame.target, Refused::default()));
-                    self.refused.len() - 1
-                });
-                self.refused[place].1.add(frame.len, lead & 1 != 0);
-            }
-        }
+        self.judge(first..first + count);
         match outcome {
             // For want of memory, or for a signal, before anything was done.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR)) => {
@@ -268,7 +328,7 @@ impl BurstOutlet {
 }
 
 /// `BPF_PSEUDO_MAP_VALUE`: the address of an array map's only element.
-const MAP_VALUE: u8 = 2;
+pub(super) const MAP_VALUE: u8 = 2;
 
 /// The program. Register 6 is the packet, 7 the map, 8 counts frames, 9 is the frame's length; on the stack the place of its descriptor.
 fn assemble(map: BorrowedFd<'_>) -> Vec<u64> {

@@ -1,7 +1,7 @@
 //! The kernel's ends of an uplink: AF_XDP sockets with our own XDP program, and packet sockets where XDP cannot attach.
 //!
 //! `program` is the program as bytecode and how it is attached, `btf` where it finds the kernel's functions, `socket` an AF_XDP socket as intake and
-//! outlet, `burst` the outlet that takes the socket's place where the device copies, `packet` the same over a packet
+//! outlet, `burst` the outlet that takes the socket's place where the device copies, `redirect` its way past the making of packets, `packet` the same over a packet
 //! socket, `group_ring` the switch's copy of broadcast and multicast, `rings` the memory shared with the kernel, `watch` how a watchdog sees it,
 //! `ethtool` what else there is to know of a device, `features` which offloads it has on, `sys` the system calls. This folder and `port/tap` are the only places of the crate with `unsafe`. It decides
 //! nothing: what is opened, and what after a failure, is up to `control/uplink`.
@@ -15,6 +15,7 @@ mod features;
 mod group_ring;
 mod packet;
 mod program;
+mod redirect;
 mod rings;
 mod siblings;
 mod socket;

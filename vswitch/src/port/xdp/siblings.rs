@@ -44,7 +44,12 @@ impl Siblings {
     /// What the system says: the kernel is older than 6.6, or we may not.
     pub fn new(ifindex: u32) -> io::Result<Self> {
         let addresses = sys::map_create(MAP_HASH, 8, 4, MACS_MAX)?;
-        let program = sys::classifier_load(&assemble(addresses.as_fd()), *b"avio_siblings\0\0\0")?;
+        let program = sys::program_load(
+            sys::PROG_CLASSIFIER,
+            0,
+            &assemble(addresses.as_fd()),
+            *b"avio_siblings\0\0\0",
+        )?;
         let link = sys::link_create(program.as_fd(), ifindex, ATTACH_TCX_INGRESS, 0)?;
         Ok(Self { addresses, known: Vec::new(), hook: Hook::new(link)? })
     }

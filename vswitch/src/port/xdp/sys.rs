@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper (DESIGN section 6)")]
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -36,8 +36,11 @@ const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_RAW_TRACEPOINT_OPEN: u32 = 17;
 const BPF_LINK_CREATE: u32 = 28;
-/// `BPF_XDP` of `enum bpf_attach_type`.
+/// `BPF_PROG_TYPE_SCHED_CLS` and `BPF_PROG_TYPE_XDP`, and `BPF_XDP` of `enum bpf_attach_type`.
+pub(super) const PROG_CLASSIFIER: u32 = 3;
+pub(super) const PROG_XDP: u32 = 6;
 pub(super) const ATTACH_XDP: u32 = 37;
 /// `union bpf_attr` as far as we fill it.
 const ATTR_LEN: usize = 128;
@@ -76,25 +79,42 @@ pub(super) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
 
 /// Loads an XDP program, for interface number `ifindex` alone if that is not 0; on refusal the verifier's words are in the error.
 pub(super) fn prog_load(code: &[u64], flags: u32, ifindex: u32) -> io::Result<OwnedFd> {
-    const PROG_TYPE_XDP: u32 = 6;
-    let mut log = vec![0u8; 16 * 1024];
+    load(PROG_XDP, ATTACH_XDP, code, *b"avio_uplink\0\0\0\0\0", |attr| {
+        put(attr, 44, flags.to_ne_bytes());
+        put(attr, 64, ifindex.to_ne_bytes());
+    })
+}
+
+fn load(
+    kind: u32,
+    place: u32,
+    code: &[u64],
+    name: [u8; 16],
+    more: impl FnOnce(&mut [u8; ATTR_LEN]),
+) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let mut attr = [0; ATTR_LEN];
-    put(&mut attr, 0, PROG_TYPE_XDP.to_ne_bytes());
+    put(&mut attr, 0, kind.to_ne_bytes());
     put(&mut attr, 4, (code.len() as u32).to_ne_bytes());
     put(&mut attr, 8, (code.as_ptr() as u64).to_ne_bytes());
     put(&mut attr, 16, (license.as_ptr() as u64).to_ne_bytes());
-    put(&mut attr, 24, 1u32.to_ne_bytes());
-    put(&mut attr, 28, (log.len() as u32).to_ne_bytes());
-    put(&mut attr, 32, (log.as_mut_ptr() as u64).to_ne_bytes());
-    put(&mut attr, 44, flags.to_ne_bytes());
-    put(&mut attr, 48, *b"avio_uplink\0\0\0\0\0");
-    put(&mut attr, 64, ifindex.to_ne_bytes());
-    put(&mut attr, 68, ATTACH_XDP.to_ne_bytes());
-    bpf(BPF_PROG_LOAD, &mut attr).and_then(owned).map_err(|error| {
+    put(&mut attr, 48, name);
+    put(&mut attr, 68, place.to_ne_bytes());
+    more(&mut attr);
+    bpf(BPF_PROG_LOAD, &mut attr).and_then(owned).or_else(|error| {
+        // Once more for the words: what has loops fills any log that is written where nothing is wrong.
+        let mut log = vec![0u8; 64 * 1024];
+        put(&mut attr, 24, 1u32.to_ne_bytes());
+        put(&mut attr, 28, (log.len() as u32).to_ne_bytes());
+        put(&mut attr, 32, (log.as_mut_ptr() as u64).to_ne_bytes());
+        if let Ok(program) = bpf(BPF_PROG_LOAD, &mut attr).and_then(owned) {
+            return Ok(program);
+        }
         let text = String::from_utf8_lossy(&log);
-        let last = text.trim_end_matches('\0').lines().rev().find(|line| !line.is_empty()).unwrap_or("");
-        if last.is_empty() { error } else { io::Error::new(error.kind(), format!("{error}: {last}")) }
+        let mut lines = text.trim_end_matches('\0').lines().rev().filter(|line| !line.is_empty());
+        // The last line counts instructions.
+        let last = lines.find(|line| !line.starts_with("processed ")).unwrap_or("");
+        Err(if last.is_empty() { error } else { io::Error::new(error.kind(), format!("{error}: {last}")) })
     })
 }
 
@@ -109,17 +129,37 @@ pub(super) fn frame_map(len: u32) -> io::Result<OwnedFd> {
     owned(bpf(BPF_MAP_CREATE, &mut attr)?)
 }
 
-/// Loads a traffic classifier called `name`.
-pub(super) fn classifier_load(code: &[u64], name: [u8; 16]) -> io::Result<OwnedFd> {
-    const PROG_TYPE_SCHED_CLS: u32 = 3;
-    let license = c"Dual MIT/GPL";
+/// Loads a program of `kind` (`enum bpf_prog_type`), called `name`, for `place` (`enum bpf_attach_type`) where its kind has several; on refusal the verifier's words
+/// are in the error.
+pub(super) fn program_load(kind: u32, place: u32, code: &[u64], name: [u8; 16]) -> io::Result<OwnedFd> {
+    load(kind, place, code, name, |_| ())
+}
+
+/// Has a program run at the tracepoint `name` as long as the returned descriptor is open.
+pub(super) fn raw_tracepoint_open(name: &CStr, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attr = [0; ATTR_LEN];
-    put(&mut attr, 0, PROG_TYPE_SCHED_CLS.to_ne_bytes());
-    put(&mut attr, 4, (code.len() as u32).to_ne_bytes());
-    put(&mut attr, 8, (code.as_ptr() as u64).to_ne_bytes());
-    put(&mut attr, 16, (license.as_ptr() as u64).to_ne_bytes());
-    put(&mut attr, 48, name);
-    owned(bpf(BPF_PROG_LOAD, &mut attr)?)
+    put(&mut attr, 0, (name.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 8, (program.as_raw_fd() as u32).to_ne_bytes());
+    owned(bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
+}
+
+/// Puts this thread into a network namespace of its own.
+pub(super) fn leave_network() -> io::Result<()> {
+    // SAFETY: no memory is involved, and descriptors stay as they are.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }.into()).map(drop)
+}
+
+/// Writes the `len` bytes at `offset` of `mapping`, which lie inside, to a TAP as one frame. Panics if they do not.
+#[inline]
+pub(super) fn inject(
+    tap: BorrowedFd<'_>,
+    mapping: &RingMapping,
+    offset: usize,
+    len: usize,
+) -> io::Result<()> {
+    // SAFETY: `at` checks that the bytes are inside the mapping, which the borrow keeps; the kernel only reads them.
+    let result = unsafe { libc::write(tap.as_raw_fd(), mapping.at(offset, len).cast(), len) };
+    check(result as libc::c_long).map(drop)
 }
 
 /// Runs a classifier once, over a packet with the `len` bytes at `offset` of `mapping`, which lie inside. Panics if they do not.

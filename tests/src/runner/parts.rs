@@ -103,6 +103,7 @@ const SYSTEM: &[&str] = &[
     "guest_kernels",
     "uplink_devices",
     "uplink_drivers",
+    "packaged",
     "uplink_host",
     "uplink_rules",
     "uplink_changes",

@@ -40,7 +40,8 @@ impl Generator {
             enter(&inside)?;
             let wanted = Wanted { copy: true, frame_len_max: LEN_MAX, ..Wanted::default() };
             let (_, socket, ..) = open_xsk(index, 0, wanted).map_err(|e| Failure::new(e.to_string()))?;
-            Ok((socket, open_burst(index, 0, 1, LEN_MAX)?))
+            let (burst, _) = open_burst(index, 0, 1, LEN_MAX, None)?;
+            Ok((socket, burst))
         };
         // A thread of its own: the namespace is the thread's.
         let opened = std::thread::spawn(open).join();

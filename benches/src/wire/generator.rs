@@ -16,8 +16,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::rows::Source;
 
-/// Longest frame that it sends.
-const LEN_MAX: usize = 1518;
+/// Longest frame of a wire.
+pub(super) const LEN_MAX: usize = 1518;
 
 /// See the module.
 pub struct Generator {
@@ -32,20 +32,13 @@ impl Generator {
     /// # Errors
     /// When the kernel refuses the socket or the program.
     pub fn new(wire: &Wire) -> Result<Self> {
-        let text = wire.far_ip(&["-o", "link", "show", &wire.far])?;
-        let index: u32 = text.split(':').next().unwrap_or_default().trim().parse()?;
-        let namespace = File::open(format!("/run/netns/{}", wire.namespace))?;
-        let inside = namespace.try_clone()?;
-        let open = move || -> Result<_> {
-            enter(&inside)?;
+        let namespace = namespace(wire)?;
+        let (socket, burst) = inside(wire, |index| {
             let wanted = Wanted { copy: true, frame_len_max: LEN_MAX, ..Wanted::default() };
             let (_, socket, ..) = open_xsk(index, 0, wanted).map_err(|e| Failure::new(e.to_string()))?;
             let (burst, _) = open_burst(index, 0, 1, LEN_MAX, None)?;
             Ok((socket, burst))
-        };
-        // A thread of its own: the namespace is the thread's.
-        let opened = std::thread::spawn(open).join();
-        let (socket, burst) = opened.map_err(|_| Failure::new("the generator panicked"))??;
+        })?;
         Ok(Self { socket, burst, namespace })
     }
 
@@ -92,6 +85,27 @@ impl Drop for Sending<'_> {
             drop(enter(home));
         }
     }
+}
+
+/// Runs `open` with the number of the far device of `wire`, in that one's namespace.
+///
+/// # Errors
+/// As `open`, or when the namespace is gone.
+pub(super) fn inside<T: Send>(wire: &Wire, open: impl FnOnce(u32) -> Result<T> + Send) -> Result<T> {
+    let text = wire.far_ip(&["-o", "link", "show", &wire.far])?;
+    let index: u32 = text.split(':').next().unwrap_or_default().trim().parse()?;
+    let namespace = namespace(wire)?;
+    let open = move || -> Result<T> {
+        enter(&namespace)?;
+        open(index)
+    };
+    // A thread of its own: the namespace is the thread's.
+    let opened = std::thread::scope(|scope| scope.spawn(open).join());
+    opened.map_err(|_| Failure::new("what opens the far device panicked"))?
+}
+
+fn namespace(wire: &Wire) -> io::Result<File> {
+    File::open(format!("/run/netns/{}", wire.namespace))
 }
 
 fn enter(namespace: &File) -> io::Result<()> {

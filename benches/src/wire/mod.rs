@@ -5,6 +5,7 @@
 
 mod generator;
 mod options;
+mod receiver;
 mod report;
 mod rows;
 mod target;
@@ -86,7 +87,7 @@ fn run(options: &Options) -> Result {
         if options.alone {
             row.targets.retain(|kind| !kind.is_peer());
         }
-        if options.against.is_some() && row.shape == Shape::Wire {
+        if options.against.is_some() && matches!(row.shape, Shape::Wire | Shape::Receiving) {
             row.targets.insert(1, Kind::Other);
         }
     }

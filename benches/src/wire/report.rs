@@ -250,6 +250,9 @@ sends are on core 0. Windows in turn, everything else stopped.
 testpmd is as DPDK ships it, and a second one has `busy_budget=0`: its busy polling, on unless told otherwise, finds no device to poll on veth and is only a system call at
 each empty look.
 
+A wire *that ends in XDP* has an AF_XDP socket and its program at the far end, as one between two such switches; else the far end is the kernel's stack, which drops what comes. Frames count at the far
+device.
+
 *Cycles* of the switch's core per frame received, system calls and what the kernel does inside them included. OVS: its *processing cycles*, those of iterations with
 packets, its polls of other ports in the same iteration included. Ours, in the same way: the
 worker's own count of its time with work (`busy_ns`), which is all but the turns that found nothing at any source, at what it learns such a turn to cost between two batches. testpmd: bursts with packets only, not the empty bursts around them. Where the switch is what limits (*all the switch

@@ -7,7 +7,9 @@ use super::target::Kind;
 pub enum Shape {
     /// One guest; the wire's far end is the benchmark's.
     Wire,
-    /// The same through packet sockets: the last step of the ladder.
+    /// The same, and the far end receives by XDP.
+    Receiving,
+    /// As the first through packet sockets: the last step of the ladder.
     Packet,
     /// Two guests on two switches, the wire between those; both guests have TSO.
     Between,
@@ -151,6 +153,11 @@ fn frames(name: &'static str, title: &'static str, way: Way, rate: Option<f64>) 
     }
 }
 
+/// Guest to wire, where the far end is an AF_XDP socket with its program.
+fn receiving(name: &'static str, title: &'static str, rate: Option<f64>) -> Row {
+    Row { shape: Shape::Receiving, ..frames(name, title, Way::Out, rate) }
+}
+
 /// Wire to guest, from a generator that does not hold all of them up.
 fn burst(name: &'static str, title: &'static str, rate: Option<f64>) -> Row {
     let mut row = frames(name, title, Way::In(Source::Burst), rate);
@@ -203,6 +210,8 @@ pub fn rows() -> Vec<Row> {
         frames("out-full", "64 B, guest to wire, all the switch takes", Way::Out, None),
         burst("in-burst", "64 B, wire to guest, 500,000 a second in bursts", Some(BURST_RATE)),
         burst("in-burst-full", "64 B, wire to guest, all that bursts give", None),
+        receiving("out-xdp", "64 B, guest to wire that ends in XDP, 300,000 a second", Some(RATE)),
+        receiving("out-xdp-full", "64 B, guest to wire that ends in XDP, all the switch takes", None),
         packet(
             "packet-in",
             "64 B, wire to guest through packet sockets, all the generator gives",

@@ -17,7 +17,7 @@ use avio_tests::{Failure, Result};
 use serde::{Deserialize, Serialize};
 
 use super::rows::Shape;
-use super::traffic::{Ends, FAR_MAC, quiet, wire};
+use super::traffic::{Ends, FAR_MAC, FarEnd, quiet, wire};
 use crate::beside::{TARGET_CORE, machine, process};
 use crate::net::ovs::Ovs;
 use crate::net::target::Target as OvsMode;
@@ -227,7 +227,11 @@ fn wired(kind: Kind, shape: Shape, against: Option<&Path>) -> Result<Started> {
     let numbers = (0..kind.wire_count()).map(|n| kind as u32 * 4 + n);
     let wires = numbers.map(wire).collect::<Result<Vec<_>>>()?;
     let near = wires[0].near.clone();
-    let generates = shape != Shape::Aggregate;
+    let far_end = match shape {
+        Shape::Wire | Shape::Packet | Shape::Between => FarEnd::Generator,
+        Shape::Receiving => FarEnd::Receiver,
+        Shape::Aggregate => FarEnd::Stack,
+    };
     let (process, socket, listen) = match kind {
         Kind::Ovs | Kind::OvsPacket => {
             let mut ovs = Ovs::start(1, false, 1500)?;
@@ -262,7 +266,7 @@ fn wired(kind: Kind, shape: Shape, against: Option<&Path>) -> Result<Started> {
             (Process::Avio(daemon), socket, false)
         }
     };
-    let ends = Ends::new(wires, &socket, listen, generates)?;
+    let ends = Ends::new(wires, &socket, listen, far_end)?;
     Ok((process, ends, None))
 }
 

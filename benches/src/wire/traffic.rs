@@ -20,6 +20,7 @@ use avio_tools::pktgen::frame::{
 };
 
 use super::generator::Generator;
+use super::receiver::Receiver;
 use super::rows::{Source, Way};
 
 /// Who is at the far end of the wire.
@@ -39,6 +40,17 @@ const LONG_BURST: usize = 4;
 /// Where the sequence number of a TCP frame stands.
 const TCP_SEQUENCE_AT: usize = 38;
 
+/// What is at the far end of a wire, beside the device that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarEnd {
+    /// Nothing: the kernel's network stack drops what comes.
+    Stack,
+    /// The generator.
+    Generator,
+    /// An AF_XDP socket and its program.
+    Receiver,
+}
+
 /// Frames offered and received in a window.
 #[derive(Clone, Debug, Default)]
 pub struct Moved {
@@ -57,6 +69,7 @@ pub struct Moved {
 /// See the module.
 pub struct Ends {
     far: Option<Generator>,
+    far_receiver: Option<Receiver>,
     wires: Vec<Wire>,
     // Kept: its end is the end of the guest.
     _guests: Vec<NetGuest>,
@@ -69,14 +82,16 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Connects a guest to `socket` (which it listens at, for switches that connect). `generates`: opens the generator at the far end of the first of
+    /// Connects a guest to `socket` (which it listens at, for switches that connect), and opens what is at the far end of the first of
     /// `wires`.
     ///
     /// # Errors
     /// When the switch does not serve the guest, or the far device takes no socket.
-    pub fn new(wires: Vec<Wire>, socket: &Path, listen: bool, generates: bool) -> Result<Self> {
+    pub fn new(wires: Vec<Wire>, socket: &Path, listen: bool, far_end: FarEnd) -> Result<Self> {
         let (guest, sender) = guest(socket, listen, false)?;
-        let far = wires.first().filter(|_| generates).map(Generator::new).transpose()?;
+        let first = |wanted: FarEnd| wires.first().filter(|_| far_end == wanted);
+        let far = first(FarEnd::Generator).map(Generator::new).transpose()?;
+        let far_receiver = first(FarEnd::Receiver).map(Receiver::new).transpose()?;
         let frame = |to: &str, from: &str| -> Result<Vec<u8>> {
             let mut bytes = [mac(to)?, mac(from)?].concat();
             // IPv4 and UDP, as OVS's parser wants to see it.
@@ -87,7 +102,7 @@ impl Ends {
         };
         let (inbound, outbound) = (frame(&mac_of(1), FAR_MAC)?, frame(FAR_MAC, &mac_of(1))?);
         let (_guests, receiver, long) = (vec![guest], None, None);
-        Ok(Self { far, wires, _guests, sender, receiver, inbound, outbound, long, next_seq: 0 })
+        Ok(Self { far, far_receiver, wires, _guests, sender, receiver, inbound, outbound, long, next_seq: 0 })
     }
 
     /// Connects two guests with TSO; the first sends to the second.
@@ -107,6 +122,7 @@ impl Ends {
         };
         Ok(Self {
             far: None,
+            far_receiver: None,
             wires: Vec::new(),
             _guests: vec![from, to],
             sender,
@@ -172,7 +188,7 @@ impl Ends {
 
     fn outwards(&mut self, rate: Option<f64>, flows: u16, window: Duration) -> Result<Moved> {
         let before = self.arrived()?;
-        let Self { sender, outbound, .. } = self;
+        let Self { sender, outbound, far_receiver, .. } = self;
         let mut moved = Moved::default();
         let mut ignored = Moved::default();
         let mut flow = 0;
@@ -189,6 +205,7 @@ impl Ends {
             }
             // Whatever the wire says on its own account.
             receive(sender, &mut ignored)?;
+            far_receiver.as_mut().map_or(Ok(()), Receiver::drain)?;
         }
         std::thread::sleep(SETTLE);
         moved.shares =

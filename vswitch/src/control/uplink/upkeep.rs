@@ -198,7 +198,8 @@ impl Uplinks {
                             zero_copy: self.allowed.zero_copy,
                             busy_poll: self.allowed.busy_poll,
                             burst: self.allowed.burst,
-                            redirect: self.allowed.redirect,
+                            // Members of an aggregate are sent to together, by one run of a program (decision 0013).
+                            redirect: self.allowed.redirect && uplink.bundle.is_none(),
                             egress_is_free: Arc::new(AtomicBool::new(self.links.egress_is_free(index))),
                             vlan_tags: self.allowed.vlan_tags,
                             siblings: self.allowed.siblings && uplink.bundle.is_some(),

@@ -234,10 +234,18 @@ fn tells_of_disciplines(bytes: &[u8]) -> bool {
 
 /// The interfaces with a queueing discipline or filters on their egress. Asked of the kernel at each call; never blocks.
 fn guarded() -> io::Result<BTreeSet<u32>> {
+    let mut guarded = BTreeSet::new();
+    dump(&dump_request::<{ HEADER_LEN + TCMSG_LEN }>(RTM_GETQDISC), RTM_NEWQDISC, |body| {
+        guarded.extend(parse_guard(body));
+    })?;
+    Ok(guarded)
+}
+
+/// Shows `each` the bodies of the messages of type `kind` that answer `request`, which asks for all there is. A socket of its own; never blocks.
+fn dump(request: &[u8], kind: u16, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-    send(&fd, &dump_request::<{ HEADER_LEN + TCMSG_LEN }>(RTM_GETQDISC), SendFlags::empty())?;
-    let mut guarded = BTreeSet::new();
+    send(&fd, request, SendFlags::empty())?;
     let mut buffer = vec![0; BUFFER_LEN];
     // The kernel makes a dump while it is read, so it is there at once.
     for _ in 0..DUMP_READS_MAX {
@@ -247,10 +255,9 @@ fn guarded() -> io::Result<BTreeSet<u32>> {
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         };
-        let disciplines = Messages(&buffer[..len]).filter(|(kind, _)| *kind == RTM_NEWQDISC);
-        guarded.extend(disciplines.filter_map(|(_, body)| parse_guard(body)));
+        Messages(&buffer[..len]).filter(|(of, _)| *of == kind).for_each(|(_, body)| each(body));
     }
-    Ok(guarded)
+    Ok(())
 }
 
 /// The interface whose egress a discipline guards, out of `struct tcmsg` and its attributes: what is at the root and is not the absence of one, or has filters for
@@ -290,27 +297,14 @@ fn take(links: &mut BTreeMap<u32, Link>, bytes: &[u8]) -> io::Result<bool> {
 /// # Errors
 /// What the system says.
 pub fn ipv4_addresses() -> io::Result<BTreeMap<u32, Ipv4Addr>> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     let mut request = dump_request::<{ HEADER_LEN + IFADDR_LEN }>(RTM_GETADDR);
     request[HEADER_LEN] = INET;
-    send(&fd, &request, SendFlags::empty())?;
     let mut addresses = BTreeMap::new();
-    let mut buffer = vec![0; BUFFER_LEN];
-    // The kernel makes a dump while it is read, so it is there at once.
-    for _ in 0..READS_MAX {
-        let len = match recv(&fd, buffer.as_mut_slice(), RecvFlags::empty()) {
-            Ok((_, len)) => len.min(BUFFER_LEN),
-            Err(rustix::io::Errno::AGAIN) => break,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        for (_, body) in Messages(&buffer[..len]).filter(|(kind, _)| *kind == RTM_NEWADDR) {
-            if let Some((index, address)) = parse_address(body) {
-                addresses.entry(index).or_insert(address);
-            }
+    dump(&request, RTM_NEWADDR, |body| {
+        if let Some((index, address)) = parse_address(body) {
+            addresses.entry(index).or_insert(address);
         }
-    }
+    })?;
     Ok(addresses)
 }
 

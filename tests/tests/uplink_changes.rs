@@ -1,26 +1,22 @@
 //! What others do to the device of an uplink, and to what is on it, while a switch has it: an interface joins a bridge, the process is killed that puts
 //! offloads back, the device gets more queues, our program is taken from it, and the configuration changes while it is opened. Each case has a network namespace of its own (root).
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
 
 use avio_guest::net::Offloads;
-use avio_tests::aggregate::{Cables, aggregate, wait_states};
 use avio_tests::capture::Capture;
 use avio_tests::case::{self, Case};
-use avio_tests::config::{Config, mac_of};
-use avio_tests::console::{Console, command};
-use avio_tests::daemon::{Daemon, program};
+use avio_tests::config::mac_of;
+use avio_tests::daemon::Daemon;
 use avio_tests::driver::Driver;
 use avio_tests::failure::{ensure, eventually};
 use avio_tests::frames::{EXPERIMENT, ethernet, tcp};
 use avio_tests::netns::{host, inside};
 use avio_tests::uplink::{best, config, device, wait_device, wait_key};
 use avio_tests::wire::RawSender;
-use avio_tests::{Failure, Result, scratch};
-use rustix::process::Signal;
+use avio_tests::{Failure, Result};
 
 /// In seconds; they take two or three.
 const SHORT_S: u64 = 40;
@@ -40,9 +36,6 @@ fn main() -> ExitCode {
         Case::new("more_and_fewer_queues", SHORT_S, || inside(more_and_fewer_queues)),
         Case::new("program_is_taken_away", SHORT_S, || inside(program_is_taken_away)),
         Case::new("too_many_queues", SHORT_S, || inside(too_many_queues)),
-        Case::new("too_little_locked_memory", SHORT_S, || inside(too_little_locked_memory)),
-        Case::new("what_goes_on_is_said_once", SHORT_S, || inside(what_goes_on_is_said_once)),
-        Case::new("members_of_different_mtu", SHORT_S, members_of_different_mtu),
         Case::new("access_changes_while_it_is_opened", SHORT_S, || inside(access_changes_while_it_is_opened)),
     ])
 }
@@ -243,112 +236,20 @@ fn access_changes_while_it_is_opened() -> Result {
 
 /// More queues than sockets can be on: a packet socket, which has the frames of all, and a line that says what to do; with fewer, sockets.
 fn too_many_queues() -> Result {
-    wire(129)?;
+    wire(130)?;
     let mut daemon = Daemon::start(config(UPLINK, "", ""))?;
     wait_key(&daemon, "access", "packet")?;
-    let line = "it has 129 queues, and 128 at most can have a socket; let it have fewer (`ethtool -L up0`)";
+    let line = "it has 130 queues, and 128 at most can have a socket; let it have fewer (`ethtool -L up0`)";
     daemon.console()?.wait_for(line, 5)?;
     let mut guest = Driver::connect(&daemon.socket(0), Offloads::None)?;
     daemon.wait_active(1)?;
-    ensure_flows(&mut guest, &RawSender::new(WIRE)?, "a packet socket")?;
-    daemon.ensure_healthy()
-}
-
-/// Without the right to lock memory, and with a limit below what frames need: a packet socket, and a line that says what to do.
-fn too_little_locked_memory() -> Result {
-    wire(1)?;
-    let script = scratch::folder().join("limited");
-    let limits = "prlimit --memlock=1048576:1048576 setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock";
-    let daemon = program("avio-vswitchd")?;
-    std::fs::write(&script, format!("#!/bin/sh\nexec {limits} {} \"$@\"\n", daemon.display()))?;
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
-    let mut daemon =
-        Daemon::start_as(Some(script), scratch::folder().join("daemon"), config(UPLINK, "", ""))?;
-    wait_key(&daemon, "access", "packet")?;
-    daemon
-        .console()?
-        .wait_for("16 MiB of memory for frames exceed the limit of locked memory; raise it", 5)?;
-    daemon.ensure_healthy()
-}
-
-/// A device that cannot be opened is tried every five seconds, and the log has that once; when the reason is gone it is opened.
-fn what_goes_on_is_said_once() -> Result {
-    wire(1)?;
-    let mut daemon = daemon()?;
-    host(&format!("ip link set {UPLINK} name up1"))?;
-    wait_device(&daemon, "Missing")?;
-    // As another daemon of ours would have it.
-    let index = host("cat /sys/class/net/up1/ifindex")?;
-    let mark = format!("avio-uplink-{}", index.trim());
-    let is_marked = || host("cat /proc/net/unix").is_ok_and(|sockets| sockets.contains(&format!("@{mark}")));
-    eventually("the device is nobody's", 5, || !is_marked())?;
-    let socket = format!("ABSTRACT-LISTEN:{mark},fork");
-    let mut other = Console::spawn("other", command("socat").args([&socket, "EXEC:true"]))?;
-    eventually("socat listens", 5, is_marked)?;
-    host(&format!("ip link set up1 name {UPLINK} && ip link set {UPLINK} up"))?;
-    let line = "is an uplink of another avio-vswitchd";
-    daemon.console()?.wait_for(line, 5)?;
-    // Long enough for another try.
-    sleep(Duration::from_secs(6));
+    let from = RawSender::new(WIRE)?;
+    ensure_flows(&mut guest, &from, "a packet socket")?;
     let output = daemon.console()?.output();
-    ensure(output.matches(line).count() == 1, || output.clone())?;
-    let shown = device(&daemon, "remarks")?.to_string();
-    ensure(shown.contains(line), || format!("not shown: {shown}"))?;
-    other.signal(Signal::TERM)?;
-    other.wait_end(5)?;
-    wait_opened(&mut daemon, 2)?;
+    ensure(output.matches(line).count() == 1, || output)?;
+    set_queues(2)?;
+    wait_key(&daemon, "access", best())?;
     wait_device(&daemon, "Up")?;
-    daemon.ensure_healthy()
-}
-
-/// What a flow's member would not take is refused at the wire for the reason that it has, whichever member the flow is on; what all take passes.
-fn members_of_different_mtu() -> Result {
-    let cables = Cables::new(2, true)?;
-    let namespace = cables.namespace.clone().unwrap_or_default();
-    for n in 0..2 {
-        host(&format!(
-            "ip link set {} mtu 9000 && ip -n {namespace} link set {} mtu 9000",
-            cables.near(n),
-            cables.far(n)
-        ))?;
-    }
-    let lines = aggregate("lan900", &cables.members(false, 2), "mode = \"MANUAL\"\nbalance = \"LB_FLOW\"");
-    let mut daemon =
-        Daemon::start(Config::default().vswitch("vs", &lines).guest("g1", "vs", 1, "mtu = 9000"))?;
-    wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
-    let mut guest = Driver::connect(&daemon.socket(0), Offloads::None)?;
-    daemon.wait_active(1)?;
-    let mut send = |payload_len: u16| -> Result {
-        for flow in 0..FLOWS {
-            let mut frame = tcp(FAR, &mac_of(1), payload_len);
-            frame[34..36].copy_from_slice(&(2000 + 7 * flow).to_be_bytes());
-            guest.send(&frame)?;
-        }
-        Ok(())
-    };
-    let discarded = |daemon: &Daemon, reason: &str| -> Result<u64> {
-        let output = daemon.avio(&["--json", "net", "-S", "vs", "-A"])?;
-        let shown: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        Ok(shown["wire"]["discards"][reason].as_u64().unwrap_or(0))
-    };
-    send(8000)?;
-    ensure(discarded(&daemon, "receiver_mtu")? == 0, || "refused although both take it".to_owned())?;
-    let second = cables.near(1);
-    host(&format!("ip link set {second} mtu 1500"))?;
-    daemon.console()?.wait_for(&format!("{second}: open"), 5)?;
-    wait_states(&daemon, "lan900", &["Active", "Active"], 10)?;
-    let before = discarded(&daemon, "no_buffer")?;
-    send(8000)?;
-    send(1400)?;
-    let flows = u64::from(FLOWS);
-    eventually("long frames are refused", 5, || {
-        discarded(&daemon, "receiver_mtu").is_ok_and(|count| count == flows)
-    })?;
-    ensure(discarded(&daemon, "no_buffer")? == before, || "frames are lost at a member".to_owned())?;
-    let (first, second) = (cables.near(0), cables.near(1));
-    daemon.console()?.wait_for(
-        &format!("its devices have different MTUs ({first} 9000, {second} 1500); it has the least, 1500"),
-        5,
-    )?;
+    ensure_flows(&mut guest, &from, "two queues")?;
     daemon.ensure_healthy()
 }

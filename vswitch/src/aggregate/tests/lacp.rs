@@ -277,15 +277,15 @@ fn a_partner_that_never_gets_in_sync_is_churn() {
     assert_eq!(aggregate.lacp().unwrap().port(Slot(0)).unwrap().partner_churn, Churn::Churn);
 }
 
+/// As the other end asks.
+fn a_marker() -> MarkerPdu {
+    MarkerPdu { kind: MarkerKind::Marker, requester_port: 7, requester_system: mac(1, 0), transaction: 99 }
+}
+
 #[test]
 fn markers_are_answered_and_foreign_responses_ignored() {
     let mut net = up(lacp(2), lacp(2));
-    let marker = MarkerPdu {
-        kind: MarkerKind::Marker,
-        requester_port: 7,
-        requester_system: mac(1, 0),
-        transaction: 99,
-    };
+    let marker = a_marker();
     let now = net.now;
     net.ends[0].receive(Slot(1), &SlowFrame::Marker(marker).to_frame(mac(1, 1)), now);
     let answer = SlowFrame::Marker(marker.response()).to_frame(mac(0, 1)).to_vec();
@@ -298,12 +298,7 @@ fn markers_are_answered_and_foreign_responses_ignored() {
 #[test]
 fn ten_markers_a_second_are_answered() {
     let mut net = up(lacp(2), lacp(2));
-    let marker = MarkerPdu {
-        kind: MarkerKind::Marker,
-        requester_port: 7,
-        requester_system: mac(1, 0),
-        transaction: 99,
-    };
+    let marker = a_marker();
     let (frame, start) = (SlowFrame::Marker(marker).to_frame(mac(1, 1)), net.now);
     let mut answers = |millis: u64| {
         net.ends[0].receive(Slot(1), &frame, start + Duration::from_millis(millis));

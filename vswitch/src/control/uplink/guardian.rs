@@ -7,7 +7,7 @@ use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use super::offloads::Found;
+use super::offloads::SwitchedOn;
 use crate::port::xdp::{LinkFeatures, features, set_features};
 
 /// What the log calls it.
@@ -58,7 +58,7 @@ impl Guardian {
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn insist(&mut self, device: u32, minded: LinkFeatures) -> io::Result<Option<Found>> {
+    pub(super) fn insist(&mut self, device: u32, minded: LinkFeatures) -> io::Result<Option<SwitchedOn>> {
         if self.told.iter().all(|(known, _)| *known != device) {
             return Ok(None);
         }
@@ -68,7 +68,7 @@ impl Guardian {
             return Ok(None);
         }
         let left = set_features(device, active.without(minded))?.within(minded);
-        Ok(Some(Found { on, left }))
+        Ok(Some(SwitchedOn { on, left }))
     }
 
     /// The device is not ours any more: it is as it was when this returns, for whoever claims it next asks how it is. Helper thread.

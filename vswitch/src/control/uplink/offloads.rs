@@ -43,7 +43,7 @@ impl Fights {
 
 /// What a helper found on, of what was to be off, and what of it stays on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::control) struct Found {
+pub(in crate::control) struct SwitchedOn {
     pub on: LinkFeatures,
     pub left: LinkFeatures,
 }
@@ -52,7 +52,7 @@ pub(in crate::control) struct Found {
 pub(in crate::control) struct Looked {
     port: PortIndex,
     member: String,
-    found: Result<Option<Found>, String>,
+    found: Result<Option<SwitchedOn>, String>,
 }
 
 /// Which offloads matter to a device that is opened like that: see [`super::check::refusal`].
@@ -105,7 +105,7 @@ impl Uplinks {
             return false;
         };
         let (of, name) = (uplink.name.clone(), &looked.member);
-        let Found { on, left } = match looked.found {
+        let SwitchedOn { on, left } = match looked.found {
             Ok(None) => return false,
             Ok(Some(found)) => found,
             Err(why) => {

@@ -2,6 +2,8 @@
 //!
 //! Used where a program is made, never while frames pass. Whether it may run is for the kernel's verifier to say.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 /// One instruction: opcode, destination and source register, offset, immediate.
 pub(super) fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> u64 {
     let registers = destination | source << 4;
@@ -9,6 +11,20 @@ pub(super) fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: 
         | u64::from(registers) << 8
         | u64::from(offset as u16) << 16
         | u64::from(immediate as u32) << 32
+}
+
+/// `BPF_PSEUDO_MAP_FD` and `BPF_PSEUDO_MAP_VALUE`.
+const MAP: u8 = 1;
+const MAP_VALUE: u8 = 2;
+
+/// A map into a register, as helper functions want it.
+pub(super) fn load_map(register: u8, map: BorrowedFd<'_>) -> [u64; 2] {
+    [op(LOAD_WIDE, register, MAP, 0, map.as_raw_fd()), 0]
+}
+
+/// The address of an array map's only element into a register.
+pub(super) fn load_map_value(register: u8, map: BorrowedFd<'_>) -> [u64; 2] {
+    [op(LOAD_WIDE, register, MAP_VALUE, 0, map.as_raw_fd()), 0]
 }
 
 // Opcodes (Documentation/bpf/standardization/instruction-set.rst).
@@ -20,7 +36,7 @@ pub(super) const STORE_16: u8 = 0x6b;
 pub(super) const STORE_32: u8 = 0x63;
 pub(super) const STORE_64: u8 = 0x7b;
 pub(super) const STORE_CONSTANT_32: u8 = 0x62;
-pub(super) const LOAD_MAP: u8 = 0x18;
+const LOAD_WIDE: u8 = 0x18;
 pub(super) const MOVE: u8 = 0xbf;
 pub(super) const MOVE_CONSTANT: u8 = 0xb7;
 pub(super) const ADD: u8 = 0x0f;
@@ -62,6 +78,8 @@ pub(super) const XDP_STORE_BYTES: i32 = 190;
 /// Where a jump goes; its offset is filled in when all instructions are there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Label {
+    Again,
+    Next,
     Pass,
     Redirect,
     End,
@@ -91,11 +109,12 @@ impl Assembly {
         self.labels.push((label, self.code.len()));
     }
 
-    /// The program: offsets count instructions behind the jump.
+    /// The program: offsets count instructions behind the jump, and back if they are negative.
     pub(super) fn finish(mut self) -> Vec<u64> {
         for (at, label) in self.jumps {
             let to = self.labels.iter().find(|(known, _)| *known == label).map_or(at + 1, |(_, to)| *to);
-            self.code[at] |= u64::from((to - at - 1) as u16) << 16;
+            let offset = (to as isize - at as isize - 1) as i16;
+            self.code[at] |= u64::from(offset as u16) << 16;
         }
         self.code
     }
@@ -108,10 +127,12 @@ mod tests {
     #[test]
     fn jumps_go_to_their_labels() {
         let mut program = Assembly::default();
+        program.label(Label::Again);
         program.jump(op(JUMP, 0, 0, 0, 0), Label::End);
         program.put(&[1, 2]);
+        program.jump(op(JUMP, 0, 0, 0, 0), Label::Again);
         program.label(Label::End);
         program.put(&[3]);
-        assert_eq!(program.finish(), [op(JUMP, 0, 0, 2, 0), 1, 2, 3]);
+        assert_eq!(program.finish(), [op(JUMP, 0, 0, 3, 0), 1, 2, op(JUMP, 0, 0, -4, 0), 3]);
     }
 }

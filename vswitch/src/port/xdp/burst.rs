@@ -17,10 +17,10 @@ use avio_proto::mem::{MemoryTable, Region, RegionHint};
 use avio_proto::ring::Undelivered;
 
 use super::assembly::{
-    ADD, ADD_CONSTANT, AND_CONSTANT, CALL, CHANGE_TAIL, CLONE_REDIRECT, EXIT, JUMP_EQUAL,
+    ADD, ADD_CONSTANT, AND_CONSTANT, Assembly, CALL, CHANGE_TAIL, CLONE_REDIRECT, EXIT, JUMP_EQUAL,
     JUMP_EQUAL_CONSTANT, JUMP_GREATER_CONSTANT, JUMP_LESS_CONSTANT, JUMP_NOT_CONSTANT, JUMP_NOT_LESS,
-    LOAD_32, LOAD_64, LOAD_MAP, MOVE, MOVE_CONSTANT, SET_HASH, SHIFT_LEFT, STORE_32, STORE_64, STORE_BYTES,
-    op,
+    LOAD_32, LOAD_64, Label, MOVE, MOVE_CONSTANT, SET_HASH, SHIFT_LEFT, STORE_32, STORE_64, STORE_BYTES,
+    load_map_value, op,
 };
 use super::redirect::{self, Handed, Redirect};
 use super::rings::{fill, word};
@@ -327,27 +327,33 @@ impl BurstOutlet {
     }
 }
 
-/// `BPF_PSEUDO_MAP_VALUE`: the address of an array map's only element.
-pub(super) const MAP_VALUE: u8 = 2;
-
 /// The program. Register 6 is the packet, 7 the map, 8 counts frames, 9 is the frame's length; on the stack the place of its descriptor.
 fn assemble(map: BorrowedFd<'_>) -> Vec<u64> {
-    use std::os::fd::AsRawFd;
-    // What a frame takes; a jump of `SKIP` goes on to the next.
-    const SKIP: i16 = i16::MAX;
-    let at = FRAMES_AT as i32;
-    let mut body = vec![
+    let field = |field: usize| (DESCRIPTORS_AT + field) as i16;
+    // The frame's descriptor into register 1.
+    let to_descriptor = [op(LOAD_64, 1, 10, -8, 0), op(ADD, 1, 7, 0, 0)];
+    let mut program = Assembly::default();
+    program.put(&[op(MOVE, 6, 1, 0, 0)]);
+    program.put(&load_map_value(7, map));
+    program.put(&[op(MOVE_CONSTANT, 8, 0, 0, 0)]);
+    // Once round: all done, or the next.
+    program.label(Label::Again);
+    program.put(&[op(LOAD_32, 9, 7, COUNT as i16, 0)]);
+    program.jump(op(JUMP_NOT_LESS, 8, 9, 0, 0), Label::End);
+    program.put(&[
         op(LOAD_32, 1, 7, FIRST as i16, 0),
         op(ADD, 1, 8, 0, 0),
         op(AND_CONSTANT, 1, 0, 0, FRAMES_MAX as i32 - 1),
         op(SHIFT_LEFT, 1, 0, 0, DESCRIPTOR_SHIFT),
         op(STORE_64, 10, 1, -8, 0),
         op(ADD, 1, 7, 0, 0),
-        op(LOAD_32, 9, 1, (DESCRIPTORS_AT + LEN) as i16, 0),
-        op(JUMP_LESS_CONSTANT, 9, 0, SKIP, LEN_MIN as i32),
-        op(JUMP_GREATER_CONSTANT, 9, 0, SKIP, LEN_MAX as i32),
-        op(LOAD_32, 1, 1, (DESCRIPTORS_AT + OFFSET) as i16, 0),
-        op(JUMP_GREATER_CONSTANT, 1, 0, SKIP, AREA as i32),
+        op(LOAD_32, 9, 1, field(LEN), 0),
+    ]);
+    program.jump(op(JUMP_LESS_CONSTANT, 9, 0, 0, LEN_MIN as i32), Label::Next);
+    program.jump(op(JUMP_GREATER_CONSTANT, 9, 0, 0, LEN_MAX as i32), Label::Next);
+    program.put(&[op(LOAD_32, 1, 1, field(OFFSET), 0)]);
+    program.jump(op(JUMP_GREATER_CONSTANT, 1, 0, 0, AREA as i32), Label::Next);
+    program.put(&[
         op(STORE_64, 10, 1, -16, 0),
         // `len` of `struct __sk_buff`: mostly right already.
         op(LOAD_32, 1, 6, 0, 0),
@@ -356,57 +362,41 @@ fn assemble(map: BorrowedFd<'_>) -> Vec<u64> {
         op(MOVE, 2, 9, 0, 0),
         op(MOVE_CONSTANT, 3, 0, 0, 0),
         op(CALL, 0, 0, 0, CHANGE_TAIL),
-        op(JUMP_NOT_CONSTANT, 0, 0, SKIP, 0),
+    ]);
+    program.jump(op(JUMP_NOT_CONSTANT, 0, 0, 0, 0), Label::Next);
+    program.put(&[
         op(LOAD_64, 3, 10, -16, 0),
-        op(ADD_CONSTANT, 3, 0, 0, at),
+        op(ADD_CONSTANT, 3, 0, 0, FRAMES_AT as i32),
         op(ADD, 3, 7, 0, 0),
         op(MOVE, 1, 6, 0, 0),
         op(MOVE_CONSTANT, 2, 0, 0, 0),
         op(MOVE, 4, 9, 0, 0),
         op(MOVE_CONSTANT, 5, 0, 0, 0),
         op(CALL, 0, 0, 0, STORE_BYTES),
-        op(JUMP_NOT_CONSTANT, 0, 0, SKIP, 0),
-        op(LOAD_64, 1, 10, -8, 0),
-        op(ADD, 1, 7, 0, 0),
-        op(LOAD_32, 2, 1, (DESCRIPTORS_AT + HASH) as i16, 0),
+    ]);
+    program.jump(op(JUMP_NOT_CONSTANT, 0, 0, 0, 0), Label::Next);
+    program.put(&to_descriptor);
+    program.put(&[
+        op(LOAD_32, 2, 1, field(HASH), 0),
         op(JUMP_EQUAL_CONSTANT, 2, 0, 2, 0),
         op(MOVE, 1, 6, 0, 0),
         op(CALL, 0, 0, 0, SET_HASH),
-        op(LOAD_64, 1, 10, -8, 0),
-        op(ADD, 1, 7, 0, 0),
-        op(LOAD_32, 2, 1, (DESCRIPTORS_AT + IFINDEX) as i16, 0),
+    ]);
+    program.put(&to_descriptor);
+    program.put(&[
+        op(LOAD_32, 2, 1, field(IFINDEX), 0),
         op(MOVE, 1, 6, 0, 0),
         op(MOVE_CONSTANT, 3, 0, 0, 0),
         op(CALL, 0, 0, 0, CLONE_REDIRECT),
-        op(LOAD_64, 1, 10, -8, 0),
-        op(ADD, 1, 7, 0, 0),
-        op(STORE_32, 1, 0, (DESCRIPTORS_AT + RESULT) as i16, 0),
-    ];
-    let len = body.len();
-    for (i, instruction) in body.iter_mut().enumerate() {
-        let offset = (*instruction >> 16) as i16;
-        if offset == SKIP {
-            *instruction &= !(0xffff << 16);
-            *instruction |= ((len - i - 1) as u64) << 16;
-        }
-    }
-    let mut code = vec![
-        op(MOVE, 6, 1, 0, 0),
-        op(LOAD_MAP, 7, MAP_VALUE, 0, map.as_raw_fd()),
-        0,
-        op(MOVE_CONSTANT, 8, 0, 0, 0),
-        // Once round: all done, or the next.
-        op(LOAD_32, 9, 7, COUNT as i16, 0),
-        op(JUMP_NOT_LESS, 8, 9, len as i16 + 2, 0),
-    ];
-    code.extend(body);
-    code.extend([
-        op(ADD_CONSTANT, 8, 0, 0, 1),
-        op(JUMP_LESS_CONSTANT, 8, 0, -(len as i16 + 4), FRAMES_MAX as i32),
-        op(MOVE_CONSTANT, 0, 0, 0, 0),
-        op(EXIT, 0, 0, 0, 0),
     ]);
-    code
+    program.put(&to_descriptor);
+    program.put(&[op(STORE_32, 1, 0, field(RESULT), 0)]);
+    program.label(Label::Next);
+    program.put(&[op(ADD_CONSTANT, 8, 0, 0, 1)]);
+    program.jump(op(JUMP_LESS_CONSTANT, 8, 0, 0, FRAMES_MAX as i32), Label::Again);
+    program.label(Label::End);
+    program.put(&[op(MOVE_CONSTANT, 0, 0, 0, 0), op(EXIT, 0, 0, 0, 0)]);
+    program.finish()
 }
 
 #[cfg(test)]

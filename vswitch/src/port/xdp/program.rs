@@ -16,8 +16,8 @@ use avio_proto::config::MacAddr;
 
 use super::assembly::{
     ADD_CONSTANT, ADJUST_HEAD, AND_CONSTANT, Assembly, CALL, EXIT, JUMP, JUMP_GREATER, JUMP_NOT_CONSTANT,
-    JUMP_NOT_CONSTANT_32, LOAD_8, LOAD_16, LOAD_32, LOAD_MAP, Label, MAP_LOOKUP, MOVE, MOVE_CONSTANT,
-    REDIRECT_MAP, STORE_16, STORE_32, STORE_CONSTANT_32, TO_BIG_ENDIAN, op,
+    JUMP_NOT_CONSTANT_32, LOAD_8, LOAD_16, LOAD_32, Label, MAP_LOOKUP, MOVE, MOVE_CONSTANT, REDIRECT_MAP,
+    STORE_16, STORE_32, STORE_CONSTANT_32, TO_BIG_ENDIAN, load_map, op,
 };
 use super::{btf, sys};
 
@@ -193,8 +193,6 @@ const XDP_PASS: i32 = 2;
 
 /// The program; with `rx_vlan_tag`, the number of that kernel function, it puts tags back.
 fn assemble(sockets: BorrowedFd<'_>, macs: BorrowedFd<'_>, rx_vlan_tag: Option<i32>) -> Vec<u64> {
-    use std::os::fd::AsRawFd;
-    let map = |register: u8, fd: BorrowedFd<'_>| [op(LOAD_MAP, register, 1, 0, fd.as_raw_fd()), 0];
     let mut program = Assembly::default();
     program.put(&[
         op(MOVE, 6, 1, 0, 0),
@@ -217,14 +215,14 @@ fn assemble(sockets: BorrowedFd<'_>, macs: BorrowedFd<'_>, rx_vlan_tag: Option<i
         op(LOAD_16, 1, 2, 4, 0),
         op(STORE_32, 10, 1, -4, 0),
     ]);
-    program.put(&map(1, macs));
+    program.put(&load_map(1, macs));
     program.put(&[op(MOVE, 2, 10, 0, 0), op(ADD_CONSTANT, 2, 0, 0, -8), op(CALL, 0, 0, 0, MAP_LOOKUP)]);
     program.jump(op(JUMP_NOT_CONSTANT, 0, 0, 0, 0), Label::Pass);
     if let Some(function) = rx_vlan_tag {
         put_tag_back(&mut program, function);
     }
     program.label(Label::Redirect);
-    program.put(&map(1, sockets));
+    program.put(&load_map(1, sockets));
     program.put(&[
         // `rx_queue_index` of `struct xdp_md`.
         op(LOAD_32, 2, 6, 16, 0),

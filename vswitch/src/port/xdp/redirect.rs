@@ -17,12 +17,12 @@ use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use super::assembly::{
     ADD, ADD_CONSTANT, ADJUST_TAIL, AND_CONSTANT, Assembly, CALL, EXIT, JUMP_EQUAL, JUMP_GREATER_CONSTANT,
-    JUMP_LESS_CONSTANT, JUMP_NOT_CONSTANT, JUMP_NOT_EQUAL, JUMP_NOT_LESS, LOAD_32, LOAD_64, LOAD_MAP, Label,
-    MOVE, MOVE_CONSTANT, PROCESSOR, REDIRECT_MAP, SHIFT_LEFT, STORE_32, SUBTRACT, XDP_STORE_BYTES, op,
+    JUMP_LESS_CONSTANT, JUMP_NOT_CONSTANT, JUMP_NOT_EQUAL, JUMP_NOT_LESS, LOAD_32, LOAD_64, Label, MOVE,
+    MOVE_CONSTANT, PROCESSOR, REDIRECT_MAP, SHIFT_LEFT, STORE_32, SUBTRACT, XDP_STORE_BYTES, load_map,
+    load_map_value, op,
 };
 use super::burst::{
-    AREA, DESCRIPTOR_SHIFT, DESCRIPTORS_AT, FRAMES_AT, FRAMES_MAX, LEN, LEN_MIN, MAP_VALUE, NOTES_AT, OFFSET,
-    RESULT,
+    AREA, DESCRIPTOR_SHIFT, DESCRIPTORS_AT, FRAMES_AT, FRAMES_MAX, LEN, LEN_MIN, NOTES_AT, OFFSET, RESULT,
 };
 use super::rings::word;
 use super::sys::{self, RingMapping};
@@ -182,24 +182,19 @@ fn apart(program: OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     thread.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
-fn map_value(map: BorrowedFd<'_>) -> [u64; 2] {
-    [op(LOAD_MAP, 7, MAP_VALUE, 0, map.as_raw_fd()), 0]
-}
-
 /// The TAP's: redirects what is written to it to the smallest map that has a place for each frame.
 fn entry(map: BorrowedFd<'_>, maps: &[(usize, OwnedFd)]) -> Vec<u64> {
     let mut program = Assembly::default();
-    program.put(&map_value(map));
+    program.put(&load_map_value(7, map));
     program.put(&[
         op(CALL, 0, 0, 0, PROCESSOR),
         op(STORE_32, 7, 0, PROCESSOR_NOW as i16, 0),
         op(LOAD_32, 6, 7, END as i16, 0),
     ]);
     for (size, devices) in maps {
+        program.put(&[op(JUMP_GREATER_CONSTANT, 6, 0, 6, *size as i32)]);
+        program.put(&load_map(1, devices.as_fd()));
         program.put(&[
-            op(JUMP_GREATER_CONSTANT, 6, 0, 6, *size as i32),
-            op(LOAD_MAP, 1, 1, 0, devices.as_raw_fd()),
-            0,
             op(MOVE_CONSTANT, 2, 0, 0, 0),
             op(MOVE_CONSTANT, 3, 0, 0, BROADCAST),
             op(CALL, 0, 0, 0, REDIRECT_MAP),
@@ -215,7 +210,7 @@ fn filling(map: BorrowedFd<'_>) -> Vec<u64> {
     let field = |field: usize| (DESCRIPTORS_AT + field) as i16;
     let mut program = Assembly::default();
     program.put(&[op(MOVE, 6, 1, 0, 0)]);
-    program.put(&map_value(map));
+    program.put(&load_map_value(7, map));
     program.put(&[op(LOAD_32, 8, 7, CURSOR as i16, 0), op(LOAD_32, 1, 7, END as i16, 0)]);
     program.jump(op(JUMP_NOT_LESS, 8, 1, 0, 0), Label::End);
     program.put(&[
@@ -269,7 +264,7 @@ fn filling(map: BorrowedFd<'_>) -> Vec<u64> {
 fn noting(map: BorrowedFd<'_>) -> Vec<u64> {
     let mut program = Assembly::default();
     program.put(&[op(MOVE, 6, 1, 0, 0)]);
-    program.put(&map_value(map));
+    program.put(&load_map_value(7, map));
     program.put(&[op(LOAD_32, 8, 7, CURSOR as i16, 0), op(LOAD_32, 1, 7, NOTED as i16, 0)]);
     program.jump(op(JUMP_EQUAL, 8, 1, 0, 0), Label::End);
     program.put(&[op(CALL, 0, 0, 0, PROCESSOR), op(LOAD_32, 1, 7, PROCESSOR_NOW as i16, 0)]);

@@ -6,14 +6,14 @@
 //! where. Nothing is pinned; the link goes with its descriptor. It never sees a frame that the switch takes.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use avio_proto::config::MacAddr;
 
 use super::assembly::{
     ADD_CONSTANT, Assembly, CALL, CHANGE_HEAD, EXIT, JUMP_EQUAL_CONSTANT, JUMP_NOT_CONSTANT, LOAD_16,
-    LOAD_32, LOAD_64, LOAD_BYTES, LOAD_BYTES_RELATIVE, LOAD_MAP, Label, MAP_LOOKUP, MOVE, MOVE_CONSTANT, OR,
-    REDIRECT, STORE_32, STORE_BYTES, SUBTRACT, op,
+    LOAD_32, LOAD_64, LOAD_BYTES, LOAD_BYTES_RELATIVE, Label, MAP_LOOKUP, MOVE, MOVE_CONSTANT, OR, REDIRECT,
+    STORE_32, STORE_BYTES, SUBTRACT, load_map, op,
 };
 use super::program::{Hook, MACS_MAX, key};
 use super::sys;
@@ -109,9 +109,8 @@ fn assemble(addresses: BorrowedFd<'_>) -> Vec<u64> {
         op(STORE_32, 10, 1, KEY, 0),
         op(LOAD_16, 1, 10, FRAME + 4, 0),
         op(STORE_32, 10, 1, KEY + 4, 0),
-        op(LOAD_MAP, 1, 1, 0, addresses.as_raw_fd()),
-        0,
     ]);
+    program.put(&load_map(1, addresses));
     program.put(&place(2, KEY));
     program.put(&[op(CALL, 0, 0, 0, MAP_LOOKUP)]);
     program.jump(op(JUMP_EQUAL_CONSTANT, 0, 0, 0, 0), Label::Pass);

@@ -4,15 +4,20 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use avio_guest::net::Offloads;
+use avio_tests::capture::Capture;
 use avio_tests::case::{self, Case};
 use avio_tests::config::{Config, mac_of};
 use avio_tests::counters::{Counters, HostPort, Vswitch};
 use avio_tests::daemon::Daemon;
+use avio_tests::driver::Driver;
 use avio_tests::failure::{ensure, eventually};
+use avio_tests::frames::{EXPERIMENT, ethernet};
 use avio_tests::linux_guest::LinuxGuest;
 use avio_tests::netns::{host, inside};
 use avio_tests::qemu::{self, Qemu};
 use avio_tests::uplink::frames_out;
+use avio_tests::wire::RawSender;
 use avio_tests::{Failure, Result, scratch};
 
 /// For cases with emulated guests, in seconds.
@@ -28,6 +33,7 @@ fn main() -> ExitCode {
         Case::new("e1000_obeys_its_port", QEMU_S, || inside(e1000_obeys_its_port)),
         Case::new("host_talks_to_guests", QEMU_S, || inside(host_talks_to_guests)).data_path(),
         Case::new("lost_taps_come_back", QEMU_S, || inside(lost_taps_come_back)),
+        Case::new("existing_device_is_lent", 60, || inside(existing_device_is_lent)).data_path(),
         Case::new("host_port_numbers", 60, || inside(host_port_numbers)).data_path(),
     ])
 }
@@ -258,6 +264,59 @@ fn host_port_numbers() -> Result {
     ensure(cleared.counters == Counters::default() && cleared.discards.is_empty(), || {
         format!("{cleared:?}")
     })?;
+    daemon.ensure_healthy()
+}
+
+/// A device that is there already is a lan port as well: its frames and the guests' find each other, under the port's rules, while the host neither hears nor speaks on
+/// it. When its definition goes it is as before, whatever became of the daemon meanwhile.
+fn existing_device_is_lent() -> Result {
+    host("ip link add card0 type veth peer name wire0 && ip link set card0 up && ip link set wire0 up")?;
+    host("sysctl -q -w net.ipv4.conf.card0.rp_filter=2 net.ipv6.conf.wire0.disable_ipv6=1")?;
+    let state = || -> Result<String> {
+        let settings = "ipv6.conf.card0.disable_ipv6 net.ipv6.conf.card0.addr_gen_mode";
+        // What the kernel counts for itself is left out.
+        host(&format!(
+            "ip -d -o link show card0 | sed 's/ promiscuity.*//; s/ state [A-Z]*//'; sysctl net.{settings} net.ipv4.conf.card0.rp_filter"
+        ))
+    };
+    let (before, without) = (state()?, Config::default().vswitch("vs", "").guest("g2", "vs", 2, ""));
+    let with =
+        Config::default().vswitch("vs", "").guest("g2", "vs", 2, "").lan("g1", "vs", 1, "tap = \"card0\"");
+    let mut daemon = Daemon::start(with)?;
+    let lent = |daemon: &Daemon| {
+        daemon.vswitch("vs").is_ok_and(|v| v.port(1).is_ok_and(|port| port.state == "Active"))
+    };
+    for time in ["started", "killed and started"] {
+        if time != "started" {
+            daemon.kill();
+            daemon.restart()?;
+        }
+        eventually(time, 10, || lent(&daemon))?;
+        ensure(state()? != before, || "the host has it still".to_owned())?;
+        let mut guest = Driver::connect(&daemon.socket(0), Offloads::None)?;
+        daemon.wait_active(2)?;
+        let (from, capture) = (RawSender::new("wire0")?, Capture::start(None, "wire0", "")?);
+        let (inwards, outwards) =
+            (ethernet(&mac_of(2), &mac_of(1), EXPERIMENT), ethernet(&mac_of(1), &mac_of(2), EXPERIMENT));
+        let spoofed = ethernet(&mac_of(2), "02:00:00:00:00:63", EXPERIMENT);
+        from.send(&spoofed)?;
+        let mut got = Vec::new();
+        eventually("a frame from the device to the guest", 5, || {
+            let _ = from.send(&inwards);
+            got.extend(guest.received().unwrap_or_default());
+            got.contains(&inwards)
+        })?;
+        ensure(!got.contains(&spoofed), || "a frame in another's name has passed".to_owned())?;
+        guest.send(&outwards)?;
+        eventually("a frame from the guest to the device", 5, || {
+            capture.frames().is_ok_and(|frames| frames.contains(&outwards))
+        })?;
+    }
+    std::fs::remove_file(daemon.config_folder().join("guests/g1.toml"))?;
+    daemon.config = without;
+    daemon.reload()?;
+    eventually("the device is as before", 5, || state().is_ok_and(|now| now == before))
+        .map_err(|e| e.while_doing(&format!("{before} {}", state().unwrap_or_default())))?;
     daemon.ensure_healthy()
 }
 

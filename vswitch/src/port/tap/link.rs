@@ -65,7 +65,7 @@ pub(super) struct Setting {
 /// What the kernel says.
 pub(super) fn set(index: u32, setting: Setting) -> io::Result<()> {
     let flags = if setting.up { IFF_UP } else { 0 } | if setting.mute { IFF_NOARP } else { 0 };
-    let mut message = Message::new(RTM_SETLINK, 0, index, flags);
+    let mut message = Message::new(RTM_SETLINK, 0, index, (flags, flags));
     if let Some(mac) = setting.mac {
         message.attribute(IFLA_ADDRESS, &mac.0);
     }
@@ -83,12 +83,44 @@ pub(super) fn set(index: u32, setting: Setting) -> io::Result<()> {
     message.send()
 }
 
+/// Whether the device is set up, and whether the host speaks ARP on it. `None`: there is none.
+pub(super) fn up_and_arp(name: &str) -> Option<(bool, bool)> {
+    let flags: String = attribute(name, "flags")?;
+    let flags = u32::from_str_radix(flags.strip_prefix("0x")?, 16).ok()?;
+    Some((flags & IFF_UP != 0, flags & IFF_NOARP == 0))
+}
+
+/// Makes both what [`up_and_arp`] tells.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn set_up_and_arp(index: u32, up: bool, arp: bool) -> io::Result<()> {
+    let flags = if up { IFF_UP } else { 0 } | if arp { 0 } else { IFF_NOARP };
+    Message::new(RTM_SETLINK, 0, index, (flags, IFF_UP | IFF_NOARP)).send()
+}
+
+/// Gives the device another alias.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn set_alias(index: u32, alias: &str) -> io::Result<()> {
+    let mut message = Message::new(RTM_SETLINK, 0, index, (0, 0));
+    message.attribute(IFLA_IFALIAS, alias.as_bytes());
+    message.send()
+}
+
+/// The device's alias; empty without one.
+pub(super) fn alias(name: &str) -> String {
+    // What is in a line of its own can have spaces.
+    attribute(name, "ifalias").unwrap_or_default()
+}
+
 /// Makes a macvtap in passthru mode on the device `lower`.
 ///
 /// # Errors
 /// What the kernel says; EBUSY if something else has the device (a bridge, another macvtap).
 pub(super) fn make_macvtap(name: &str, lower: u32) -> io::Result<()> {
-    let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, 0);
+    let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, (0, 0));
     message.attribute(IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
     message.attribute(IFLA_LINK, &lower.to_ne_bytes());
     message.nest(IFLA_LINKINFO, |message| {
@@ -128,14 +160,14 @@ pub(super) fn deafen(name: &str) -> Result<(), String> {
 /// What the kernel says.
 pub(super) fn remove(name: &str) -> io::Result<()> {
     match index_of(name) {
-        Some(index) => Message::new(RTM_DELLINK, 0, index, 0).send(),
+        Some(index) => Message::new(RTM_DELLINK, 0, index, (0, 0)).send(),
         None => Ok(()),
     }
 }
 
 /// Whether the device was made here ([`Setting::ours`]).
 pub(super) fn is_ours(name: &str) -> bool {
-    attribute::<String>(name, "ifalias").is_some_and(|alias| alias == ALIAS)
+    alias(name) == ALIAS
 }
 
 /// The device's number, if there is one of that name.
@@ -163,14 +195,14 @@ fn attribute<T: std::str::FromStr>(name: &str, attribute: &str) -> Option<T> {
 struct Message(Vec<u8>);
 
 impl Message {
-    /// About the device `index`; `up` are the flags to set.
-    fn new(kind: u16, flags: u16, index: u32, up: u32) -> Self {
+    /// About the device `index`; `state` are its flags as they are to be, and those of them that are meant.
+    fn new(kind: u16, flags: u16, index: u32, state: (u32, u32)) -> Self {
         let mut bytes = vec![0; HEADER_LEN + LINK_LEN];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
         bytes[HEADER_LEN + 4..HEADER_LEN + 8].copy_from_slice(&index.to_ne_bytes());
-        bytes[HEADER_LEN + 8..HEADER_LEN + 12].copy_from_slice(&up.to_ne_bytes());
-        bytes[HEADER_LEN + 12..HEADER_LEN + 16].copy_from_slice(&up.to_ne_bytes());
+        bytes[HEADER_LEN + 8..HEADER_LEN + 12].copy_from_slice(&state.0.to_ne_bytes());
+        bytes[HEADER_LEN + 12..HEADER_LEN + 16].copy_from_slice(&state.1.to_ne_bytes());
         Self(bytes)
     }
 
@@ -213,7 +245,7 @@ mod tests {
     /// As rtnetlink(7) lays attributes out: length with header, type, value, padded to four bytes.
     #[test]
     fn nested_attributes_are_laid_out_as_rtnetlink_has_them() {
-        let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, 0);
+        let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, 0, (0, 0));
         message.nest(IFLA_LINKINFO, |message| {
             message.attribute(IFLA_INFO_KIND, b"macvtap\0");
             message.nest(IFLA_INFO_DATA, |message| message.attribute(IFLA_MACVLAN_MODE, &8u32.to_ne_bytes()));

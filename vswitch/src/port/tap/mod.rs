@@ -11,6 +11,7 @@
 //!
 //! Control decides when each exists (`control/taps.rs`).
 
+mod former;
 mod link;
 mod memory;
 mod open;

@@ -1,8 +1,8 @@
 //! Finding, making and setting up the network device of a TAP port.
 //!
 //! Called on a helper thread, again whenever the device was lost. A device that is there already is used as it is, with its
-//! addresses; what is made here stays when the daemon ends, so that guests and the host's configuration survive a restart. It goes
-//! with its definition (`remove` of `link`).
+//! addresses, and is put back when its definition goes (`former`); what is made here stays when the daemon ends, so that guests and the host's configuration
+//! survive a restart. It goes with its definition (`remove` of `link`).
 
 #![expect(unsafe_code, reason = "ioctl on TAP devices (DESIGN section 6, docs/decisions/0008)")]
 
@@ -17,6 +17,7 @@ use avio_proto::config::MacAddr;
 use avio_proto::virtio::features as virtio;
 use avio_proto::virtio::net::HEADER_LEN;
 
+use super::former::Former;
 use super::link::{self, Setting};
 
 /// Where TAPs are made.
@@ -93,7 +94,10 @@ pub fn forget(spec: &TapSpec) -> Result<(), String> {
     let name = &spec.name;
     let Some(device) = link::index_of(name) else { return Ok(()) };
     if matches!(spec.side, Side::Guest { .. }) {
-        link::remove(&switch_end(device)).map_err(|e| cannot(name, "given back to the host", &e))?;
+        let former = Former::from_alias(&link::alias(&switch_end(device)));
+        link::remove(&switch_end(device))
+            .and_then(|()| former.map_or(Ok(()), |former| former.put_back(name)))
+            .map_err(|e| cannot(name, "given back to the host", &e))?;
     }
     if link::is_ours(name) {
         link::remove(name).map_err(|e| cannot(name, "removed", &e))?;
@@ -130,19 +134,28 @@ fn open_guest(spec: &TapSpec, owner: Option<u32>, group: Option<u32>) -> Result<
         link::set(device, setting).map_err(|e| cannot(name, "set up", &e))?;
     }
     let device = link::index_of(name).ok_or_else(|| format!("{name}: vanished while it was opened"))?;
-    // Before it comes up and announces itself. The macvtap hands the host's stack what goes to all and to groups, too.
-    let mute = Setting { mute: true, ..Setting::default() };
-    link::set(device, mute).map_err(|e| cannot(name, "silenced", &e))?;
-    link::deafen(name)?;
     let tap = switch_end(device);
     if link::index_of(&tap).is_none() {
+        let former = (!link::is_ours(name)).then(|| Former::of(name)).transpose();
         link::make_macvtap(&tap, device).map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY | libc::EINVAL) => {
                 format!("{name}: is in use by a bridge, bond or macvlan; take it out of there, or give another `tap`")
             }
             _ => cannot(name, "taken over from the host (macvtap)", &e),
         })?;
+        let upper = link::index_of(&tap).ok_or_else(|| format!("{tap}: vanished while it was made"))?;
+        former
+            .and_then(|former| former.map_or(Ok(()), |former| link::set_alias(upper, &former.to_alias())))
+            .map_err(|e| {
+                // The next try begins anew.
+                drop(link::remove(&tap));
+                cannot(name, "remembered as it was", &e)
+            })?;
     }
+    // Before it comes up and announces itself. The macvtap hands the host's stack what goes to all and to groups, too.
+    let mute = Setting { mute: true, ..Setting::default() };
+    link::set(device, mute).map_err(|e| cannot(name, "silenced", &e))?;
+    link::deafen(name)?;
     let upper = link::index_of(&tap).ok_or_else(|| format!("{tap}: vanished while it was made"))?;
     let up = Setting { up: true, ..Setting::default() };
     link::set(upper, mute)

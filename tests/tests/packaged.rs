@@ -189,6 +189,7 @@ fn switch_as_packaged() -> Result {
         ensure(status.contains(wanted), || format!("no '{wanted}' in {status}"))?;
     }
     ensure_flows(&mut guest, "bursts of a program")?;
+    until(&mut guest, "avio net -S vs_a -V | grep -q 'Frames Sent By *: .* as XDP frames'")?;
     // Nothing of it that the restrictions kept away: it would say so.
     let warnings = guest.run("grep -E 'WARN|ERROR' /switch.log || true")?;
     println!("{warnings}");

@@ -317,6 +317,7 @@ fn device_is_as_before(access: &str) -> Result {
 
 /// `avio net -V` tells all that was negotiated with a device, each way of opening it.
 fn negotiation_is_shown() -> Result {
+    const BURSTS: &str = "bursts of a program, as XDP frames where the other end takes them";
     // Labels and values of native, generic and packet sockets.
     let rows: [(&str, [&str; 3]); 12] = [
         ("Access", ["AF_XDP, native, copy", "AF_XDP, generic", "packet socket"]),
@@ -326,7 +327,7 @@ fn negotiation_is_shown() -> Result {
         ("Need Wakeup", ["yes", "yes", "no"]),
         ("Busy Polling", ["no", "no", "no"]),
         ("VLAN Metadata", ["yes", "no", "yes"]),
-        ("Frames Sent By", ["bursts of a program", "bursts of a program", "packet socket"]),
+        ("Frames Sent By", [BURSTS, BURSTS, "packet socket"]),
         ("Segments Cut By", ["switch", "switch", "kernel"]),
         ("Checksums Filled In By", ["switch", "switch", "kernel"]),
         ("Checksum Metadata", ["none"; 3]),
@@ -349,13 +350,19 @@ fn negotiation_is_shown() -> Result {
         ensure(sent_by == ["Burst", "Burst", "Socket"][way], || format!("{access}: sent by {sent_by}"))?;
         daemon.stop()?;
         if access == "copy" {
-            daemon.restart_with(&[("AVIO_DISABLE", "xdp_burst")], 10)?;
-            wait_device(&daemon, "Up")?;
-            let text = String::from_utf8_lossy(&daemon.avio(&["net", "-S", "vs", "-V"])?.stdout).into_owned();
-            let line = text.lines().find(|line| line.contains("Frames Sent By")).unwrap_or_default();
-            ensure(line.ends_with(" : AF_XDP ring"), || format!("without bursts: {text}"))?;
-            ensure(device(&daemon, "sent_by")? == "Ring", || "without bursts: --json".to_owned())?;
-            daemon.stop()?;
+            for (off, shown, told) in
+                [("xdp_burst", " : AF_XDP ring", "Ring"), ("xdp_redirect", " : bursts of a program", "Burst")]
+            {
+                daemon.restart_with(&[("AVIO_DISABLE", off)], 10)?;
+                wait_device(&daemon, "Up")?;
+                let text =
+                    String::from_utf8_lossy(&daemon.avio(&["net", "-S", "vs", "-V"])?.stdout).into_owned();
+                let line = text.lines().find(|line| line.contains("Frames Sent By")).unwrap_or_default();
+                ensure(line.ends_with(shown), || format!("without {off}: {text}"))?;
+                ensure(device(&daemon, "sent_by")? == told, || format!("without {off}: --json"))?;
+                ensure(device(&daemon, "xdp_frames")? == false, || format!("without {off}: --json"))?;
+                daemon.stop()?;
+            }
         }
     }
     Ok(())

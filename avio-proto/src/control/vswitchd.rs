@@ -179,6 +179,9 @@ pub struct UplinkMember {
     /// By what frames leave; `None`: it is not open.
     #[serde(default)]
     pub sent_by: Option<SentBy>,
+    /// Bursts leave as XDP frames, while nothing is on the device's egress and its other end takes them (decision 0013).
+    #[serde(default)]
+    pub xdp_frames: bool,
     /// Who cuts long frames of guests; `None`: it is not open.
     #[serde(default)]
     pub segments_by: Option<OffloadedTo>,

@@ -166,6 +166,9 @@ fn wire_details(text: &mut String, name: &str, wire: &UplinkReport, statistics: 
             labelled(text, label, &if has { "yes" } else { "no" });
         }
         let sent_by = match member.sent_by {
+            Some(SentBy::Burst) if member.xdp_frames => {
+                "bursts of a program, as XDP frames where the other end takes them"
+            }
             Some(SentBy::Burst) => "bursts of a program",
             Some(SentBy::Ring) => "AF_XDP ring",
             Some(SentBy::Socket) => "packet socket",

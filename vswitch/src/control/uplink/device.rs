@@ -57,6 +57,8 @@ pub(super) struct Negotiated {
     /// Tags beside frames are seen.
     pub vlan_metadata: bool,
     pub sent_by: SentBy,
+    /// As XDP frames, while nothing is on its egress and the other end takes them.
+    pub xdp_frames: bool,
     pub segments_by: OffloadedTo,
     pub checksums_by: OffloadedTo,
     /// Receive offloads that were switched off.
@@ -248,6 +250,7 @@ pub(super) fn open(request: &Request, guardian: &Arc<Mutex<Guardian>>) -> Result
         ring_size: 0,
         vlan_metadata: true,
         sent_by: SentBy::Socket,
+        xdp_frames: false,
         segments_by: OffloadedTo::Kernel,
         checksums_by: OffloadedTo::Kernel,
         switched_off,
@@ -365,7 +368,7 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
     };
     let (mut sources, mut lanes, mut watchdogs) = (Vec::new(), Vec::new(), Vec::new());
     let mut all: Option<crate::port::xdp::XskInfo> = None;
-    let (mut bursts, mut summing) = (0, 0);
+    let (mut bursts, mut summing, mut xdp_frames) = (0, 0, false);
     let direct = request.redirect.then(|| Arc::clone(&request.egress_is_free));
     for queue in 0..queues {
         let (intake, outlet, info, watch) = match open_patiently(index, queue, wanted) {
@@ -382,8 +385,9 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
             .then(|| open_burst(index, queue, queues, wanted.frame_len_max, direct.clone()));
         let (outlet, is_burst) = match burst {
             None => (outlet, false),
-            Some(Ok((burst, trouble))) => {
-                if let (Some(error), 0) = (trouble, queue) {
+            Some(Ok((burst, as_xdp))) => {
+                xdp_frames |= matches!(as_xdp, Some(Ok(())));
+                if let (Some(Err(error)), 0) = (as_xdp, queue) {
                     tracing::warn!("{name}: its frames leave as packets, not as XDP frames: {error}");
                 }
                 (burst, true)
@@ -421,6 +425,7 @@ fn open_xdp(request: &Request, led: bool, mode: AttachMode, copy: bool) -> Resul
         ring_size: info.ring_size,
         vlan_metadata: program.sees_vlan_tags(),
         sent_by,
+        xdp_frames,
         segments_by: OffloadedTo::Switch,
         checksums_by: match (summing == lanes.len(), info.zero_copy) {
             (true, true) => OffloadedTo::Device,

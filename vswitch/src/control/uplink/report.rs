@@ -42,6 +42,7 @@ impl Uplinks {
                 ring_size: negotiated.map_or(0, |n| n.ring_size),
                 vlan_metadata: negotiated.is_some_and(|n| n.vlan_metadata),
                 sent_by: negotiated.map(|n| n.sent_by),
+                xdp_frames: negotiated.is_some_and(|n| n.xdp_frames),
                 segments_by: negotiated.map(|n| n.segments_by),
                 checksums_by: negotiated.map(|n| n.checksums_by),
                 switched_off: negotiated.map_or_else(Vec::new, |n| n.switched_off.names()),

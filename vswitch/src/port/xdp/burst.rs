@@ -66,9 +66,12 @@ const TAKEN: [u32; 2] = [0, 2];
 
 const _: () = assert!(NOTES_AT + 16 * FRAMES_MAX <= FRAMES_AT, "descriptors lie in front");
 
+/// What [`open_burst`] gives.
+pub type OpenBurst = (Box<dyn Outlet>, Option<io::Result<()>>);
+
 /// Opens the way to transmit queue `queue` of `queues` of interface number `ifindex`, which frames of `frame_len_max` bytes go to. Helper thread: the
 /// kernel checks the program. With `is_free`, frames may leave as XDP frames as long as that says that the device has neither a queueing discipline nor filters
-/// on its egress; where the kernel has no way for it, why is the second of what is returned.
+/// on its egress; the second of what is returned says whether there is a way for that, or why not. `None`: it was not asked for, or frames are too long.
 ///
 /// # Errors
 /// What the system says: the kernel is older than 5.5, or we may not.
@@ -78,7 +81,7 @@ pub fn open_burst(
     queues: u32,
     frame_len_max: usize,
     is_free: Option<Arc<AtomicBool>>,
-) -> io::Result<(Box<dyn Outlet>, Option<io::Error>)> {
+) -> io::Result<OpenBurst> {
     if frame_len_max > LEN_MAX || frame_len_max > packet_len_max() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "frames too long for a run of a program"));
     }
@@ -96,10 +99,13 @@ pub fn open_burst(
     let table = MemoryTable::new(vec![region], None).map_err(io::Error::other)?;
     let own = Target { ifindex, hash: if queues > 1 { hash_of(queue, queues) } else { 0 } };
     let (frames, refused) = (Vec::with_capacity(FRAMES_MAX), Vec::with_capacity(TARGETS_MAX));
-    let mut trouble = None;
-    let redirect = is_free.filter(|_| frame_len_max <= redirect::LEN_MAX).and_then(|is_free| {
-        Redirect::open(map.as_fd(), ifindex, is_free).map_err(|why| trouble = Some(why)).ok()
-    });
+    let is_free = is_free.filter(|_| frame_len_max <= redirect::LEN_MAX);
+    let opened = is_free.map(|is_free| Redirect::open(map.as_fd(), ifindex, is_free));
+    let (redirect, outcome) = match opened {
+        Some(Ok(redirect)) => (Some(redirect), Some(Ok(()))),
+        Some(Err(why)) => (None, Some(Err(why))),
+        None => (None, None),
+    };
     let outlet = BurstOutlet {
         program,
         redirect,
@@ -112,7 +118,7 @@ pub fn open_burst(
         own,
         target: own,
     };
-    Ok((Box::new(outlet), trouble))
+    Ok((Box::new(outlet), outcome))
 }
 
 /// A test run's packet belongs to the loopback device, and cannot be longer than that takes.

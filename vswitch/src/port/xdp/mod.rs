@@ -22,7 +22,7 @@ mod socket;
 mod sys;
 mod watch;
 
-pub use burst::open_burst;
+pub use burst::{OpenBurst, open_burst};
 pub use control_socket::ControlSocket;
 pub use ethtool::{DriverInfo, driver_info, interface_capable_of_less_mbps, interface_speed_mbps};
 pub use features::{Changed, FeatureMonitor, FeatureState, LinkFeatures, features, set_features};
